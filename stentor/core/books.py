@@ -1,0 +1,123 @@
+"""The first of the two interfaces to the node authority: keys, limits, balances and settlement.
+
+Two implementations stand behind :class:`Books`: the authority itself, called in the same process, and
+``stentor.control.client``, which speaks to it over an inherited socketpair. One test suite runs on both.
+"""
+
+from collections.abc import Callable
+from typing import Literal, Protocol
+
+import msgspec
+
+from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
+from stentor.core.principal import Principal
+
+Outcome = Literal["completed", "cancelled", "failed"]
+
+
+class Usage(msgspec.Struct, array_like=True):
+    """Tokens of one answer. ``cached_tokens`` is part of ``input_tokens``, ``reasoning_tokens`` of ``output_tokens``."""
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+    audio_ms: int = 0
+    characters: int = 0
+    estimated: bool = False
+
+
+class Open(msgspec.Struct, frozen=True, array_like=True):
+    """A request for admission: who asks, for which model, and the most it could use.
+
+    ``input_bound`` is an upper bound of the prompt in tokens, before it is capped by the model's context;
+    ``output_asked`` is what the client asked for (None: the server's default); ``answers`` is ``n``.
+    ``needs`` are abilities that the model must have (``text``, ``image``, ``audio``, ``embedding``, …).
+    ``prefix_key`` identifies the start of the conversation for prefix affinity (0: none).
+    """
+
+    request_id: RequestId
+    attempt: int
+    key_id: KeyId
+    endpoint: str
+    model: str
+    input_bound: int
+    output_asked: int | None = None
+    answers: int = 1
+    needs: tuple[str, ...] = ("text",)
+    stream: bool = False
+    client_request_id: str | None = None
+    prefix_key: int = 0
+    queue_timeout_s: float | None = None
+
+
+class Grant(msgspec.Struct, frozen=True, array_like=True):
+    """Permission to use one place of one instance: settle it with :class:`Close`, exactly once.
+
+    ``url`` is the engine's base address (``http://127.0.0.1:4801``), ``token`` its bearer token, ``output_cap`` the
+    number of output tokens per answer that was reserved and that the engine must be held to. ``upstream_model`` is the
+    name the engine knows the model by, ``engine`` the field table to use (``llama``, ``command``, …).
+    """
+
+    request_id: RequestId
+    attempt: int
+    model: ModelId
+    instance: InstanceId
+    generation: int
+    url: str
+    token: str
+    upstream_model: str
+    engine: str
+    output_cap: int
+    context_size: int
+    queued_us: int = 0
+
+
+class Close(msgspec.Struct, frozen=True, array_like=True):
+    """The end of one attempt: what it used and how it ended. ``billable`` False books an event of cost 0."""
+
+    request_id: RequestId
+    attempt: int
+    outcome: Outcome
+    usage: Usage
+    reason: str = ""
+    billable: bool = True
+    latency_us: int = 0
+    first_token_us: int | None = None
+    overhead_us: int | None = None
+    instance_suspect: bool = False
+
+
+class Settled(msgspec.Struct, frozen=True, array_like=True):
+    """The durable result of a :class:`Close`: what was charged, and what the house absorbed, in nano-USD."""
+
+    cost_nano: int
+    absorbed_nano: int = 0
+
+
+class Books(Protocol):
+    """Keys, limits, balances and settlement."""
+
+    async def find_principal(self, key_digest: bytes) -> Principal | None:
+        """The caller behind a key's keyed hash (32 bytes), or None. Raises StoreUnavailable, never a false None."""
+        ...
+
+    async def open(self, ask: Open) -> Grant:
+        """Admit, reserve the worst case, and take a place on an instance, in one step.
+
+        Waits in the model's queue where all places are taken, at most until the queue's deadline. Raises
+        :class:`~stentor.core.errors.Refused` naming the rule; a cancelled wait leaves nothing reserved.
+        """
+        ...
+
+    async def close(self, end: Close) -> Settled:
+        """Replace the reservation by the actual usage and append the event; returns once that is durable.
+
+        Closing an attempt twice returns the first result and charges nothing more. Raises StoreUnavailable when the
+        commit failed: then nothing was charged and the client must not see a clean end.
+        """
+        ...
+
+    def on_revoked(self, listener: Callable[[KeyId], None]) -> None:
+        """Call ``listener`` whenever a key stops being valid or changes (revoked, rotated out, narrowed)."""
+        ...

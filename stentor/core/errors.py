@@ -1,0 +1,58 @@
+"""The refusals that every part may raise and every surface can say.
+
+A domain raises the small error that names its rule; ``http/errors.py`` alone knows statuses and envelopes. Refusals
+cross the line between worker and authority, so they are plain data: a code, a message, and the numbers behind it.
+"""
+
+from typing import Any
+
+
+class StentorError(Exception):
+    """An error whose text was written for the person who reads it: what happened, which value, what to do next."""
+
+
+class Refused(StentorError):
+    """A request that a rule refuses.
+
+    ``code`` is one of the contract's error codes (``insufficient_balance``, ``rate_limit_exceeded``,
+    ``model_not_found``, …), ``param`` names the offending field, ``retry_after_s`` is set where waiting helps, and
+    ``details`` holds the rule's numbers (limit, left, resets at).
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: float | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.retry_after_s = retry_after_s
+        self.details = details or {}
+
+
+class StoreUnavailable(Refused):
+    """The store can't be read or written now. Never answered as 401: the key may be perfectly good."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(
+            "store_unavailable",
+            f"The server's database can't be written right now ({problem}). Nothing was charged; try again shortly.",
+            retry_after_s=2.0,
+        )
+
+
+class AuthorityLost(Refused):
+    """The line between this worker and the node authority is down; the server is being restarted."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "server_restarting",
+            "The server is restarting. Nothing was charged; try again shortly.",
+            retry_after_s=2.0,
+        )

@@ -1,0 +1,25 @@
+"""Who is calling: one frozen value, made at authentication and passed on by type."""
+
+import msgspec
+
+from stentor.core.ids import KeyId, ProjectId, TierId, UserId
+
+SCOPES = ("inference", "ring", "mcp", "admin")
+
+
+class Principal(msgspec.Struct, frozen=True, array_like=True):
+    """The caller behind an API key.
+
+    ``scopes`` are a subset of :data:`SCOPES`; ``models`` and ``endpoints`` narrow what the key may use, empty meaning
+    all. ``key_hint`` is the last four characters of the key, for humans.
+    """
+
+    key_id: KeyId
+    user_id: UserId
+    project_id: ProjectId
+    tier_id: TierId
+    scopes: frozenset[str]
+    models: frozenset[str] = frozenset()
+    endpoints: frozenset[str] = frozenset()
+    expires_us: int | None = None
+    key_hint: str = ""
