@@ -1,0 +1,206 @@
+"""One answer, followed frame by frame: what to relay, when it is finished, what it used.
+
+Frames are told apart by bytes that can't occur inside a JSON string (a quote in one is always escaped), so that an
+ordinary frame is never decoded. Shapes as llama-server and the OpenAI API send them: content frames with
+``"finish_reason":null``, one finishing frame an answer, then usage, then ``[DONE]``.
+"""
+
+from typing import Any
+
+import msgspec
+
+from stentor.core.books import Usage
+from stentor.flows.frames import frame_data
+
+_NOT_FINISHED = b'"finish_reason":null'
+_FINISH = b'"finish_reason"'
+_USAGE = b'"usage"'
+_NO_USAGE = b'"usage":null'
+_TIMINGS = b',"timings":{'
+_PROGRESS = b'"prompt_progress"'
+_ERROR = b'"error"'
+_DONE = b"[DONE]"
+
+
+class EngineRubbish(ValueError):
+    """The engine's answer isn't what the protocol says; the text says where."""
+
+
+class EngineError(ValueError):
+    """The engine reported an error inside its answer; the text is the engine's own, for operators."""
+
+
+class PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class CompletionDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class WireUsage(msgspec.Struct):
+    """``usage`` as the OpenAI API has it."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    prompt_tokens_details: PromptDetails | None = None
+    completion_tokens_details: CompletionDetails | None = None
+
+
+class _Progress(msgspec.Struct):
+    total: int = 0
+    cache: int = 0
+
+
+class Timings(msgspec.Struct):
+    cache_n: int = 0
+    prompt_n: int = 0
+    predicted_n: int = 0
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    finish_reason: str | None = None
+
+
+class Frame(msgspec.Struct):
+    """The parts of a frame that matter to metering."""
+
+    choices: list[_Choice] = []
+    usage: WireUsage | None = None
+    timings: Timings | None = None
+    prompt_progress: _Progress | None = None
+    error: msgspec.Raw | None = None
+
+
+_decode_frame = msgspec.json.Decoder(Frame).decode
+_decode_any = msgspec.json.Decoder(dict[str, Any]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class AnswerMeter:
+    """Follows one streamed answer. ``take`` sorts a frame; the rest are its findings."""
+
+    __slots__ = (
+        "_answers", "_finished_answers", "_include_usage", "_last_timings", "_progress", "_usage_frame", "_usages",
+        "content_frames", "done", "finished",
+    )  # fmt: skip
+
+    def __init__(self, *, answers: int, include_usage: bool) -> None:
+        self._answers = answers
+        self._include_usage = include_usage
+        self._finished_answers = 0
+        self._usages: list[WireUsage] = []
+        self._usage_frame = b""
+        self._last_timings = b""
+        self._progress: _Progress | None = None
+        self.content_frames = 0
+        self.finished = False
+        self.done = False
+
+    def take(self, frame: bytes) -> bytes | None:
+        """The bytes to relay for this frame, or None to keep it back. Raises EngineError, EngineRubbish.
+
+        From the frame on with which the answer is finished, ``finished`` is set: the caller holds back what it gets
+        then until the books are settled.
+        """
+        if _NOT_FINISHED in frame and _PROGRESS not in frame and _ERROR not in frame:
+            if _USAGE in frame and _NO_USAGE not in frame:
+                return self._take_slowly(frame)
+            self.content_frames += 1
+            cut = frame.rfind(_TIMINGS)
+            if cut < 0:
+                return frame
+            self._last_timings = frame
+            return frame[:cut] + frame[frame.index(b"}", cut) + 1 :]
+        return self._take_slowly(frame)
+
+    def _take_slowly(self, frame: bytes) -> bytes | None:
+        data = frame_data(frame)
+        if data is None or data == b"null":
+            return None
+        if data == _DONE:
+            self.done = True
+            return self._closing_frames(frame)
+        try:
+            parts = _decode_frame(data)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise EngineRubbish(f"the engine sent a frame that can't be read: {error}") from None
+        if parts.error is not None:
+            raise EngineError(bytes(parts.error).decode(errors="replace")[:500])
+        if parts.prompt_progress is not None:
+            self._progress = parts.prompt_progress
+            return None
+        if parts.usage is not None:
+            self._usages.append(parts.usage)
+            if not parts.choices:
+                self._usage_frame = data
+                return None
+        self._finished_answers += sum(1 for choice in parts.choices if choice.finish_reason is not None)
+        if self._finished_answers >= self._answers:
+            self.finished = True
+        else:
+            self.content_frames += 1
+        return frame
+
+    def _closing_frames(self, done: bytes) -> bytes:
+        """The usage frame, exactly when the client asked for it, and ``[DONE]``."""
+        if not self._include_usage or not self._usage_frame:
+            return done
+        if len(self._usages) == 1:
+            return b"data: " + self._usage_frame + b"\n\n" + done
+        whole = _decode_any(self._usage_frame)
+        whole["usage"] = wire_usage(self.usage())
+        return b"data: " + _encode(whole) + b"\n\n" + done
+
+    @property
+    def counted(self) -> bool:
+        """Whether the engine itself said what the whole answer used."""
+        return bool(self._usages)
+
+    def usage(self) -> Usage:
+        """What the answer used, as the engine reported it; each of several answers reports its own output."""
+        first = self._usages[0]
+        reasoning = 0
+        for usage in self._usages:
+            details = usage.completion_tokens_details
+            reasoning += (details.reasoning_tokens or 0) if details else 0
+        cached = first.prompt_tokens_details.cached_tokens if first.prompt_tokens_details else 0
+        return Usage(
+            input_tokens=max(0, first.prompt_tokens),
+            cached_tokens=max(0, min(cached or 0, first.prompt_tokens)),
+            output_tokens=max(0, sum(usage.completion_tokens for usage in self._usages)),
+            reasoning_tokens=max(0, reasoning),
+        )
+
+    def usage_so_far(self) -> Usage | None:
+        """What a cut answer used up to now; None when the engine gave nothing to go by."""
+        if self._usages:
+            return self.usage()
+        data = frame_data(self._last_timings) if self._last_timings else None
+        if data is not None:
+            timings = _decode_frame(data).timings or Timings()
+            output = timings.predicted_n if self._answers == 1 else self.content_frames
+            return Usage(
+                input_tokens=timings.cache_n + timings.prompt_n,
+                cached_tokens=timings.cache_n,
+                output_tokens=output,
+                estimated=self._answers > 1,
+            )
+        if self._progress is not None:
+            return Usage(
+                input_tokens=self._progress.total,
+                cached_tokens=min(self._progress.cache, self._progress.total),
+                output_tokens=self.content_frames,
+            )
+        return None
+
+
+def wire_usage(usage: Usage) -> dict[str, Any]:
+    """``usage`` as the OpenAI API has it."""
+    return {
+        "completion_tokens": usage.output_tokens,
+        "prompt_tokens": usage.input_tokens,
+        "total_tokens": usage.input_tokens + usage.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+    }

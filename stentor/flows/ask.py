@@ -1,0 +1,231 @@
+"""What a client asks of a text model: decoded once, checked, bounded, and written again for the engine.
+
+The body is read as a dictionary of raw JSON values: what Stentor has no business with stays byte-exact, what it bills
+or forwards under its own name is decoded and set. A key that occurs twice counts once, the last, in both.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+from stentor.core.errors import Refused
+from stentor.flows.fields import CHAT_FIELDS, COMPLETION_FIELDS, apply_fields
+
+Kind = Literal["chat", "completion"]
+
+ANSWERS_MAX = 16
+# What a chat template may put around a message, and what it may add once (a default system prompt, tool preamble).
+TOKENS_PER_MESSAGE = 64
+TOKENS_OF_TEMPLATE = 64
+TOKENS_OF_TOOL_TEMPLATE = 512
+
+_decode_body = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class _MediaUrl(msgspec.Struct):
+    url: str
+
+
+class _Audio(msgspec.Struct):
+    data: str
+    format: str
+
+
+class _Part(msgspec.Struct):
+    type: str
+    text: str | None = None
+    image_url: _MediaUrl | None = None
+    input_audio: _Audio | None = None
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class _StreamOptions(msgspec.Struct):
+    include_usage: bool | None = None
+
+
+_decode_messages = msgspec.json.Decoder(list[_Message]).decode
+_decode_parts = msgspec.json.Decoder(list[_Part]).decode
+_decode_stream_options = msgspec.json.Decoder(_StreamOptions | None).decode
+_decode_int = msgspec.json.Decoder(int | None).decode
+_decode_bool = msgspec.json.Decoder(bool | None).decode
+_decode_str = msgspec.json.Decoder(str | None).decode
+_decode_prompt = msgspec.json.Decoder(str | list[str] | list[int] | list[list[int]]).decode
+
+
+def bad_request(message: str, param: str | None = None, code: str = "invalid_request") -> Refused:
+    """A 400 that says which field is wrong and how."""
+    return Refused(code, message, param=param)
+
+
+class Ask:
+    """A checked request for text. ``fields`` are the client's fields, raw; the rest is what admission needs."""
+
+    __slots__ = (
+        "answers",
+        "fields",
+        "include_usage",
+        "input_bound",
+        "kind",
+        "model",
+        "needs",
+        "output_asked",
+        "stream",
+    )
+
+    kind: Kind
+    fields: dict[str, msgspec.Raw]
+    model: str
+    stream: bool
+    include_usage: bool
+    output_asked: int | None
+    answers: int
+    needs: tuple[str, ...]
+    input_bound: int
+
+    @property
+    def endpoint(self) -> str:
+        return "/v1/chat/completions" if self.kind == "chat" else "/v1/completions"
+
+
+def decode_fields(body: bytes) -> dict[str, msgspec.Raw]:
+    """The body's top-level fields, raw. Raises Refused for anything that isn't one JSON object."""
+    try:
+        return _decode_body(body)
+    except RecursionError:
+        raise bad_request("The body is nested too deeply to be read; flatten it.") from None
+    except msgspec.ValidationError:
+        raise bad_request("The body must be a JSON object, as {\"model\": …, \"messages\": […]}.") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise bad_request(f"The body is not valid JSON: {error}.") from None
+
+
+def _typed(fields: dict[str, msgspec.Raw], name: str, decode: Any, wanted: str) -> Any:
+    raw = fields.get(name)
+    if raw is None:
+        return None
+    try:
+        return decode(raw)
+    except RecursionError:
+        raise bad_request(f"'{name}' is nested too deeply to be read; flatten it.", name) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise bad_request(f"'{name}' must be {wanted}: {error}.", name) from None
+
+
+def _positive(fields: dict[str, msgspec.Raw], name: str) -> int | None:
+    value: int | None = _typed(fields, name, _decode_int, "a whole number")
+    if value is not None and value < 1:
+        raise bad_request(f"'{name}' is {value}; it must be at least 1.", name)
+    return value
+
+
+def _read_common(ask: Ask, fields: dict[str, msgspec.Raw]) -> None:
+    ask.fields = fields
+    ask.model = _typed(fields, "model", _decode_str, "a model's name") or ""
+    ask.stream = bool(_typed(fields, "stream", _decode_bool, "true or false"))
+    options = _typed(fields, "stream_options", _decode_stream_options, 'an object like {"include_usage": true}')
+    if options is not None and not ask.stream:
+        raise bad_request("'stream_options' is only allowed together with 'stream': true.", "stream_options")
+    ask.include_usage = bool(options and options.include_usage)
+    ask.answers = _positive(fields, "n") or 1
+    if ask.answers > ANSWERS_MAX:
+        raise bad_request(f"'n' is {ask.answers}; at most {ANSWERS_MAX} answers can be asked for at once.", "n")
+
+
+def read_chat(body: bytes) -> Ask:
+    """Read a ``/v1/chat/completions`` body. Raises Refused (400) naming the field."""
+    ask = Ask()
+    ask.kind = "chat"
+    fields = decode_fields(body)
+    _read_common(ask, fields)
+    ask.output_asked = _positive(fields, "max_completion_tokens") or _positive(fields, "max_tokens")
+    if "messages" not in fields:
+        raise bad_request("'messages' is missing: send a list like [{\"role\": \"user\", \"content\": \"Hello\"}].", "messages")
+    messages = _typed(fields, "messages", _decode_messages, "a list of messages with a 'role'")
+    if not messages:
+        raise bad_request("'messages' is empty; send at least one message.", "messages")
+    ask.needs = _needs_of(messages)
+    ask.input_bound = len(body) + TOKENS_PER_MESSAGE * len(messages) + TOKENS_OF_TEMPLATE
+    if "tools" in fields:
+        ask.input_bound += TOKENS_OF_TOOL_TEMPLATE
+    return ask
+
+
+def read_completion(body: bytes) -> Ask:
+    """Read a ``/v1/completions`` body. Raises Refused (400) naming the field."""
+    ask = Ask()
+    ask.kind = "completion"
+    fields = decode_fields(body)
+    _read_common(ask, fields)
+    ask.output_asked = _positive(fields, "max_tokens")
+    if "prompt" not in fields:
+        raise bad_request("'prompt' is missing: send a text or a list of token numbers.", "prompt")
+    prompt = _typed(fields, "prompt", _decode_prompt, "a text or a list of token numbers")
+    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+        if len(prompt) != 1:
+            raise bad_request(f"'prompt' is a list of {len(prompt)} prompts; send one prompt a request.", "prompt")
+        fields["prompt"] = msgspec.Raw(_encode(prompt[0]))
+    if not prompt:
+        raise bad_request("'prompt' is empty; send at least one character or token.", "prompt")
+    ask.needs = ("text",)
+    ask.input_bound = len(body) + TOKENS_OF_TEMPLATE
+    return ask
+
+
+def _needs_of(messages: list[_Message]) -> tuple[str, ...]:
+    needs = ["text"]
+    for number, message in enumerate(messages):
+        # A string or null needs no look inside; JSON escapes can't hide a list.
+        if memoryview(message.content)[:1] in (b'"', b"n"):
+            continue
+        place = f"messages[{number}].content"
+        try:
+            parts = _decode_parts(message.content)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise bad_request(f"'{place}' must be a text or a list of parts: {error}.", place) from None
+        for part in parts:
+            need = _need_of(part, place)
+            if need not in needs:
+                needs.append(need)
+    return tuple(needs)
+
+
+def _need_of(part: _Part, place: str) -> str:
+    if part.type in ("text", "refusal"):
+        return "text"
+    if part.type == "image_url":
+        if part.image_url is None or not part.image_url.url.startswith("data:"):
+            raise bad_request(
+                "Images must be sent inside the request as a 'data:' address (base64); this server fetches none.", place
+            )
+        return "image"
+    if part.type == "input_audio":
+        if part.input_audio is None:
+            raise bad_request("'input_audio' needs 'data' (base64) and 'format'.", place)
+        return "audio"
+    raise bad_request(
+        f"'{place}' has a part of type '{part.type[:40]}'; known are 'text', 'image_url' and 'input_audio'.", place
+    )
+
+
+def engine_body(ask: Ask, *, engine: str, upstream_model: str, output_cap: int) -> bytes:
+    """The body for the engine: the client's fields by the engine's table, then what Stentor sets itself.
+
+    Always asks for a stream with usage: only then does an engine stop when told, and count what it made.
+    Raises Refused for a field that would change cost or isolation.
+    """
+    table = CHAT_FIELDS if ask.kind == "chat" else COMPLETION_FIELDS
+    fields = apply_fields(table, engine, ask.fields)
+    fields["model"] = _encode(upstream_model)
+    fields["stream"] = b"true"
+    fields["stream_options"] = b'{"include_usage":true}'
+    fields["max_tokens"] = b"%d" % output_cap
+    if engine in ("llama", "llama-server"):
+        # Exact counts for a client that leaves; both are taken out again on the way back.
+        fields["timings_per_token"] = b"true"
+        fields["return_progress"] = b"true"
+    return b"{" + b",".join([b"%b:%b" % (_encode(name), value) for name, value in fields.items()]) + b"}"

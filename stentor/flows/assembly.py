@@ -1,0 +1,166 @@
+"""A whole answer made of its frames, equal field by field to what the engine answers when it isn't asked to stream."""
+
+from typing import Any
+
+import msgspec
+
+from stentor.core.books import Usage
+from stentor.flows.answer import EngineRubbish, wire_usage
+from stentor.flows.ask import Kind
+from stentor.flows.frames import frame_data
+
+
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class _ToolCall(msgspec.Struct):
+    index: int = 0
+    id: str | None = None
+    type: str | None = None
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[_ToolCall] | None = None
+
+
+class _Logprobs(msgspec.Struct):
+    content: list[msgspec.Raw] | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    finish_reason: str | None = None
+    delta: _Delta | None = None
+    text: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Chunk(msgspec.Struct):
+    choices: list[_Choice] = []
+    id: str | None = None
+    created: int | None = None
+    model: str | None = None
+    system_fingerprint: str | None = None
+    timings: msgspec.Raw | None = None
+
+
+_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class _Answer:
+    """One choice as it grows."""
+
+    __slots__ = ("calls", "content", "finish_reason", "logprobs", "reasoning", "refusal")
+
+    def __init__(self) -> None:
+        self.content: list[str] = []
+        self.reasoning: list[str] = []
+        self.refusal: list[str] = []
+        self.calls: dict[int, dict[str, Any]] = {}
+        self.logprobs: list[msgspec.Raw] | None = None
+        self.finish_reason: str | None = None
+
+    def take(self, choice: _Choice) -> None:
+        if choice.text:
+            self.content.append(choice.text)
+        delta = choice.delta
+        if delta is not None:
+            if delta.content:
+                self.content.append(delta.content)
+            if delta.reasoning_content:
+                self.reasoning.append(delta.reasoning_content)
+            if delta.refusal:
+                self.refusal.append(delta.refusal)
+            for call in delta.tool_calls or ():
+                self._take_call(call)
+        if choice.logprobs is not None and choice.logprobs.content:
+            self.logprobs = [*(self.logprobs or ()), *choice.logprobs.content]
+        if choice.finish_reason is not None:
+            self.finish_reason = choice.finish_reason
+
+    def _take_call(self, call: _ToolCall) -> None:
+        known = self.calls.setdefault(call.index, {"type": "function", "function": {"name": "", "arguments": ""}, "id": ""})
+        if call.id:
+            known["id"] = call.id
+        if call.type:
+            known["type"] = call.type
+        if call.function is not None:
+            known["function"]["name"] += call.function.name or ""
+            known["function"]["arguments"] += call.function.arguments or ""
+
+    def message(self) -> dict[str, Any]:
+        content = "".join(self.content)
+        message: dict[str, Any] = {"role": "assistant", "content": content if content or not self.calls else None}
+        if self.reasoning:
+            message["reasoning_content"] = "".join(self.reasoning)
+        if self.refusal:
+            message["refusal"] = "".join(self.refusal)
+        if self.calls:
+            message["tool_calls"] = [self.calls[index] for index in sorted(self.calls)]
+        return message
+
+
+class Assembly:
+    """Collects the relayed frames of a stream into one answer."""
+
+    def __init__(self, kind: Kind) -> None:
+        self._kind = kind
+        self._answers: dict[int, _Answer] = {}
+        self._head: _Chunk | None = None
+        self._timings: msgspec.Raw | None = None
+
+    def take(self, frame: bytes) -> None:
+        """Add one frame. Raises EngineRubbish."""
+        data = frame_data(frame)
+        if data is None or data == b"[DONE]":
+            return
+        try:
+            chunk = _decode_chunk(data)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise EngineRubbish(f"the engine sent a frame that can't be read: {error}") from None
+        if self._head is None:
+            self._head = chunk
+        if chunk.timings is not None:
+            self._timings = msgspec.Raw(bytes(chunk.timings))
+        for choice in chunk.choices:
+            answer = self._answers.get(choice.index)
+            if answer is None:
+                answer = self._answers[choice.index] = _Answer()
+            answer.take(choice)
+
+    def body(self, usage: Usage) -> bytes:
+        """The answer as ``chat.completion`` or ``text_completion`` JSON."""
+        head = self._head or _Chunk()
+        choices = []
+        for index in sorted(self._answers):
+            answer = self._answers[index]
+            choice: dict[str, Any] = {"finish_reason": answer.finish_reason, "index": index}
+            logprobs = {"content": answer.logprobs} if answer.logprobs is not None else None
+            if self._kind == "chat":
+                choice["message"] = answer.message()
+                if logprobs is not None:
+                    choice["logprobs"] = logprobs
+            else:
+                choice["text"] = "".join(answer.content)
+                choice["logprobs"] = logprobs
+            choices.append(choice)
+        whole: dict[str, Any] = {
+            "id": head.id,
+            "object": "chat.completion" if self._kind == "chat" else "text_completion",
+            "created": head.created,
+            "model": head.model,
+            "choices": choices,
+            "usage": wire_usage(usage),
+        }
+        if head.system_fingerprint is not None:
+            whole["system_fingerprint"] = head.system_fingerprint
+        if self._timings is not None:
+            whole["timings"] = self._timings
+        return _encode(whole)

@@ -1,0 +1,73 @@
+"""Which of a client's fields reach an engine: one table per endpoint, one column per family of engines.
+
+``pass``: byte-exact. ``set``: Stentor writes it. ``strip``: accepted and left out (it means nothing to the engine).
+``refuse``: it would change what a request costs, or let one tenant reach another's state. A name that isn't in the
+table is stripped for our own engines and passed to operators' commands, which may know more than we do.
+"""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from stentor.core.errors import Refused
+
+Rule = Literal["pass", "set", "strip", "refuse"]
+
+_SAMPLING: tuple[str, ...] = (
+    "temperature", "top_p", "top_k", "min_p", "typical_p", "top_n_sigma", "seed", "stop", "logit_bias",
+    "presence_penalty", "frequency_penalty", "repeat_penalty", "repeat_last_n", "n",
+    "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers",
+    "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent",
+    "mirostat", "mirostat_tau", "mirostat_eta", "samplers", "min_keep",
+    "response_format", "json_schema", "grammar", "logprobs",
+)  # fmt: skip
+_SET: tuple[str, ...] = (
+    "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "timings_per_token", "return_progress",
+)  # fmt: skip
+_BOOKKEEPING: tuple[str, ...] = (
+    "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "cache_prompt", "verbosity",
+)  # fmt: skip
+# Cost (n_predict, ignore_eos …), isolation (id_slot, slot files, lora), or the template as a program.
+_REFUSED: tuple[str, ...] = (
+    "id_slot", "slot_id", "n_predict", "n_keep", "n_discard", "n_indent", "n_cache_reuse", "ignore_eos",
+    "t_max_predict_ms", "t_max_prompt_ms", "lora", "chat_template", "return_tokens", "n_cmpl", "best_of",
+    "prompt_truncate", "truncate", "action", "filename",
+)  # fmt: skip
+
+
+def _table(passed: tuple[str, ...]) -> dict[str, Rule]:
+    table: dict[str, Rule] = dict.fromkeys(_SAMPLING + passed, "pass")
+    table.update(dict.fromkeys(_SET, "set"))
+    table.update(dict.fromkeys(_BOOKKEEPING, "strip"))
+    table.update(dict.fromkeys(_REFUSED, "refuse"))
+    return table
+
+
+CHAT_FIELDS: Mapping[str, Rule] = _table(
+    (
+        "messages", "tools", "tool_choice", "parallel_tool_calls", "top_logprobs", "reasoning_effort",
+        "reasoning_format", "chat_template_kwargs", "enable_thinking",
+    )  # fmt: skip
+)
+COMPLETION_FIELDS: Mapping[str, Rule] = _table(("prompt", "suffix", "echo"))
+
+_OWN_ENGINES = frozenset({"llama", "llama-server"})
+
+
+def apply_fields(table: Mapping[str, Rule], engine: str, fields: Mapping[str, msgspec.Raw]) -> dict[str, bytes]:
+    """The fields that go on, raw. Raises Refused (400) for one that must not."""
+    default: Rule = "strip" if engine in _OWN_ENGINES else "pass"
+    out: dict[str, bytes] = {}
+    for name, value in fields.items():
+        rule = table.get(name, default)
+        if rule == "pass":
+            out[name] = value  # type: ignore[assignment]  # Raw is a buffer of bytes and joins like one
+        elif rule == "refuse" and bytes(value) != b"null":
+            raise Refused(
+                "unsupported_parameter",
+                f"'{name}' can't be set through this server: it would change what a request costs or whose memory it "
+                "uses. Leave it out.",
+                param=name,
+            )
+    return out
