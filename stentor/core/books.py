@@ -74,7 +74,11 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Close(msgspec.Struct, frozen=True, array_like=True):
-    """The end of one attempt: what it used and how it ended. ``billable`` False books an event of cost 0."""
+    """The end of one attempt: what it used and how it ended. ``billable`` False books an event of cost 0.
+
+    ``count_input`` and ``count_output`` are set where the engine gave no usage: the authority counts the tokens of
+    these texts (cl100k) into ``usage``, marks it ``estimated``, and forgets the texts.
+    """
 
     request_id: RequestId
     attempt: int
@@ -86,13 +90,16 @@ class Close(msgspec.Struct, frozen=True, array_like=True):
     first_token_us: int | None = None
     overhead_us: int | None = None
     instance_suspect: bool = False
+    count_input: str = ""
+    count_output: str = ""
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True):
-    """The durable result of a :class:`Close`: what was charged, and what the house absorbed, in nano-USD."""
+    """The durable result of a :class:`Close`: what was charged, what the house absorbed (nano-USD), what was counted."""
 
     cost_nano: int
-    absorbed_nano: int = 0
+    absorbed_nano: int
+    usage: Usage
 
 
 class Books(Protocol):
