@@ -1,0 +1,41 @@
+"""The root of the command line, and the one place where errors become a line on stderr and an exit status."""
+
+import sys
+
+import click
+
+from stentor.cli.serving import serve, up
+from stentor.core.errors import StentorError
+
+EXIT_PROBLEM = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def root() -> None:
+    """A self-hosted AI server: models behind one OpenAI-compatible endpoint, every request metered."""
+
+
+root.add_command(up)
+root.add_command(serve)
+
+
+def main() -> None:
+    """Run the command line and end the process with its status: 0, 1 for a problem, 2 for wrong usage."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; problems are written to stderr, one line each, without a traceback."""
+    try:
+        result = root.main(args=arguments, prog_name="stentor", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return EXIT_INTERRUPTED
+    except StentorError as error:
+        click.echo(f"stentor: {error}", err=True)
+        return EXIT_PROBLEM
+    return result if isinstance(result, int) else 0

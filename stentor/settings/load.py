@@ -1,0 +1,39 @@
+"""The one way to settings: read the layers, check them against each other, compose."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stentor.settings.compose import Settings, compose, with_defaults
+from stentor.settings.layers import (
+    Notice,
+    SettingsError,
+    command_layer,
+    environment_layer,
+    file_layer,
+    find_file,
+    read_file,
+)
+
+
+def load_settings(
+    argv_overrides: Mapping[str, Any], environ: Mapping[str, str], cwd: Path
+) -> tuple[Settings, list[Notice]]:
+    """Settings from defaults < settings file < environment < command line, and what to tell the operator about them.
+
+    ``argv_overrides`` is keyed by settings' names in lower case (``port``), plus ``config`` for the settings file.
+    Raises SettingsError naming the setting, where it was set, and the problem.
+    """
+    path, found_in = find_file(argv_overrides, environ, cwd)
+    file = read_file(path) if path is not None else None
+    from_file = file_layer(file) if file is not None else {}
+    compat = "COMPAT" in from_file and from_file["COMPAT"].value == "lmserv"
+    from_environment, notices = environment_layer(environ, cwd, compat)
+    from_command = command_layer(argv_overrides, cwd)
+    merged = {**from_file, **from_environment, **from_command}
+    moved = from_file.get("DATA_DIR")
+    if found_in is not None and moved is not None and moved.value != found_in:
+        raise SettingsError(f"{moved.where} names {moved.value}, but the file was found because {found_in} is in use.")
+    values = with_defaults({name: given.value for name, given in merged.items()}, cwd)
+    origins = {name: given.where for name, given in merged.items()}
+    return compose(values, origins, path), notices
