@@ -6,7 +6,10 @@ from typing import Any
 
 import msgspec
 
+from stentor.runtime.settings import RuntimeSettings
+from stentor.runtime.spec import ModelSpec
 from stentor.settings.declared import DECLARED, Setting
+from stentor.store.settings import StoreSettings
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,6 +28,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float
     instances: int
     api_key: str | None
+    model_cache: Path
+    store: StoreSettings
+    runtime: RuntimeSettings
     config_file: Path | None
     values: Mapping[str, Any]
     origins: Mapping[str, str]
@@ -47,7 +53,9 @@ def with_defaults(given: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
     return values
 
 
-def compose(values: Mapping[str, Any], origins: Mapping[str, str], config_file: Path | None) -> Settings:
+def compose(
+    values: Mapping[str, Any], origins: Mapping[str, str], config_file: Path | None, models: tuple[ModelSpec, ...]
+) -> Settings:
     """Build the frozen settings from the flat values."""
     return Settings(
         host=values["HOST"],
@@ -59,9 +67,32 @@ def compose(values: Mapping[str, Any], origins: Mapping[str, str], config_file: 
         drain_s=values["DRAIN_S"],
         instances=values["INSTANCES"],
         api_key=values["API_KEY"],
+        model_cache=values["MODEL_CACHE"],
+        store=_store(values),
+        runtime=_runtime(values, models),
         config_file=config_file,
         values=values,
         origins=origins,
+    )
+
+
+def _store(values: Mapping[str, Any]) -> StoreSettings:
+    return StoreSettings(data_dir=values["DATA_DIR"], url=values["DATABASE_URL"], durability=values["DURABILITY"])
+
+
+def _runtime(values: Mapping[str, Any], models: tuple[ModelSpec, ...]) -> RuntimeSettings:
+    return RuntimeSettings(
+        data_dir=values["DATA_DIR"],
+        slot_first_port=values["SLOT_FIRST_PORT"],
+        slot_count=values["SLOT_COUNT"],
+        queue_max=values["QUEUE_MAX"],
+        queue_timeout_s=values["QUEUE_TIMEOUT_S"],
+        default_ctx=values["DEFAULT_CTX"],
+        default_threads=values["DEFAULT_THREADS"],
+        memory_limit_mb=values["MEMORY_LIMIT_MB"],
+        engine_bin=values["ENGINE_BIN"],
+        models=models,
+        drain_s=values["DRAIN_S"],
     )
 
 

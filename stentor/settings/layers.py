@@ -200,7 +200,7 @@ def command_layer(argv: Mapping[str, Any], cwd: Path) -> Layer:
     """The layer of the command line; keys are settings' names in lower case, None means not given."""
     layer: Layer = {}
     for key, raw in argv.items():
-        if raw is None or key == "config":
+        if raw is None or key in ("config", MODELS_KEY):
             continue
         setting = BY_NAME.get(key.upper())
         if setting is None:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stentor.settings.checks import choose_engine_binary, find_risks
 from stentor.settings.compose import Settings, compose, with_defaults
 from stentor.settings.layers import (
     Notice,
@@ -14,6 +15,7 @@ from stentor.settings.layers import (
     find_file,
     read_file,
 )
+from stentor.settings.models import choose_models, file_models, named_models
 
 
 def load_settings(
@@ -21,7 +23,8 @@ def load_settings(
 ) -> tuple[Settings, list[Notice]]:
     """Settings from defaults < settings file < environment < command line, and what to tell the operator about them.
 
-    ``argv_overrides`` is keyed by settings' names in lower case (``port``), plus ``config`` for the settings file.
+    ``argv_overrides`` is keyed by settings' names in lower case (``port``), plus ``config`` for the settings file and
+    ``models`` for sources to serve and start at once.
     Raises SettingsError naming the setting, where it was set, and the problem.
     """
     path, found_in = find_file(argv_overrides, environ, cwd)
@@ -36,4 +39,8 @@ def load_settings(
         raise SettingsError(f"{moved.where} names {moved.value}, but the file was found because {found_in} is in use.")
     values = with_defaults({name: given.value for name, given in merged.items()}, cwd)
     origins = {name: given.where for name, given in merged.items()}
-    return compose(values, origins, path), notices
+    values["ENGINE_BIN"], engine_notices = choose_engine_binary(values["ENGINE_BIN"], origins.get("ENGINE_BIN", ""))
+    named = named_models(values, tuple(argv_overrides.get("models") or ()), cwd)
+    tables = file_models(file, values["ENGINE_BIN"]) if file is not None else ()
+    settings = compose(values, origins, path, choose_models(tables, named))
+    return settings, [*notices, *engine_notices, *find_risks(settings)]

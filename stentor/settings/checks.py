@@ -1,0 +1,64 @@
+"""What can only be said about settings together: the engine binary behind an old name, files' rights, open addresses."""
+
+import ipaddress
+import stat
+from pathlib import Path
+
+from stentor.settings.compose import Settings
+from stentor.settings.layers import Notice, SettingsError
+
+_PUBLIC_BITS = stat.S_IRGRP | stat.S_IROTH
+
+
+def choose_engine_binary(path: Path | None, where: str) -> tuple[Path | None, list[Notice]]:
+    """The ``llama-server`` to use: a ``llama-cli`` means the server beside it, else the embedded engine is used."""
+    if path is None:
+        return None, []
+    if path.name == "llama-cli":
+        beside = path.with_name("llama-server")
+        if beside.is_file():
+            return beside, [Notice("alias", f"{where} names llama-cli; the llama-server beside it is used.")]
+        return None, [
+            Notice("risk", f"{where} names {path}, but no llama-server lies beside it; the embedded engine is used.")
+        ]
+    if not path.is_file():
+        raise SettingsError(f"{where} names {path}, which does not exist. Name a llama-server, or remove the setting.")
+    return path, []
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def find_risks(settings: Settings) -> list[Notice]:
+    """Combinations that work and that an operator should know of; one that can't work raises SettingsError."""
+    values = settings.values
+    if (values["TLS_CERT"] is None) != (values["TLS_KEY"] is None):
+        raise SettingsError("TLS needs both TLS_CERT and TLS_KEY; only one of them is set.")
+    risks = []
+    guarded = values["TLS_CERT"] is not None or values["TRUSTED_PROXIES"]
+    if not is_loopback(settings.host) and not guarded:
+        risks.append(
+            f"Other machines reach {settings.host} without TLS, so keys travel readable. Set TLS_CERT and TLS_KEY, "
+            "or put a proxy in front and name it in TRUSTED_PROXIES."
+        )
+    if "*" in values["CORS_ORIGINS"]:
+        risks.append("CORS_ORIGINS is *: scripts of every website may call this server with a key they know.")
+    if _readable_secrets(settings):
+        risks.append(f"{settings.config_file} holds secrets and other users can read it. Run chmod 600 on it.")
+    return [Notice("risk", text) for text in risks]
+
+
+def _readable_secrets(settings: Settings) -> bool:
+    file = settings.config_file
+    if file is None:
+        return False
+    secrets = ("MASTER_KEY", "API_KEY", "HF_TOKEN", "CACHE_URL", "RECEIPTS_PRIVATE_KEY_B64")
+    held = any(str(file) in settings.origins.get(name, "") for name in secrets)
+    return held and bool(file.stat().st_mode & _PUBLIC_BITS)

