@@ -1,0 +1,1 @@
+"""The durable part: one schema, one writer, group commits. All SQL of the domains lives in their ``table`` modules."""

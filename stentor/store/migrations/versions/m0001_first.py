@@ -1,0 +1,308 @@
+"""The first schema: people and keys, buckets and events, ledger and prices, audit, the vault."""
+
+import time
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0001"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+_serial = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def upgrade() -> None:
+    _tiers()
+    _users()
+    _projects()
+    _project_budgets()
+    _api_keys()
+    _bucket()
+    _usage_events()
+    _ledger()
+    _prices()
+    _meta()
+    _audit()
+    _data_keys()
+    _secrets()
+    _rows()
+
+
+def _tiers() -> None:
+    op.create_table(
+        "tiers",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("requests_per_minute", sa.BigInteger(), nullable=True),
+        sa.Column("tokens_per_minute", sa.BigInteger(), nullable=True),
+        sa.Column("concurrency", sa.BigInteger(), nullable=True),
+        sa.Column("prepaid", sa.Boolean(), nullable=False),
+        sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("name"),
+    )
+
+
+def _users() -> None:
+    op.create_table(
+        "users",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("email", sa.Text(), nullable=True),
+        sa.Column("role", sa.Text(), nullable=False),
+        sa.Column("tier_id", sa.Text(), nullable=False),
+        sa.Column("active", sa.Boolean(), nullable=False),
+        sa.Column("password_hash", sa.Text(), nullable=True),
+        sa.Column("password_temporary", sa.Boolean(), nullable=False),
+        sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.Column("updated_us", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("role IN ('user', 'admin')", name="users_role"),
+        sa.ForeignKeyConstraint(["tier_id"], ["tiers.id"]),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("email"),
+        sa.UniqueConstraint("name"),
+    )
+
+
+def _projects() -> None:
+    op.create_table(
+        "projects",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("owner_id", sa.Text(), nullable=False),
+        sa.Column("personal", sa.Boolean(), nullable=False),
+        sa.Column("active", sa.Boolean(), nullable=False),
+        sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["owner_id"], ["users.id"]),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("projects_owner", "projects", ["owner_id"], unique=False)
+
+
+def _project_budgets() -> None:
+    op.create_table(
+        "project_budgets",
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("window", sa.Text(), nullable=False),
+        sa.Column("limit_nano", sa.BigInteger(), nullable=False),
+        sa.Column("updated_us", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("\"window\" IN ('none', 'day', 'month')", name="project_budgets_window"),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"]),
+        sa.PrimaryKeyConstraint("project_id", "window"),
+    )
+
+
+def _api_keys() -> None:
+    op.create_table(
+        "api_keys",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.Column("hint", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("user_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("scopes", sa.Text(), nullable=False),
+        sa.Column("models", sa.Text(), nullable=False),
+        sa.Column("endpoints", sa.Text(), nullable=False),
+        sa.Column("token_limit", sa.BigInteger(), nullable=True),
+        sa.Column("spending_limit_nano", sa.BigInteger(), nullable=True),
+        sa.Column("requests_per_minute", sa.BigInteger(), nullable=True),
+        sa.Column("tokens_per_minute", sa.BigInteger(), nullable=True),
+        sa.Column("concurrency", sa.BigInteger(), nullable=True),
+        sa.Column("expires_us", sa.BigInteger(), nullable=True),
+        sa.Column("rotated_from", sa.Text(), nullable=True),
+        sa.Column("grace_until_us", sa.BigInteger(), nullable=True),
+        sa.Column("revoked_us", sa.BigInteger(), nullable=True),
+        sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["project_id"], ["projects.id"]),
+        sa.ForeignKeyConstraint(["rotated_from"], ["api_keys.id"]),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"]),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("digest"),
+    )
+    op.create_index("api_keys_project", "api_keys", ["project_id", "created_us"], unique=False)
+    op.create_index("api_keys_user", "api_keys", ["user_id", "created_us"], unique=False)
+
+
+def _bucket() -> None:
+    op.create_table(
+        "bucket",
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("window", sa.Text(), nullable=False),
+        sa.Column("window_start", sa.BigInteger(), nullable=False),
+        sa.Column("capacity", sa.BigInteger(), nullable=True),
+        sa.Column("used", sa.BigInteger(), nullable=False),
+        sa.Column("leased", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("\"window\" IN ('none', 'minute', 'day', 'month')", name="bucket_window"),
+        sa.PrimaryKeyConstraint("kind", "subject", "window", "window_start"),
+    )
+
+
+def _usage_events() -> None:
+    op.create_table(
+        "usage_events",
+        sa.Column("id", _serial, autoincrement=True, nullable=False),
+        sa.Column("request_id", sa.Text(), nullable=False),
+        sa.Column("attempt", sa.BigInteger(), nullable=False),
+        sa.Column("client_request_id", sa.Text(), nullable=True),
+        sa.Column("opened_us", sa.BigInteger(), nullable=False),
+        sa.Column("settled_us", sa.BigInteger(), nullable=False),
+        sa.Column("user_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("key_id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("engine", sa.Text(), nullable=False),
+        sa.Column("endpoint", sa.Text(), nullable=False),
+        sa.Column("stream", sa.Boolean(), nullable=False),
+        sa.Column("input_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cached_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("output_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("reasoning_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("audio_ms", sa.BigInteger(), nullable=False),
+        sa.Column("characters", sa.BigInteger(), nullable=False),
+        sa.Column("estimated", sa.Boolean(), nullable=False),
+        sa.Column("queued_us", sa.BigInteger(), nullable=False),
+        sa.Column("latency_us", sa.BigInteger(), nullable=False),
+        sa.Column("first_token_us", sa.BigInteger(), nullable=True),
+        sa.Column("overhead_us", sa.BigInteger(), nullable=True),
+        sa.Column("cost_nano", sa.BigInteger(), nullable=False),
+        sa.Column("charged_nano", sa.BigInteger(), nullable=False),
+        sa.Column("absorbed_nano", sa.BigInteger(), nullable=False),
+        sa.Column("price_version", sa.BigInteger(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.CheckConstraint("status IN ('completed', 'cancelled', 'failed')", name="usage_events_status"),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("request_id", "attempt", name="usage_events_request"),
+    )
+    op.create_index("usage_events_key", "usage_events", ["key_id", "settled_us"], unique=False)
+    op.create_index("usage_events_model", "usage_events", ["model", "settled_us"], unique=False)
+    op.create_index("usage_events_project", "usage_events", ["project_id", "settled_us"], unique=False)
+    op.create_index("usage_events_time", "usage_events", ["settled_us"], unique=False)
+    op.create_index("usage_events_user", "usage_events", ["user_id", "settled_us"], unique=False)
+
+
+def _ledger() -> None:
+    op.create_table(
+        "ledger",
+        sa.Column("id", _serial, autoincrement=True, nullable=False),
+        sa.Column("user_id", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("amount_nano", sa.BigInteger(), nullable=False),
+        sa.Column("reference", sa.Text(), nullable=True),
+        sa.Column("note", sa.Text(), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("kind IN ('opening', 'top_up', 'adjustment', 'period_close')", name="ledger_kind"),
+        sa.ForeignKeyConstraint(["user_id"], ["users.id"]),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("reference"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("ledger_user", "ledger", ["user_id", "created_us"], unique=False)
+
+
+def _prices() -> None:
+    op.create_table(
+        "prices",
+        sa.Column("version", _serial, autoincrement=True, nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("effective_us", sa.BigInteger(), nullable=False),
+        sa.Column("input_nano", sa.BigInteger(), nullable=False),
+        sa.Column("cached_nano", sa.BigInteger(), nullable=True),
+        sa.Column("output_nano", sa.BigInteger(), nullable=False),
+        sa.Column("audio_second_nano", sa.BigInteger(), nullable=False),
+        sa.Column("character_nano", sa.BigInteger(), nullable=False),
+        sa.Column("request_nano", sa.BigInteger(), nullable=False),
+        sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("version"),
+        sa.UniqueConstraint("model", "effective_us", name="prices_model"),
+        sqlite_autoincrement=True,
+    )
+
+
+def _meta() -> None:
+    op.create_table(
+        "meta",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("value", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+    )
+
+
+def _audit() -> None:
+    op.create_table(
+        "audit",
+        sa.Column("id", _serial, autoincrement=True, nullable=False),
+        sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.Column("actor", sa.Text(), nullable=False),
+        sa.Column("origin", sa.Text(), nullable=False),
+        sa.Column("action", sa.Text(), nullable=False),
+        sa.Column("subject_kind", sa.Text(), nullable=False),
+        sa.Column("subject_id", sa.Text(), nullable=False),
+        sa.Column("before", sa.Text(), nullable=True),
+        sa.Column("after", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+        sqlite_autoincrement=True,
+    )
+    op.create_index("audit_subject", "audit", ["subject_kind", "subject_id", "created_us"], unique=False)
+    op.create_index("audit_time", "audit", ["created_us"], unique=False)
+
+
+def _data_keys() -> None:
+    op.create_table(
+        "data_keys",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("purpose", sa.Text(), nullable=False),
+        sa.Column("master_key_id", sa.Text(), nullable=False),
+        sa.Column("wrapped", sa.LargeBinary(), nullable=False),
+        sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.Column("retired_us", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    op.create_index("data_keys_purpose", "data_keys", ["purpose", "created_us"], unique=False)
+
+
+def _secrets() -> None:
+    op.create_table(
+        "secrets",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("data_key_id", sa.Text(), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.Column("hint", sa.Text(), nullable=False),
+        sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.Column("updated_us", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["data_key_id"], ["data_keys.id"]),
+        sa.PrimaryKeyConstraint("id"),
+        sa.UniqueConstraint("kind", "name", name="secrets_name"),
+    )
+
+
+def _rows() -> None:
+    now = time.time_ns() // 1000
+    op.execute(sa.text("INSERT INTO meta(name, value) VALUES ('product', 'stentor')"))
+    tiers = sa.table(
+        "tiers",
+        *(sa.column(n) for n in ("id", "name", "requests_per_minute", "created_us")),
+        sa.column("prepaid", sa.Boolean),
+    )
+    op.bulk_insert(
+        tiers,
+        [
+            {"id": "payg", "name": "payg", "requests_per_minute": 25, "prepaid": True, "created_us": now},
+            {"id": "sub", "name": "sub", "requests_per_minute": 100, "prepaid": False, "created_us": now},
+            {"id": "admin", "name": "admin", "requests_per_minute": None, "prepaid": False, "created_us": now},
+        ],
+    )
+    # "*": every local model without a price of its own, 0.0001 and 0.0002 USD per thousand tokens.
+    op.execute(
+        sa.text(
+            "INSERT INTO prices(model, effective_us, input_nano, output_nano, audio_second_nano, character_nano,"
+            " request_nano, created_us) VALUES ('*', 0, 100000000, 200000000, 0, 0, 0, :now)"
+        ).bindparams(now=now)
+    )

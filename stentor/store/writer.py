@@ -1,0 +1,391 @@
+"""The one thread that writes: work of many callers shares one commit, and settlements go first.
+
+A group is a transaction: everything that waited when the writer came round. The callers' futures resolve once it is
+durable, in one call into their loop. When a group can't be committed, nothing of it is written, all its futures get
+:class:`StoreUnavailable`, and the writer tries again on its own until the cause is gone.
+"""
+
+import asyncio
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection, Engine, Transaction, text
+from sqlalchemy.exc import DBAPIError
+
+from stentor.core.errors import StoreUnavailable
+from stentor.store import driver
+
+A = TypeVar("A")
+B = TypeVar("B")
+T = TypeVar("T")
+
+GROUP_MAX = 1024  # settlements in one transaction
+SLICE_S = 0.005  # how long other writes may share one transaction before settlements get their turn
+CHECKPOINT_ROWS = 4000  # rows after which the write-ahead log is copied back even under load
+PROBE_S = 0.25  # how often a failed store is tried again while nobody asks
+IDLE_S = 0.25
+
+
+Delivered = Callable[[list[A], list[B] | BaseException], None]
+
+
+class Lane(Generic[A, B]):
+    """A stream of equal small writes that are done together: ``submit`` from one event loop, await the future.
+
+    ``work`` turns a list of items into a list of results inside the writer's transaction. ``delivered``, if given, is
+    called in the loop once for each group, before the futures resolve, with the items and either their results or the
+    error: bookkeeping that must happen even if nobody waits for the future any more.
+    """
+
+    __slots__ = ("_loop", "_pending", "_writer", "delivered", "work")
+
+    def __init__(
+        self, writer: "Writer", work: Callable[[Connection, list[A]], list[B]], delivered: Delivered[A, B] | None
+    ) -> None:
+        self._writer = writer
+        self._pending: deque[tuple[A, asyncio.Future[B]]] = deque()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.work = work
+        self.delivered = delivered
+
+    def submit(self, item: A) -> "asyncio.Future[B]":
+        """Queue ``item`` for the next group. The future holds its result, or raises StoreUnavailable."""
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        future: asyncio.Future[B] = loop.create_future()
+        self._pending.append((item, future))
+        writer = self._writer
+        if not writer.signalled:
+            writer.signal()
+        return future
+
+    def take(self) -> list[tuple[A, "asyncio.Future[B]"]]:
+        """For the writer: what waits now, at most one group."""
+        pending = self._pending
+        if len(pending) <= GROUP_MAX:
+            batch = []
+            try:
+                while True:
+                    batch.append(pending.popleft())
+            except IndexError:
+                return batch
+        return [pending.popleft() for _ in range(GROUP_MAX)]
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything is queued."""
+        return bool(self._pending)
+
+    def resolve(self, batch: list[tuple[A, "asyncio.Future[B]"]], outcome: list[B] | BaseException) -> None:
+        """For the writer: hand a group's outcome to the loop."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(self._resolve_here, batch, outcome)
+        except RuntimeError:
+            return  # the loop is closed: nobody is left to be told
+
+    def _resolve_here(self, batch: list[tuple[A, "asyncio.Future[B]"]], outcome: list[B] | BaseException) -> None:
+        if self.delivered is not None:
+            self.delivered([item for item, _ in batch], outcome)
+        if isinstance(outcome, BaseException):
+            for _, future in batch:
+                if not future.done():
+                    future.set_exception(outcome)
+                    future.exception()  # seen: a caller that left must not make asyncio complain
+        else:
+            for (_, future), result in zip(batch, outcome, strict=True):
+                if not future.done():
+                    future.set_result(result)
+
+
+class _Job:
+    """One write of its own: a callable, and who waits for it."""
+
+    __slots__ = ("future", "loop", "work")
+
+    def __init__(self, work: Callable[[Connection], Any], loop: asyncio.AbstractEventLoop) -> None:
+        self.work = work
+        self.loop = loop
+        self.future: asyncio.Future[Any] = loop.create_future()
+
+    def resolve(self, result: Any, error: BaseException | None) -> None:
+        try:
+            self.loop.call_soon_threadsafe(self._resolve_here, result, error)
+        except RuntimeError:
+            return
+
+    def _resolve_here(self, result: Any, error: BaseException | None) -> None:
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+            self.future.exception()
+
+
+class Writer:
+    """Owner of the writing connection. Everything but ``signal`` and the queues belongs to its thread."""
+
+    def __init__(self, engine: Engine, connection: Connection, path: Path, busy_timeout_s: float) -> None:
+        self._engine = engine
+        self._connection: Connection | None = connection
+        self._path = path
+        self._busy_timeout_s = busy_timeout_s
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self.signalled = False
+        self._lanes: list[Lane[Any, Any]] = []
+        self._writes: deque[_Job] = deque()
+        self._maintenance: deque[_Job] = deque()
+        self._stopping = False
+        self._closed = False
+        self._problem: str | None = None
+        self._rows_since_checkpoint = 0
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread.start()
+
+    # -- from any thread ------------------------------------------------------------------------------------------
+
+    def signal(self) -> None:
+        """Wake the writer. One token is enough for everything queued before it looks."""
+        self.signalled = True
+        self._wake.put(None)
+
+    def lane(self, work: Callable[[Connection, list[A]], list[B]], delivered: Delivered[A, B] | None) -> Lane[A, B]:
+        """A new lane; lanes go before all other writes, in the order they were made."""
+        lane: Lane[A, B] = Lane(self, work, delivered)
+        self._lanes = [*self._lanes, lane]
+        return lane
+
+    def submit(self, work: Callable[[Connection], T], *, maintenance: bool) -> "asyncio.Future[T]":
+        """Queue one write of its own."""
+        if self._closed:
+            raise StoreUnavailable("the database is closed")
+        job = _Job(work, asyncio.get_running_loop())
+        (self._maintenance if maintenance else self._writes).append(job)
+        self.signal()
+        return job.future
+
+    def problem(self) -> str | None:
+        """Why the store can't be written now, or None."""
+        return self._problem
+
+    def close(self) -> None:
+        """Write what is queued, copy the log back into the database, and end the thread."""
+        self._stopping = True
+        self.signal()
+        self._thread.join()
+
+    # -- the thread -----------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            self._sleep()
+            self.signalled = False
+            while self._work_once():
+                pass
+            if self._stopping:
+                break
+        self._closed = True
+        self._refuse_late()
+        self._let_go(truncate=self._problem is None)
+
+    def _sleep(self) -> None:
+        idle = PROBE_S if self._problem is not None else IDLE_S if self._rows_since_checkpoint else None
+        try:
+            self._wake.get(timeout=idle)
+        except queue.Empty:
+            if self._problem is not None:
+                self._probe()
+            else:
+                self._checkpoint()
+
+    def _work_once(self) -> bool:
+        """Do the most urgent thing; False when nothing waits."""
+        for lane in self._lanes:
+            batch = lane.take()
+            if batch:
+                self._do_lane(lane, batch)
+                self._checkpoint_if_due()
+                return True
+        if self._writes:
+            self._do_writes()
+            return True
+        if self._maintenance:
+            self._do_one(self._maintenance.popleft())
+            return True
+        return False
+
+    def _do_lane(self, lane: Lane[Any, Any], batch: list[tuple[Any, "asyncio.Future[Any]"]]) -> None:
+        items = [item for item, _ in batch]
+        try:
+            results = self._transact(lambda connection: lane.work(connection, items))
+        except Exception as error:  # noqa: BLE001 - whatever a group fails with belongs to those who wait for it
+            lane.resolve(batch, error)
+            return
+        self._rows_since_checkpoint += len(items)
+        lane.resolve(batch, results)
+
+    def _do_writes(self) -> None:
+        """Other writes, each in a savepoint of its own, as many as fit in a slice."""
+        done: list[tuple[_Job, Any, BaseException | None]] = []
+        taken: list[_Job] = []
+
+        def fill(connection: Connection) -> None:
+            end = time.monotonic() + SLICE_S
+            while self._writes and (not taken or time.monotonic() < end):
+                job = self._writes.popleft()
+                taken.append(job)
+                done.append((job, *_run_in_savepoint(connection, job)))
+
+        try:
+            self._transact(fill)
+        except Exception as error:  # noqa: BLE001 - see _do_lane
+            for job in taken:
+                job.resolve(None, error)
+            return
+        self._rows_since_checkpoint += 8 * len(done)
+        for job, result, own_error in done:
+            job.resolve(result, own_error)
+
+    def _do_one(self, job: _Job) -> None:
+        try:
+            result = self._transact(job.work)
+        except Exception as error:  # noqa: BLE001 - see _do_lane
+            job.resolve(None, error)
+            return
+        self._rows_since_checkpoint += 64
+        job.resolve(result, None)
+
+    def _transact(self, work: Callable[[Connection], T]) -> T:
+        """Run ``work`` in one transaction and commit it. A store failure becomes StoreUnavailable."""
+        transaction: Transaction | None = None
+        try:
+            connection = self._get_connection()
+            transaction = connection.begin()
+            result = work(connection)
+            transaction.commit()
+        except BaseException as error:
+            problem = driver.find_problem(error)
+            self._undo(transaction, lost=driver.needs_reopen(error))
+            if problem is None:
+                raise
+            self._fail(problem)
+            raise StoreUnavailable(problem) from error
+        if self._problem is not None:
+            self._recover()
+        return result
+
+    # -- failing and coming back ----------------------------------------------------------------------------------
+
+    def _get_connection(self) -> Connection:
+        if self._connection is None:
+            self._connection = self._engine.connect()
+            if self._problem is not None:
+                self._wait_for_locks(PROBE_S / 5)
+        return self._connection
+
+    def _wait_for_locks(self, timeout_s: float) -> None:
+        if self._connection is not None:
+            raw = self._connection.connection.driver_connection
+            assert raw is not None
+            raw.execute(f"PRAGMA busy_timeout={int(timeout_s * 1000)}")
+
+    def _undo(self, transaction: Transaction | None, *, lost: bool) -> None:
+        try:
+            if transaction is not None:
+                transaction.rollback()
+            raw = self._connection.connection.driver_connection if self._connection is not None else None
+            if raw is not None and raw.in_transaction:
+                raw.execute("ROLLBACK")
+        except (DBAPIError, driver.module.Error):
+            lost = True
+        if lost:
+            self._let_go(truncate=False)
+
+    def _fail(self, problem: str) -> None:
+        first = self._problem is None
+        self._problem = problem
+        if first:
+            # Those who come while the store is known to fail shall hear so soon.
+            self._wait_for_locks(PROBE_S / 5)
+
+    def _recover(self) -> None:
+        self._problem = None
+        self._wait_for_locks(self._busy_timeout_s)
+
+    def _probe(self) -> None:
+        """Write one row that means nothing, to learn whether writing works again."""
+        try:
+            self._transact(_touch)
+        except (StoreUnavailable, DBAPIError, driver.module.Error):
+            return
+
+    def _let_go(self, *, truncate: bool) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            if truncate:
+                raw = connection.connection.driver_connection
+                assert raw is not None
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            connection.close()
+        except (DBAPIError, driver.module.Error):
+            connection.invalidate()
+
+    def _refuse_late(self) -> None:
+        """Whoever came after the last group: say so rather than leave them waiting."""
+        gone = StoreUnavailable("the database is closed")
+        for lane in self._lanes:
+            while batch := lane.take():
+                lane.resolve(batch, gone)
+        for job in (*self._writes, *self._maintenance):
+            job.resolve(None, gone)
+
+    # -- the log ---------------------------------------------------------------------------------------------------
+
+    def _checkpoint_if_due(self) -> None:
+        if self._rows_since_checkpoint >= CHECKPOINT_ROWS:
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        self._rows_since_checkpoint = 0
+        connection = self._connection
+        if connection is None:
+            return
+        raw = connection.connection.driver_connection
+        assert raw is not None
+        try:
+            raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        except driver.module.Error as error:
+            # The commits are safe in the log; the next write will say whether the store is in trouble.
+            if driver.needs_reopen(error):
+                self._let_go(truncate=False)
+
+
+def _touch(connection: Connection) -> None:
+    connection.execute(
+        text("INSERT INTO meta(name, value) VALUES ('written_us', :v) ON CONFLICT(name) DO UPDATE SET value = :v"),
+        {"v": str(time.time_ns() // 1000)},
+    )
+
+
+def _run_in_savepoint(connection: Connection, job: _Job) -> tuple[Any, BaseException | None]:
+    """The job's result or its own error; errors of the store itself are raised, they end the whole group."""
+    savepoint = connection.begin_nested()
+    try:
+        result = job.work(connection)
+        savepoint.commit()
+    except Exception as error:
+        if driver.find_problem(error) is not None:
+            raise
+        savepoint.rollback()
+        return None, error
+    return result, None
