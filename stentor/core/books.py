@@ -125,6 +125,10 @@ class Books(Protocol):
         """
         ...
 
+    async def find_problem(self) -> str | None:
+        """Why the store can't be written now, for readiness; None when all is well."""
+        ...
+
     def on_revoked(self, listener: Callable[[KeyId], None]) -> None:
         """Call ``listener`` whenever a key stops being valid or changes (revoked, rotated out, narrowed)."""
         ...

@@ -5,9 +5,6 @@ an hour as long as it goes on. Closing an answer that hasn't ended closes its co
 engine stop.
 """
 
-import asyncio
-from collections.abc import AsyncIterator
-
 import aiohttp
 import msgspec
 
@@ -37,14 +34,14 @@ class EngineAnswer:
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
+        self._content = response.content
         self.status = response.status
         self.content_type = response.content_type
 
-    async def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it comes in. Raises EngineUnreachable when the engine breaks off or stalls."""
+    async def read(self) -> bytes:
+        """The next bytes of the body, empty at its end. Raises EngineUnreachable when the engine breaks off or stalls."""
         try:
-            async for chunk in self._response.content.iter_any():
-                yield chunk
+            return await self._content.readany()
         except (aiohttp.ClientError, ConnectionError) as error:
             raise EngineUnreachable(f"the engine broke off its answer: {error!r}", answered=True) from error
         except TimeoutError as error:
@@ -53,13 +50,13 @@ class EngineAnswer:
     async def error_body(self) -> bytes:
         """The first 64 KiB of the body; empty if it can't be read."""
         try:
-            return await self._response.content.read(ERROR_BODY_BYTES)
+            return await self._content.read(ERROR_BODY_BYTES)
         except (aiohttp.ClientError, ConnectionError, TimeoutError):
             return b""
 
     def release(self) -> None:
         """Give the connection back if the body was read to its end, else close it: the engine stops working on it."""
-        if self._response.content.at_eof():
+        if self._content.at_eof():
             self._response.release()
         else:
             self._response.close()
@@ -92,7 +89,7 @@ class EngineClient:
             except aiohttp.ServerDisconnectedError as error:
                 if last_try:
                     raise EngineUnreachable(f"the engine closed the connection: {error!r}", answered=False) from error
-            except (aiohttp.ClientConnectorError, asyncio.TimeoutError) as error:
+            except (aiohttp.ClientConnectorError, TimeoutError) as error:
                 raise EngineUnreachable(f"the engine can't be reached: {error!r}", answered=False) from error
             except (aiohttp.ClientError, ConnectionError) as error:
                 if last_try:

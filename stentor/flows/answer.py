@@ -82,8 +82,8 @@ class AnswerMeter:
     """Follows one streamed answer. ``take`` sorts a frame; the rest are its findings."""
 
     __slots__ = (
-        "_answers", "_finished_answers", "_include_usage", "_last_timings", "_progress", "_usage_frame", "_usages",
-        "content_frames", "done", "finished",
+        "_answers", "_finished_answers", "_include_usage", "_last_timings", "_progress", "_usages",
+        "content_frames", "done", "finished", "usage_frame",
     )  # fmt: skip
 
     def __init__(self, *, answers: int, include_usage: bool) -> None:
@@ -91,7 +91,7 @@ class AnswerMeter:
         self._include_usage = include_usage
         self._finished_answers = 0
         self._usages: list[WireUsage] = []
-        self._usage_frame = b""
+        self.usage_frame = b""
         self._last_timings = b""
         self._progress: _Progress | None = None
         self.content_frames = 0
@@ -121,7 +121,7 @@ class AnswerMeter:
             return None
         if data == _DONE:
             self.done = True
-            return self._closing_frames(frame)
+            return self.closing_frames(frame)
         try:
             parts = _decode_frame(data)
         except (msgspec.DecodeError, RecursionError) as error:
@@ -134,7 +134,7 @@ class AnswerMeter:
         if parts.usage is not None:
             self._usages.append(parts.usage)
             if not parts.choices:
-                self._usage_frame = data
+                self.usage_frame = data
                 return None
         self._finished_answers += sum(1 for choice in parts.choices if choice.finish_reason is not None)
         if self._finished_answers >= self._answers:
@@ -143,13 +143,13 @@ class AnswerMeter:
             self.content_frames += 1
         return frame
 
-    def _closing_frames(self, done: bytes) -> bytes:
+    def closing_frames(self, done: bytes) -> bytes:
         """The usage frame, exactly when the client asked for it, and ``[DONE]``."""
-        if not self._include_usage or not self._usage_frame:
+        if not self._include_usage or not self.usage_frame:
             return done
         if len(self._usages) == 1:
-            return b"data: " + self._usage_frame + b"\n\n" + done
-        whole = _decode_any(self._usage_frame)
+            return b"data: " + self.usage_frame + b"\n\n" + done
+        whole = _decode_any(self.usage_frame)
         whole["usage"] = wire_usage(self.usage())
         return b"data: " + _encode(whole) + b"\n\n" + done
 
@@ -204,3 +204,11 @@ def wire_usage(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.input_tokens + usage.output_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+
+
+def usage_frame(finish_frame: bytes, usage: Usage) -> bytes:
+    """The usage frame that an engine left out, with the head of its finishing frame."""
+    whole = _decode_any(frame_data(finish_frame) or b"{}")
+    whole["choices"] = []
+    whole["usage"] = wire_usage(usage)
+    return b"data: " + _encode(whole) + b"\n\n"

@@ -229,3 +229,20 @@ def engine_body(ask: Ask, *, engine: str, upstream_model: str, output_cap: int) 
         fields["timings_per_token"] = b"true"
         fields["return_progress"] = b"true"
     return b"{" + b",".join([b"%b:%b" % (_encode(name), value) for name, value in fields.items()]) + b"}"
+
+
+def prompt_text(ask: Ask) -> str:
+    """The text of the prompt, for counting where the engine doesn't."""
+    if ask.kind == "completion":
+        prompt = _decode_prompt(ask.fields["prompt"])
+        return prompt if isinstance(prompt, str) else " ".join("x" for _ in prompt)
+    texts: list[str] = []
+    for message in _decode_messages(ask.fields["messages"]):
+        content = msgspec.json.decode(message.content)
+        if isinstance(content, str):
+            texts.append(content)
+        elif isinstance(content, list):
+            texts += [part["text"] for part in content if isinstance(part.get("text"), str)]
+    if "tools" in ask.fields:
+        texts.append(bytes(ask.fields["tools"]).decode())
+    return "\n".join(texts)

@@ -135,6 +135,14 @@ class Assembly:
                 answer = self._answers[choice.index] = _Answer()
             answer.take(choice)
 
+    def text(self) -> str:
+        """All that was generated, for counting."""
+        parts: list[str] = []
+        for answer in self._answers.values():
+            parts += answer.reasoning + answer.content
+            parts += [call["function"]["name"] + call["function"]["arguments"] for call in answer.calls.values()]
+        return "".join(parts)
+
     def body(self, usage: Usage) -> bytes:
         """The answer as ``chat.completion`` or ``text_completion`` JSON."""
         head = self._head or _Chunk()

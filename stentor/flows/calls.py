@@ -1,0 +1,91 @@
+"""The requests under way in this worker, and the one way to cut them short."""
+
+import asyncio
+from typing import Literal
+
+from stentor.core.ids import KeyId
+
+Interruption = Literal["client_left", "client_stalled", "key_revoked", "server_shutdown", "server_restarting"]
+
+
+class Call:
+    """One request under way. Its own task runs it; anyone may interrupt it, once, and only until it closes."""
+
+    __slots__ = ("_task", "closing", "interrupted", "key_id")
+
+    def __init__(self, key_id: KeyId, task: asyncio.Task[object]) -> None:
+        self.key_id = key_id
+        self.interrupted: Interruption | None = None
+        # Set when the answer is being settled: from then on it goes out whole.
+        self.closing = False
+        self._task = task
+
+    def interrupt(self, reason: Interruption) -> None:
+        """Cancel the request's task with a reason; too late and a second time it does nothing."""
+        if self.interrupted is None and not self.closing:
+            self.interrupted = reason
+            self._task.cancel()
+
+    def take_interruption(self) -> Interruption:
+        """Called where CancelledError was caught: the reason, the cancellation now being dealt with.
+
+        Raises CancelledError again if the task was cancelled by someone else.
+        """
+        if self.interrupted is None:
+            raise asyncio.CancelledError
+        self.closing = True
+        self._task.uncancel()
+        return self.interrupted
+
+
+class Calls:
+    """All calls of a worker by key. ``closed_to_new`` refuses further ones while the server drains."""
+
+    def __init__(self) -> None:
+        self._by_key: dict[KeyId, set[Call]] = {}
+        self._count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def enter(self, key_id: KeyId) -> Call:
+        """Register the running task's request."""
+        task = asyncio.current_task()
+        assert task is not None
+        call = Call(key_id, task)
+        self._by_key.setdefault(key_id, set()).add(call)
+        self._count += 1
+        self._idle.clear()
+        return call
+
+    def leave(self, call: Call) -> None:
+        """The request is over."""
+        calls = self._by_key[call.key_id]
+        calls.discard(call)
+        if not calls:
+            del self._by_key[call.key_id]
+        self._count -= 1
+        if not self._count:
+            self._idle.set()
+
+    def interrupt_key(self, key_id: KeyId) -> None:
+        """A key was revoked: its running requests end now."""
+        for call in list(self._by_key.get(key_id, ())):
+            call.interrupt("key_revoked")
+
+    def interrupt_all(self, reason: Interruption) -> None:
+        """Every running request ends now."""
+        for calls in list(self._by_key.values()):
+            for call in list(calls):
+                call.interrupt(reason)
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no request runs; False when ``timeout_s`` passed first."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True

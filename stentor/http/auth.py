@@ -1,0 +1,114 @@
+"""Who is calling: from the headers to a Principal.
+
+A key's format is checked before anything else, then its keyed hash is looked up: first among the principals this
+worker knows, then at the authority. What is cached is dropped the moment the authority says that a key changed.
+"""
+
+import hmac
+import re
+import time
+from collections.abc import Callable
+
+from stentor.core.books import Books
+from stentor.core.errors import Refused
+from stentor.core.ids import KeyId
+from stentor.core.principal import Principal
+
+CACHE_MAX_KEYS = 10_000
+_VISIBLE = re.compile(rb"[!-~]{1,255}")
+
+Headers = list[tuple[bytes, bytes]]
+
+
+def _missing_key() -> Refused:
+    return Refused(
+        "missing_api_key",
+        "No API key was sent. Send it as 'Authorization: Bearer sk-…' or 'X-API-Key: sk-…'.",
+    )
+
+
+def _unknown_key() -> Refused:
+    return Refused(
+        "invalid_api_key",
+        "This API key is unknown, revoked or expired. 'stentor keys list' shows the keys, 'stentor keys create' makes one.",
+    )
+
+
+def find_token(headers: Headers) -> bytes | None:
+    """The key in ``Authorization: Bearer`` or ``X-API-Key``, or None. Raises Refused for one that can't be a key."""
+    for name, value in headers:
+        if name == b"authorization":
+            kind, _, token = value.partition(b" ")
+            if kind.lower() == b"bearer":
+                return _visible(token.strip())
+        elif name == b"x-api-key":
+            return _visible(value.strip())
+    return None
+
+
+def _visible(token: bytes) -> bytes:
+    if not _VISIBLE.fullmatch(token):
+        raise _unknown_key()
+    return token
+
+
+class Authenticator:
+    """Knows the principals of recently used keys. ``pepper`` is the secret of the keyed hash (32 bytes)."""
+
+    def __init__(self, books: Books, pepper: bytes) -> None:
+        self._books = books
+        self._pepper = pepper
+        self._known: dict[bytes, Principal] = {}
+        self._epoch = 0
+        self._listeners: list[Callable[[KeyId], None]] = []
+        books.on_revoked(self._forget)
+
+    def on_revoked(self, listener: Callable[[KeyId], None]) -> None:
+        """Call ``listener`` when a key stops being valid, after it was forgotten here."""
+        self._listeners.append(listener)
+
+    def _forget(self, key_id: KeyId) -> None:
+        self._epoch += 1
+        self._known = {digest: who for digest, who in self._known.items() if who.key_id != key_id}
+        for listener in self._listeners:
+            listener(key_id)
+
+    async def authenticate(self, headers: Headers) -> Principal:
+        """The caller. Raises Refused: 401 for a bad key, 503 when the store can't be asked."""
+        token = find_token(headers)
+        if token is None:
+            raise _missing_key()
+        digest = hmac.digest(self._pepper, token, "sha256")
+        principal = self._known.get(digest)
+        if principal is None:
+            principal = await self._look_up(digest)
+        if principal.expires_us is not None and principal.expires_us <= time.time() * 1e6:
+            self._known.pop(digest, None)
+            raise _unknown_key()
+        return principal
+
+    async def _look_up(self, digest: bytes) -> Principal:
+        epoch = self._epoch
+        principal = await self._books.find_principal(digest)
+        if principal is None:
+            raise _unknown_key()
+        # A key that changed while it was being looked up must not stay here in its old form.
+        if epoch == self._epoch:
+            if len(self._known) >= CACHE_MAX_KEYS:
+                self._known.clear()
+            self._known[digest] = principal
+        return principal
+
+
+def check_scope(principal: Principal, scope: str, endpoint: str) -> None:
+    """Raises Refused (403) when the key may not call this."""
+    if scope not in principal.scopes:
+        raise Refused(
+            "insufficient_scope",
+            f"This key has the scopes {', '.join(sorted(principal.scopes)) or 'none'}; this call needs '{scope}'.",
+        )
+    if principal.endpoints and endpoint not in principal.endpoints:
+        raise Refused(
+            "insufficient_scope",
+            f"This key may only call {', '.join(sorted(principal.endpoints))}.",
+        )

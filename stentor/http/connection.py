@@ -1,0 +1,186 @@
+"""One request on its connection: reading the body, sending the answer, noticing that the client left."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from stentor.core.errors import Refused
+from stentor.core.ids import RequestId, new_request_id
+from stentor.flows.calls import Call
+from stentor.flows.chat import AnswerHead
+from stentor.http.errors import Envelope, error_body, error_frame, error_headers, meaning_of
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+BODY_TIMEOUT_S = 60.0
+CLIENT_STALL_S = 30.0
+
+
+class ClientGone(Exception):
+    """The client left before its request was read."""
+
+
+class Connection:
+    """The caller's side of one HTTP request, behind ``stentor.flows.chat.Client``."""
+
+    __slots__ = ("_call", "_loop", "_receive", "_send", "_sending_since", "_timer", "headers", "received_s", "request_id", "scope", "started", "status")  # fmt: skip
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scope = scope
+        self.headers: Headers = scope["headers"]
+        self.request_id: RequestId = new_request_id()
+        self.received_s = time.monotonic()
+        self.started = False
+        self.status = 0
+        self._receive = receive
+        self._send = send
+        self._call: Call | None = None
+        self._sending_since: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of this (lower-case) name."""
+        for known, value in self.headers:
+            if known == name:
+                return value
+        return None
+
+    async def read_body(self, limit_bytes: int) -> bytes:
+        """The whole body. Raises Refused (413) over the limit, ClientGone."""
+        announced = self.header(b"content-length")
+        if announced is not None and announced.isdigit() and int(announced) > limit_bytes:
+            raise _too_large(limit_bytes)
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        if not message.get("more_body"):
+            body: bytes = message.get("body", b"")
+            if len(body) > limit_bytes:
+                raise _too_large(limit_bytes)
+            return body
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                return await self._read_rest(message, limit_bytes)
+        except TimeoutError:
+            raise Refused(
+                "invalid_request", f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.", param=None
+            ) from None
+
+    async def _read_rest(self, message: Message, limit_bytes: int) -> bytes:
+        parts: list[bytes] = []
+        size = 0
+        while True:
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part: bytes = message.get("body", b"")
+            size += len(part)
+            if size > limit_bytes:
+                raise _too_large(limit_bytes)
+            parts.append(part)
+            if not message.get("more_body"):
+                return b"".join(parts)
+            message = await self._receive()
+
+    def watch(self, call: Call) -> asyncio.Task[None]:
+        """From now on the call is interrupted when the client leaves, or stops reading for 30 s.
+
+        uvicorn's ``send`` never says that the client left; only ``receive`` does.
+        """
+        self._call = call
+        return self._loop.create_task(self._wait_for_leaving(call))
+
+    async def _wait_for_leaving(self, call: Call) -> None:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                call.interrupt("client_left")
+                return
+
+    async def start_stream(self, head: AnswerHead) -> None:
+        headers = self._head_headers(head)
+        headers += [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        self.started = True
+        self.status = 200
+        self._timer = self._loop.call_later(CLIENT_STALL_S, self._check_stall)
+        await self._send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    def _head_headers(self, head: AnswerHead) -> Headers:
+        headers = [
+            (b"x-request-id", self.request_id.encode()),
+            (b"x-stentor-model", head.model.encode()),
+            (b"x-stentor-instance", head.instance.encode()),
+            (b"x-stentor-overhead-ms", b"%.3f" % (head.overhead_us / 1000)),
+        ]
+        if head.cost_nano is not None:
+            headers.append((b"x-stentor-cost", usd_text(head.cost_nano).encode()))
+        return headers
+
+    def _check_stall(self) -> None:
+        waiting_s = time.monotonic() - self._sending_since if self._sending_since is not None else 0.0
+        if waiting_s >= CLIENT_STALL_S:
+            if self._call is not None:
+                self._call.interrupt("client_stalled")
+            return
+        self._timer = self._loop.call_later(CLIENT_STALL_S - waiting_s, self._check_stall)
+
+    async def write(self, data: bytes) -> None:
+        self._sending_since = time.monotonic()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        self._sending_since = None
+
+    async def end_stream(self, data: bytes) -> None:
+        self.finish()
+        await self._send({"type": "http.response.body", "body": data})
+
+    async def fail_stream(self, refusal: Refused) -> None:
+        await self.end_stream(error_frame(refusal))
+
+    def finish(self) -> None:
+        """Stop watching for a stalled reader."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    async def answer(self, head: AnswerHead, body: bytes) -> None:
+        headers = self._head_headers(head)
+        headers.append((b"content-type", b"application/json"))
+        await self.respond(200, headers, body)
+
+    async def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a whole answer."""
+        self.started = True
+        self.status = status
+        headers.append((b"content-length", b"%d" % len(body)))
+        if self.scope["method"] == "HEAD":
+            body = b""
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body})
+
+    async def refuse(self, refusal: Refused, envelope: Envelope) -> None:
+        """Send an error answer in the surface's envelope."""
+        headers = [(b"x-request-id", self.request_id.encode()), (b"content-type", b"application/json")]
+        headers += error_headers(refusal)
+        if refusal.code == "body_too_large":
+            headers.append((b"connection", b"close"))
+        await self.respond(meaning_of(refusal).status, headers, error_body(refusal, envelope))
+
+
+def _too_large(limit_bytes: int) -> Refused:
+    return Refused(
+        "body_too_large",
+        f"The body is over the limit of {limit_bytes // (1024 * 1024)} MiB. "
+        "Send less, or have the operator raise STENTOR_BODY_MAX_MB.",
+    )
+
+
+def usd_text(cost_nano: int) -> str:
+    """Nano-USD as a decimal number of US dollars, exact, at least two and at most nine places."""
+    whole, nano = divmod(cost_nano, 1_000_000_000)
+    places = f"{nano:09d}".rstrip("0").ljust(2, "0")
+    return f"{whole}.{places}"

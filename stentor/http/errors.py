@@ -1,0 +1,101 @@
+"""The one table from refusals to statuses and envelopes.
+
+Every surface says errors in its own envelope; which code has which status is decided here and nowhere else.
+"""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+from stentor.core.errors import Refused
+
+Envelope = Literal["openai", "detail"]
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Meaning(NamedTuple):
+    """What a code means on the wire: HTTP status, and ``error.type`` of the OpenAI envelope."""
+
+    status: int
+    type: str
+    text: str
+
+
+CODES: dict[str, Meaning] = {
+    "invalid_request": Meaning(400, "invalid_request_error", "A field is missing, has the wrong type or value."),
+    "unsupported_parameter": Meaning(400, "invalid_request_error", "A field that clients may not set."),
+    "context_length_exceeded": Meaning(400, "invalid_request_error", "The prompt doesn't fit the model's context."),
+    "missing_ability": Meaning(400, "invalid_request_error", "The model can't do what the request needs."),
+    "host_not_allowed": Meaning(400, "invalid_request_error", "The Host header names a host that isn't this server."),
+    "missing_api_key": Meaning(401, "authentication_error", "No API key was sent."),
+    "invalid_api_key": Meaning(401, "authentication_error", "The API key is unknown, revoked or expired."),
+    "insufficient_balance": Meaning(402, "insufficient_balance", "The prepaid balance can't cover the worst case."),
+    "spending_limit": Meaning(402, "spending_limit", "The key's spending limit can't cover the worst case."),
+    "budget_exceeded": Meaning(402, "budget_exceeded", "The project's budget can't cover the worst case."),
+    "insufficient_scope": Meaning(403, "permission_error", "The key may not do this."),
+    "not_found": Meaning(404, "invalid_request_error", "There is nothing at this path, or under this id."),
+    "model_not_found": Meaning(404, "invalid_request_error", "No model of this name, or the key may not use it."),
+    "method_not_allowed": Meaning(405, "invalid_request_error", "The path exists, the method doesn't."),
+    "conflict": Meaning(409, "invalid_request_error", "The thing is in a state, or exists, so that this can't be done."),
+    "body_too_large": Meaning(413, "invalid_request_error", "The body is over the limit."),
+    "rate_limit_exceeded": Meaning(429, "rate_limit_error", "Too many requests, tokens or parallel requests."),
+    "quota_exceeded": Meaning(429, "insufficient_quota", "The key's token limit is used up; waiting doesn't help."),
+    "internal_error": Meaning(500, "server_error", "A defect of the server; the log has the request id."),
+    "engine_failed": Meaning(502, "server_error", "The model's engine died, hung or answered rubbish."),
+    "model_unavailable": Meaning(503, "server_error", "The model can't be started, or keeps crashing."),
+    "overloaded": Meaning(503, "server_error", "The model's queue is full, or no place came free in time."),
+    "server_shutdown": Meaning(503, "server_error", "The server is shutting down."),
+    "server_restarting": Meaning(503, "server_error", "The server is restarting."),
+    "store_unavailable": Meaning(503, "server_error", "The database can't be read or written now."),
+}
+
+_INTERNAL = CODES["internal_error"]
+
+
+def meaning_of(refusal: Refused) -> Meaning:
+    """Status and type of a refusal; an unlisted code is a defect and answered as one."""
+    return CODES.get(refusal.code, _INTERNAL)
+
+
+def openai_error(refusal: Refused) -> dict[str, Any]:
+    """The OpenAI envelope's ``error`` object, with the rule's numbers beside the four standard fields."""
+    error: dict[str, Any] = {
+        "message": refusal.message,
+        "type": meaning_of(refusal).type,
+        "param": refusal.param,
+        "code": refusal.code,
+    }
+    if refusal.details:
+        error["details"] = refusal.details
+    return error
+
+
+def error_body(refusal: Refused, envelope: Envelope) -> bytes:
+    """The JSON body of an error answer."""
+    if envelope == "detail":
+        return _encode({"detail": refusal.message, "code": refusal.code})
+    return _encode({"error": openai_error(refusal)})
+
+
+def error_frame(refusal: Refused) -> bytes:
+    """An error within a stream that has begun."""
+    return b"data: " + _encode({"error": openai_error(refusal)}) + b"\n\n"
+
+
+def error_headers(refusal: Refused) -> list[tuple[bytes, bytes]]:
+    """The headers that tell a client whether and when to try again."""
+    headers: list[tuple[bytes, bytes]] = []
+    if refusal.retry_after_s is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(refusal.retry_after_s))))
+    if refusal.code in ("quota_exceeded", "insufficient_balance", "spending_limit", "budget_exceeded"):
+        headers.append((b"x-should-retry", b"false"))
+    if refusal.code in ("missing_api_key", "invalid_api_key"):
+        headers.append((b"www-authenticate", b"Bearer"))
+    details = refusal.details
+    for name, field in (("limit", "limit"), ("remaining", "left"), ("reset", "resets_at")):
+        if refusal.code == "rate_limit_exceeded" and details.get(field) is not None:
+            unit = details.get("unit") or "requests"
+            headers.append((f"x-ratelimit-{name}-{unit}".encode(), str(details[field]).encode()))
+    return headers

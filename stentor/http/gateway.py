@@ -1,0 +1,140 @@
+"""The ASGI application: one dispatch over the surface, with every refusal answered in its surface's envelope.
+
+For each request: the host is checked, the route found, the caller authenticated as the route demands, the handler
+called. The server's own Unix socket carries no key: whoever may open it is the operator.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
+
+import msgspec
+from starlette.routing import compile_path
+
+from stentor.core.errors import Refused
+from stentor.core.ids import KeyId, ProjectId, TierId, UserId
+from stentor.core.principal import SCOPES, Principal
+from stentor.http.auth import Authenticator, check_scope
+from stentor.http.connection import ClientGone, Connection, Receive, Scope, Send
+from stentor.http.errors import Envelope
+from stentor.http.guard import Cors, HostGuard
+from stentor.http.surface import SURFACE, Route
+from stentor.telemetry.logs import Log
+
+Params = dict[str, str]
+Handler = Callable[[Connection, Principal, Params], Awaitable[None]]
+
+ANONYMOUS = Principal(KeyId(""), UserId(""), ProjectId(""), TierId(""), frozenset())
+OPERATOR = Principal(KeyId("operator"), UserId("operator"), ProjectId(""), TierId(""), frozenset(SCOPES))
+
+
+class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """``body_max_bytes`` bounds a JSON body; ``open_metrics``: the server listens on loopback alone."""
+
+    body_max_bytes: int = 32 * 1024 * 1024
+    allowed_hosts: tuple[str, ...] = ()
+    cors_origins: tuple[str, ...] = ()
+    open_metrics: bool = True
+
+
+class _Bound(NamedTuple):
+    route: Route
+    handler: Handler
+
+
+class Gateway:
+    """``operator_socket`` True serves the Unix socket, where the caller is the operator."""
+
+    def __init__(
+        self,
+        settings: HttpSettings,
+        authenticator: Authenticator,
+        handlers: Mapping[str, Handler],
+        log: Log,
+        *,
+        operator_socket: bool = False,
+    ) -> None:
+        self._authenticator = authenticator
+        self._log = log
+        self._open_metrics = settings.open_metrics
+        self._operator_socket = operator_socket
+        self._hosts = None if operator_socket else HostGuard(settings.allowed_hosts)
+        self._cors = Cors(settings.cors_origins)
+        self._exact: dict[tuple[str, str], _Bound] = {}
+        self._patterns = []
+        self._paths: set[str] = set()
+        for route in SURFACE:
+            bound = _Bound(route, handlers[route.handler])
+            if "{" in route.path:
+                self._patterns.append((route.method, compile_path(route.path)[0], bound))
+            else:
+                self._exact[route.method, route.path] = bound
+                self._paths.add(route.path)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI 3, ``http`` alone."""
+        if scope["type"] != "http":
+            return
+        connection = Connection(scope, receive, self._cors.wrap(scope, send))
+        envelope: Envelope = "openai" if scope["path"].startswith("/v1") else "detail"
+        try:
+            if self._hosts is not None:
+                self._hosts.check(connection.header(b"host"))
+            if self._cors.is_preflight(scope):
+                await connection.respond(204, self._cors.preflight_headers(), b"")
+                return
+            bound, params = self._find(scope["method"], scope["path"])
+            envelope = bound.route.envelope
+            principal = await self._admit(bound.route, connection)
+            await bound.handler(connection, principal, params)
+        except Refused as refusal:
+            await self._refuse(connection, refusal, envelope)
+        except ClientGone:
+            return
+        finally:
+            connection.finish()
+
+    async def _refuse(self, connection: Connection, refusal: Refused, envelope: Envelope) -> None:
+        self._log.event(
+            "request_refused",
+            request_id=connection.request_id,
+            path=connection.scope["path"],
+            method=connection.scope["method"],
+            code=refusal.code,
+        )
+        if connection.started:
+            await connection.fail_stream(refusal)
+        else:
+            await connection.refuse(refusal, envelope)
+
+    def _find(self, method: str, path: str) -> tuple[_Bound, Params]:
+        if method == "HEAD":
+            method = "GET"
+        bound = self._exact.get((method, path))
+        if bound is not None:
+            return bound, {}
+        known = path in self._paths
+        for wanted, pattern, candidate in self._patterns:
+            match = pattern.match(path)
+            if match is not None:
+                if wanted == method:
+                    return candidate, match.groupdict()
+                known = True
+        if known:
+            raise Refused("method_not_allowed", f"{path[:200]} doesn't answer {method[:20]}; /docs lists what does.")
+        raise Refused("not_found", f"There is nothing at {path[:200]}; /docs lists what there is.")
+
+    async def _admit(self, route: Route, connection: Connection) -> Principal:
+        if route.access == "public":
+            return ANONYMOUS
+        if self._operator_socket:
+            return OPERATOR
+        if route.access == "metrics" and self._open_metrics and _from_loopback(connection.scope):
+            return ANONYMOUS
+        principal = await self._authenticator.authenticate(connection.headers)
+        check_scope(principal, route.scope, route.path)
+        return principal
+
+
+def _from_loopback(scope: Scope) -> bool:
+    client = scope.get("client")
+    return client is not None and (client[0].startswith("127.") or client[0] == "::1")

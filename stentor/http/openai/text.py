@@ -1,0 +1,46 @@
+"""``/v1/chat/completions`` and ``/v1/completions``: from the connection to the flow and back."""
+
+from collections.abc import Callable
+
+from stentor.core.errors import Refused
+from stentor.core.principal import Principal
+from stentor.flows.ask import Ask, read_chat, read_completion
+from stentor.flows.calls import Calls
+from stentor.flows.chat import ChatFlow
+from stentor.http.connection import Connection
+
+LABEL_MAX_CHARS = 128
+
+
+class TextEndpoints:
+    """The two text endpoints over one flow."""
+
+    def __init__(self, flow: ChatFlow, calls: Calls, body_max_bytes: int) -> None:
+        self._flow = flow
+        self._calls = calls
+        self._body_max_bytes = body_max_bytes
+
+    async def chat(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """POST /v1/chat/completions"""
+        await self._serve(connection, principal, read_chat)
+
+    async def completion(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """POST /v1/completions"""
+        await self._serve(connection, principal, read_completion)
+
+    async def _serve(self, connection: Connection, principal: Principal, read: Callable[[bytes], Ask]) -> None:
+        ask = read(await connection.read_body(self._body_max_bytes))
+        label = connection.header(b"x-client-request-id")
+        text = label.decode("latin-1")[:LABEL_MAX_CHARS] if label is not None else None
+        call = self._calls.enter(principal.key_id)
+        connection.watch(call)
+        try:
+            await self._flow.run(principal, ask, connection, call, text)
+        finally:
+            call.closing = True
+            self._calls.leave(call)
+
+
+def not_in_models(name: str) -> Refused:
+    """404 for a model that isn't there, or that the key may not use: both look the same."""
+    return Refused("model_not_found", f"There is no model '{name[:128]}'; GET /v1/models lists what you can use.", param="model")

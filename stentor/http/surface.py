@@ -1,0 +1,69 @@
+"""The surface: every path that Stentor answers, who may call it, and what goes in and out.
+
+From this one table come the routes, the access check, the OpenAPI document and the reference page. A path that isn't
+here is refused; a route without an access rule can't be written.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+from stentor.http import wire
+from stentor.http.errors import Envelope
+
+Access = Literal["public", "key", "admin", "metrics"]
+"""``public``: anyone. ``key``: an API key with the route's scope. ``admin``: a key with the scope ``admin``, or the
+operator on the server's own socket. ``metrics``: as ``admin``, and anyone on this machine while the server listens on
+loopback alone."""
+
+
+class Route(NamedTuple):
+    """One method on one path. ``request`` and ``response`` are wire types, or None for other media types."""
+
+    method: str
+    path: str
+    handler: str
+    access: Access
+    summary: str
+    scope: str = ""
+    request: Any = None
+    response: Any = None
+    envelope: Envelope = "openai"
+    media_type: str = "application/json"
+    streams: bool = False
+
+
+def _admin(method: str, path: str, handler: str, summary: str, request: Any = None, response: Any = None) -> Route:
+    return Route(method, "/admin/api" + path, handler, "admin", summary, "admin", request, response, "detail")
+
+
+SURFACE: tuple[Route, ...] = (
+    Route(
+        "POST", "/v1/chat/completions", "chat", "key", "Answer a conversation.", "inference",
+        wire.ChatCompletionRequest, wire.ChatCompletion, streams=True,
+    ),
+    Route(
+        "POST", "/v1/completions", "completion", "key", "Continue a text.", "inference",
+        wire.CompletionRequest, wire.Completion, streams=True,
+    ),
+    Route("GET", "/v1/models", "list_models", "key", "The models this key may use.", "inference", None, wire.ModelList),
+    Route("GET", "/v1/models/{model}", "get_model", "key", "One model.", "inference", None, wire.Model),
+    Route("GET", "/health", "health", "public", "Whether the server can serve.", "", None, wire.Health, "detail"),
+    Route("GET", "/", "root", "public", "What this server is.", "", None, wire.Root, "detail"),
+    Route("GET", "/metrics", "metrics", "metrics", "Prometheus metrics.", "admin", media_type="text/plain", envelope="detail"),
+    Route("GET", "/openapi.json", "openapi", "public", "The OpenAPI document of this surface.", envelope="detail"),
+    Route("GET", "/docs", "docs", "public", "The API's reference as a page.", media_type="text/html", envelope="detail"),
+    Route("GET", "/swagger-ui/", "docs", "public", "The API's reference as a page.", media_type="text/html", envelope="detail"),
+    _admin("GET", "/api-keys", "list_keys", "All API keys, without secrets.", None, wire.KeyList),
+    _admin("POST", "/api-keys", "create_key", "Make an API key; its secret is shown once.", wire.CreateKeyRequest, wire.NewKey),
+    _admin("POST", "/api-keys/{id}/revoke", "revoke_key", "Revoke a key at once.", None, wire.Key),
+    _admin("POST", "/api-keys/{id}/rotate", "rotate_key", "Replace a key; the old one works on for a grace time.", wire.RotateKeyRequest, wire.NewKey),
+    _admin("GET", "/users", "list_users", "All users with tier and balance.", None, wire.UserList),
+    _admin("POST", "/users", "create_user", "Add a user.", wire.CreateUserRequest, wire.User),
+    _admin("POST", "/users/{id}/topup", "top_up", "Add to a prepaid balance.", wire.TopUpRequest, wire.User),
+    _admin("GET", "/usage", "list_usage", "Usage events, newest first.", None, wire.UsageList),
+    _admin("GET", "/models", "list_model_cards", "The catalogue, with state and source.", None, wire.ModelCards),
+    _admin("POST", "/models/{id}/start", "start_model", "Bring instances up; returns when they are ready.", wire.StartModelRequest, wire.ModelCards),
+    _admin("POST", "/models/{id}/stop", "stop_model", "Let running requests end, then stop all instances.", None, wire.ModelCards),
+    _admin("GET", "/slots", "list_slots", "The engine processes, with their last log lines.", None, wire.SlotList),
+    _admin("GET", "/system", "system", "The machine, and this server on it."),
+    _admin("GET", "/doctor", "doctor", "Whether the books agree with themselves.", None, wire.BooksReport),
+)  # fmt: skip

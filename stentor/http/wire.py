@@ -1,0 +1,198 @@
+"""Shapes on the wire, for the OpenAPI document and its tests. The hot path reads and writes the same shapes raw."""
+
+from typing import Any, Literal
+
+import msgspec
+
+Json = dict[str, Any]
+
+
+class ChatMessage(msgspec.Struct, omit_defaults=True):
+    """One message; ``content`` is a text or a list of parts (``text``, ``image_url``, ``input_audio``)."""
+
+    role: str
+    content: str | list[Json] | None = None
+    name: str | None = None
+    tool_calls: list[Json] | None = None
+    tool_call_id: str | None = None
+
+
+class StreamOptions(msgspec.Struct):
+    """``include_usage``: send one more frame with the tokens before the end."""
+
+    include_usage: bool = False
+
+
+class ChatCompletionRequest(msgspec.Struct, omit_defaults=True):
+    """A conversation to answer. Further sampling fields of llama.cpp are passed on."""
+
+    model: str
+    messages: list[ChatMessage]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Json | list[Any] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    response_format: Json | None = None
+    tools: list[Json] | None = None
+    tool_choice: str | Json | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
+    user: str | None = None
+
+
+class CompletionRequest(msgspec.Struct, omit_defaults=True):
+    """A text to continue. ``prompt`` is a text, a list of one text, or token numbers."""
+
+    model: str
+    prompt: str | list[Any]
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    logprobs: int | bool | None = None
+
+
+class PromptTokensDetails(msgspec.Struct):
+    """Part of ``prompt_tokens`` that came from the engine's cache."""
+
+    cached_tokens: int = 0
+
+
+class CompletionUsage(msgspec.Struct):
+    """What the answer used, exactly as it was booked."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class AnswerMessage(msgspec.Struct, omit_defaults=True):
+    """The model's message."""
+
+    role: Literal["assistant"]
+    content: str | None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[Json] | None = None
+
+
+class ChatChoice(msgspec.Struct, omit_defaults=True):
+    """One of ``n`` answers."""
+
+    index: int
+    message: AnswerMessage
+    finish_reason: str | None
+    logprobs: Json | None = None
+
+
+class ChatCompletion(msgspec.Struct, omit_defaults=True):
+    """A whole answer."""
+
+    id: str | None
+    object: Literal["chat.completion"]
+    created: int | None
+    model: str | None
+    choices: list[ChatChoice]
+    usage: CompletionUsage
+    system_fingerprint: str | None = None
+    timings: Json | None = None
+
+
+class TextChoice(msgspec.Struct):
+    """One of ``n`` continuations."""
+
+    index: int
+    text: str
+    finish_reason: str | None
+    logprobs: Json | None = None
+
+
+class Completion(msgspec.Struct, omit_defaults=True):
+    """A whole continuation."""
+
+    id: str | None
+    object: Literal["text_completion"]
+    created: int | None
+    model: str | None
+    choices: list[TextChoice]
+    usage: CompletionUsage
+    system_fingerprint: str | None = None
+    timings: Json | None = None
+
+
+class Model(msgspec.Struct):
+    """A model as the key sees it. ``context_size`` is tokens per request; ``state`` cold, starting, ready or failed."""
+
+    id: str
+    created: int
+    owned_by: str
+    context_size: int
+    abilities: tuple[str, ...]
+    aliases: tuple[str, ...]
+    state: str
+    object: Literal["model"] = "model"
+
+
+class ModelList(msgspec.Struct):
+    """All models the key may use."""
+
+    data: list[Model]
+    object: Literal["list"] = "list"
+
+
+class Health(msgspec.Struct):
+    """``workers_idle`` are free places on ready instances; ``timestamp`` is ISO 8601."""
+
+    status: Literal["healthy", "unhealthy"]
+    database: Literal["connected", "unavailable"]
+    workers_idle: int
+    active_slots: int
+    timestamp: str
+    version: str
+
+
+class Root(msgspec.Struct):
+    """What answers here."""
+
+    name: str
+    version: str
+    docs: str
+    registry: str
+
+
+class ErrorObject(msgspec.Struct, omit_defaults=True):
+    """``code`` names the rule, ``message`` says what to do, ``details`` has the rule's numbers."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+    details: Json | None = None
+
+
+class ErrorEnvelope(msgspec.Struct):
+    """Errors of ``/v1``."""
+
+    error: ErrorObject
+
+
+class DetailEnvelope(msgspec.Struct):
+    """Errors of all other paths."""
+
+    detail: str
+    code: str
