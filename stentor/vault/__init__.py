@@ -1,0 +1,1 @@
+"""Secrets at rest: data keys wrapped by the master key, and what is sealed with them."""

@@ -1,0 +1,63 @@
+"""The audit log: written in the transaction of the change it tells of, so neither exists without the other."""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection
+
+from stentor.audit import table
+
+
+class Actor(msgspec.Struct, frozen=True):
+    """Who does something (a user's name or ``system``), and from where (``cli``, ``api``, ``console``, ``start``)."""
+
+    name: str
+    origin: str
+
+
+SYSTEM = Actor(name="system", origin="start")
+
+
+class Change(msgspec.Struct, frozen=True):
+    """One audited change. ``before`` and ``after`` are JSON objects of what changed, secrets left out."""
+
+    id: int
+    created_us: int
+    actor: str
+    origin: str
+    action: str
+    subject_kind: str
+    subject_id: str
+    before: str | None
+    after: str | None
+
+
+def record_change(
+    connection: Connection,
+    now_us: int,
+    actor: Actor,
+    action: str,
+    subject: tuple[str, str],
+    *,
+    before: dict[str, Any] | None = None,
+    after: dict[str, Any] | None = None,
+) -> None:
+    """Append a change. ``subject`` is (kind, id). Callers leave secrets out of ``before`` and ``after``."""
+    table.add(
+        connection,
+        {
+            "created_us": now_us,
+            "actor": actor.name,
+            "origin": actor.origin,
+            "action": action,
+            "subject_kind": subject[0],
+            "subject_id": subject[1],
+            "before": None if before is None else msgspec.json.encode(before, order="sorted").decode(),
+            "after": None if after is None else msgspec.json.encode(after, order="sorted").decode(),
+        },
+    )
+
+
+def list_changes(connection: Connection, *, before_id: int | None = None, limit: int = 100) -> list[Change]:
+    """The newest changes first; page on with the last one's id."""
+    return [Change(*row) for row in table.page(connection, before_id, limit)]

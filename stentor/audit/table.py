@@ -1,0 +1,30 @@
+"""All SQL of the audit log."""
+
+from typing import Any
+
+from sqlalchemy import Connection, insert, select
+
+from stentor.store.schema import audit
+
+
+def add(connection: Connection, values: dict[str, Any]) -> None:
+    """Append one row."""
+    connection.execute(insert(audit).values(**values))
+
+
+def page(connection: Connection, before_id: int | None, limit: int) -> list[Any]:
+    """Rows, newest first, older than ``before_id``."""
+    query = select(
+        audit.c.id,
+        audit.c.created_us,
+        audit.c.actor,
+        audit.c.origin,
+        audit.c.action,
+        audit.c.subject_kind,
+        audit.c.subject_id,
+        audit.c.before,
+        audit.c.after,
+    ).order_by(audit.c.id.desc())
+    if before_id is not None:
+        query = query.where(audit.c.id < before_id)
+    return list(connection.execute(query.limit(limit)))

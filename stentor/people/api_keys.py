@@ -1,0 +1,131 @@
+"""API keys: made, found by their keyed hash, rotated with a grace time, revoked."""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection, Row
+
+from stentor.core.errors import Refused
+from stentor.core.ids import KeyId, ProjectId, UserId, new_uuid7
+from stentor.core.principal import SCOPES
+from stentor.people import table
+from stentor.people.key_text import hint_of
+from stentor.people.values import ApiKey, KeyLimits
+
+_LIMITS = tuple(field for field in KeyLimits.__struct_fields__)
+_TUPLES = ("scopes", "models", "endpoints")
+
+
+class NewKey(msgspec.Struct, frozen=True):
+    """What a new key is made from; everything beyond user and project narrows it."""
+
+    user_id: UserId
+    project_id: ProjectId
+    name: str = ""
+    scopes: tuple[str, ...] = ("inference",)
+    models: tuple[str, ...] = ()
+    endpoints: tuple[str, ...] = ()
+    limits: KeyLimits = KeyLimits()
+    expires_us: int | None = None
+    rotated_from: KeyId | None = None
+
+
+def _from_row(row: Row[Any]) -> ApiKey:
+    values = dict(row._mapping)
+    values["limits"] = KeyLimits(**{name: values.pop(name) for name in _LIMITS})
+    for name in _TUPLES:
+        values[name] = tuple(values[name].split())
+    return ApiKey(**values)
+
+
+def list_keys(
+    connection: Connection, *, user_id: UserId | None = None, before_id: KeyId | None = None, limit: int = 100
+) -> list[ApiKey]:
+    """Keys, newest first; page on with the last one's id."""
+    return [_from_row(row) for row in table.list_keys(connection, user_id, before_id, limit)]
+
+
+def find_key(connection: Connection, key_id: KeyId) -> ApiKey | None:
+    """One key by its id."""
+    row = table.find_key(connection, key_id)
+    return None if row is None else _from_row(row)
+
+
+def get_key(connection: Connection, key_id: KeyId) -> ApiKey:
+    """One key by its id. Raises Refused for an unknown one."""
+    key = find_key(connection, key_id)
+    if key is None:
+        raise Refused("not_found", f"There is no API key with the id '{key_id}'; `stentor keys list` shows all.")
+    return key
+
+
+def find_key_by_digest(connection: Connection, digest: bytes) -> ApiKey | None:
+    """The key behind a keyed hash, valid or not."""
+    row = table.find_key_by_digest(connection, digest)
+    return None if row is None else _from_row(row)
+
+
+def find_digest(connection: Connection, key_id: KeyId) -> bytes | None:
+    """The keyed hash under which a key is stored."""
+    return table.find_digest(connection, key_id)
+
+
+def add_key(connection: Connection, new: NewKey, text: str, digest: bytes, now_us: int) -> ApiKey:
+    """Store a key's hash and what it may do. ``text`` is used for its last characters only."""
+    _check(new)
+    key = ApiKey(
+        id=KeyId(new_uuid7()),
+        name=new.name,
+        hint=hint_of(text),
+        user_id=new.user_id,
+        project_id=new.project_id,
+        scopes=tuple(scope for scope in SCOPES if scope in new.scopes),
+        models=tuple(sorted(set(new.models))),
+        endpoints=tuple(sorted(set(new.endpoints))),
+        limits=new.limits,
+        expires_us=new.expires_us,
+        rotated_from=new.rotated_from,
+        grace_until_us=None,
+        revoked_us=None,
+        created_us=now_us,
+    )
+    values = msgspec.structs.asdict(key) | msgspec.structs.asdict(key.limits) | {"digest": digest}
+    del values["limits"]
+    for name in _TUPLES:
+        values[name] = " ".join(values[name])
+    table.add_key(connection, values)
+    return key
+
+
+def _check(new: NewKey) -> None:
+    unknown = sorted(set(new.scopes) - set(SCOPES))
+    if unknown or not new.scopes:
+        said = f"'{unknown[0]}' isn't a scope" if unknown else "A key needs a scope"
+        raise Refused("invalid_request", f"{said}; there are {', '.join(SCOPES)}.", param="scopes")
+    if len(new.name) > 128:
+        raise Refused("invalid_request", "A key's name has at most 128 characters.", param="name")
+    for field, values in (("models", new.models), ("endpoints", new.endpoints)):
+        if any(not value or any(c.isspace() for c in value) for value in values):
+            raise Refused("invalid_request", f"An entry of {field} is empty or holds a space.", param=field)
+    for field in _LIMITS:
+        value = getattr(new.limits, field)
+        if value is not None and not 0 <= value < 2**63:
+            raise Refused("invalid_request", f"{field} must be 0 or more.", param=field)
+
+
+def revoke_key(connection: Connection, key_id: KeyId, now_us: int) -> ApiKey:
+    """End a key now. Revoking a revoked key changes nothing. Raises Refused for an unknown one."""
+    key = get_key(connection, key_id)
+    if key.revoked_us is None:
+        table.update_key(connection, key_id, {"revoked_us": now_us})
+        key = msgspec.structs.replace(key, revoked_us=now_us)
+    return key
+
+
+def end_with_grace(connection: Connection, key_id: KeyId, grace_until_us: int) -> ApiKey:
+    """Let a key that was replaced work a little longer. A shorter end that was set before stays."""
+    key = get_key(connection, key_id)
+    if key.grace_until_us is None or grace_until_us < key.grace_until_us:
+        table.update_key(connection, key_id, {"grace_until_us": grace_until_us})
+        key = msgspec.structs.replace(key, grace_until_us=grace_until_us)
+    return key

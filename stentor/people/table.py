@@ -1,0 +1,179 @@
+"""All SQL about users, tiers, projects and API keys."""
+
+from typing import Any
+
+from sqlalchemy import Connection, Row, insert, select, update
+
+from stentor.store.schema import api_keys, project_budgets, projects, tiers, users
+
+_TIER = (
+    tiers.c.id,
+    tiers.c.name,
+    tiers.c.requests_per_minute,
+    tiers.c.tokens_per_minute,
+    tiers.c.concurrency,
+    tiers.c.prepaid,
+)
+_USER = (
+    users.c.id,
+    users.c.name,
+    users.c.email,
+    users.c.role,
+    users.c.tier_id,
+    users.c.active,
+    users.c.password_temporary,
+    users.c.created_us,
+)
+_PROJECT = (
+    projects.c.id,
+    projects.c.name,
+    projects.c.owner_id,
+    projects.c.personal,
+    projects.c.active,
+    projects.c.created_us,
+)
+_KEY = (
+    api_keys.c.id,
+    api_keys.c.name,
+    api_keys.c.hint,
+    api_keys.c.user_id,
+    api_keys.c.project_id,
+    api_keys.c.scopes,
+    api_keys.c.models,
+    api_keys.c.endpoints,
+    api_keys.c.token_limit,
+    api_keys.c.spending_limit_nano,
+    api_keys.c.requests_per_minute,
+    api_keys.c.tokens_per_minute,
+    api_keys.c.concurrency,
+    api_keys.c.expires_us,
+    api_keys.c.rotated_from,
+    api_keys.c.grace_until_us,
+    api_keys.c.revoked_us,
+    api_keys.c.created_us,
+)
+
+
+def list_tiers(connection: Connection) -> list[Row[Any]]:
+    """All tiers by name."""
+    return list(connection.execute(select(*_TIER).order_by(tiers.c.name)))
+
+
+def find_tier(connection: Connection, tier_id: str) -> Row[Any] | None:
+    """One tier."""
+    return connection.execute(select(*_TIER).where(tiers.c.id == tier_id)).one_or_none()
+
+
+def add_tier(connection: Connection, values: dict[str, Any]) -> None:
+    """Insert a tier."""
+    connection.execute(insert(tiers).values(**values))
+
+
+def update_tier(connection: Connection, tier_id: str, values: dict[str, Any]) -> None:
+    """Change a tier."""
+    connection.execute(update(tiers).where(tiers.c.id == tier_id).values(**values))
+
+
+def list_users(connection: Connection, after_name: str, limit: int) -> list[Row[Any]]:
+    """Users by name, those after ``after_name``."""
+    query = select(*_USER).where(users.c.name > after_name).order_by(users.c.name).limit(limit)
+    return list(connection.execute(query))
+
+
+def find_user(connection: Connection, user_id: str) -> Row[Any] | None:
+    """One user by id."""
+    return connection.execute(select(*_USER).where(users.c.id == user_id)).one_or_none()
+
+
+def find_user_by_name(connection: Connection, name: str) -> Row[Any] | None:
+    """One user by name."""
+    return connection.execute(select(*_USER).where(users.c.name == name)).one_or_none()
+
+
+def find_user_by_email(connection: Connection, email: str) -> Row[Any] | None:
+    """One user by email."""
+    return connection.execute(select(*_USER).where(users.c.email == email)).one_or_none()
+
+
+def find_password_hash(connection: Connection, user_id: str) -> str | None:
+    """The stored hash of a user's password."""
+    return connection.execute(select(users.c.password_hash).where(users.c.id == user_id)).scalar_one_or_none()
+
+
+def add_user(connection: Connection, values: dict[str, Any]) -> None:
+    """Insert a user."""
+    connection.execute(insert(users).values(**values))
+
+
+def update_user(connection: Connection, user_id: str, values: dict[str, Any]) -> None:
+    """Change a user."""
+    connection.execute(update(users).where(users.c.id == user_id).values(**values))
+
+
+def list_projects(connection: Connection, owner_id: str | None) -> list[Row[Any]]:
+    """Projects, oldest first; of one owner if given."""
+    query = select(*_PROJECT).order_by(projects.c.created_us, projects.c.id)
+    if owner_id is not None:
+        query = query.where(projects.c.owner_id == owner_id)
+    return list(connection.execute(query))
+
+
+def find_project(connection: Connection, project_id: str) -> Row[Any] | None:
+    """One project."""
+    return connection.execute(select(*_PROJECT).where(projects.c.id == project_id)).one_or_none()
+
+
+def add_project(connection: Connection, values: dict[str, Any]) -> None:
+    """Insert a project."""
+    connection.execute(insert(projects).values(**values))
+
+
+def list_budgets(connection: Connection, project_id: str) -> list[Row[Any]]:
+    """A project's budgets: window, limit_nano."""
+    query = select(project_budgets.c.window, project_budgets.c.limit_nano)
+    query = query.where(project_budgets.c.project_id == project_id).order_by(project_budgets.c.window)
+    return list(connection.execute(query))
+
+
+def set_budget(connection: Connection, project_id: str, window: str, limit_nano: int | None, now_us: int) -> None:
+    """Set, change or (None) remove a budget."""
+    here = (project_budgets.c.project_id == project_id) & (project_budgets.c.window == window)
+    connection.execute(project_budgets.delete().where(here))
+    if limit_nano is not None:
+        values = {"project_id": project_id, "window": window, "limit_nano": limit_nano, "updated_us": now_us}
+        connection.execute(insert(project_budgets).values(**values))
+
+
+def list_keys(connection: Connection, user_id: str | None, before_id: str | None, limit: int) -> list[Row[Any]]:
+    """Keys, newest first (ids sort by time); of one user if given."""
+    query = select(*_KEY).order_by(api_keys.c.id.desc()).limit(limit)
+    if user_id is not None:
+        query = query.where(api_keys.c.user_id == user_id)
+    if before_id is not None:
+        query = query.where(api_keys.c.id < before_id)
+    return list(connection.execute(query))
+
+
+def find_key(connection: Connection, key_id: str) -> Row[Any] | None:
+    """One key by id."""
+    return connection.execute(select(*_KEY).where(api_keys.c.id == key_id)).one_or_none()
+
+
+def find_key_by_digest(connection: Connection, digest: bytes) -> Row[Any] | None:
+    """One key by its keyed hash."""
+    return connection.execute(select(*_KEY).where(api_keys.c.digest == digest)).one_or_none()
+
+
+def find_digest(connection: Connection, key_id: str) -> bytes | None:
+    """The keyed hash of a key."""
+    return connection.execute(select(api_keys.c.digest).where(api_keys.c.id == key_id)).scalar_one_or_none()
+
+
+def add_key(connection: Connection, values: dict[str, Any]) -> None:
+    """Insert a key."""
+    connection.execute(insert(api_keys).values(**values))
+
+
+def update_key(connection: Connection, key_id: str, values: dict[str, Any]) -> None:
+    """Change a key."""
+    connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(**values))

@@ -1,0 +1,108 @@
+"""Users: found by id, name or email; made with a personal project of their own."""
+
+import re
+
+import msgspec
+from sqlalchemy import Connection
+
+from stentor.core.errors import Refused
+from stentor.core.ids import ProjectId, TierId, UserId, new_uuid7
+from stentor.people import table
+from stentor.people.passwords import is_password
+from stentor.people.tiers import get_tier
+from stentor.people.values import Project, User
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}", re.ASCII)
+_EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]{1,189}")
+
+
+class NewUser(msgspec.Struct, frozen=True):
+    """What a new user is made from. ``password_hash`` None: the user can't sign in to the console yet."""
+
+    name: str
+    email: str | None = None
+    role: str = "user"
+    tier_id: TierId = TierId("payg")
+    password_hash: str | None = None
+    password_temporary: bool = False
+
+
+def list_users(connection: Connection, *, after_name: str = "", limit: int = 100) -> list[User]:
+    """Users by name; page on with the last one's name."""
+    return [User(*row) for row in table.list_users(connection, after_name, limit)]
+
+
+def find_user(connection: Connection, user: str) -> User | None:
+    """The user whose id, name or email is ``user``."""
+    for find in (table.find_user, table.find_user_by_name, table.find_user_by_email):
+        row = find(connection, user)
+        if row is not None:
+            return User(*row)
+    return None
+
+
+def get_user(connection: Connection, user: str) -> User:
+    """As :func:`find_user`; raises Refused for an unknown one."""
+    found = find_user(connection, user)
+    if found is None:
+        raise Refused("not_found", f"There is no user '{user}'; `stentor users list` shows all.", param="user")
+    return found
+
+
+def add_user(connection: Connection, new: NewUser, now_us: int) -> tuple[User, Project]:
+    """Make a user and their personal project. Raises Refused for a bad or taken name or email."""
+    if not _NAME.fullmatch(new.name):
+        raise Refused(
+            "invalid_request",
+            f"'{new.name}' can't be a user's name: use letters, digits and . _ @ + -, at most 128 characters.",
+            param="name",
+        )
+    if new.email is not None and not _EMAIL.fullmatch(new.email):
+        raise Refused("invalid_request", f"'{new.email}' isn't an email address.", param="email")
+    if new.role not in ("user", "admin"):
+        raise Refused("invalid_request", f"A role is 'user' or 'admin', not '{new.role}'.", param="role")
+    tier = get_tier(connection, new.tier_id)
+    for taken in (new.name, new.email):
+        if taken is not None and find_user(connection, taken) is not None:
+            raise Refused("conflict", f"There is a user '{taken}' already.", param="name")
+    user = User(UserId(new_uuid7()), new.name, new.email, new.role, tier.id, True, new.password_temporary, now_us)
+    values = msgspec.structs.asdict(user) | {"password_hash": new.password_hash, "updated_us": now_us}
+    table.add_user(connection, values)
+    project = Project(ProjectId(new_uuid7()), new.name, user.id, True, True, now_us)
+    table.add_project(connection, msgspec.structs.asdict(project))
+    return user, project
+
+
+def set_active(connection: Connection, user: User, active: bool, now_us: int) -> None:
+    """Let a user in or lock them out, with all their keys."""
+    table.update_user(connection, user.id, {"active": active, "updated_us": now_us})
+
+
+def set_tier_of(connection: Connection, user: User, tier_id: TierId, now_us: int) -> None:
+    """Move a user to another tier."""
+    table.update_user(connection, user.id, {"tier_id": get_tier(connection, tier_id).id, "updated_us": now_us})
+
+
+def set_password(connection: Connection, user: User, password_hash: str, temporary: bool, now_us: int) -> None:
+    """Store a new password's hash."""
+    values = {"password_hash": password_hash, "password_temporary": temporary, "updated_us": now_us}
+    table.update_user(connection, user.id, values)
+
+
+def find_password_hash(connection: Connection, user_id: UserId) -> str | None:
+    """The stored hash, for :func:`~stentor.people.passwords.is_password` in a thread of the caller."""
+    return table.find_password_hash(connection, user_id)
+
+
+__all__ = [
+    "NewUser",
+    "add_user",
+    "find_password_hash",
+    "find_user",
+    "get_user",
+    "is_password",
+    "list_users",
+    "set_active",
+    "set_password",
+    "set_tier_of",
+]
