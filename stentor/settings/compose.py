@@ -1,37 +1,57 @@
 """From flat values to the frozen :class:`Settings`, composed of what each package asks for."""
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.spec import ModelSpec
-from stentor.settings.declared import DECLARED, Setting
+from stentor.settings.declared import DECLARED, PREFIX, UNUSED_ALIASES, Setting
 from stentor.store.settings import StoreSettings
+from stentor.telemetry.settings import TelemetrySettings
+from stentor.vault.settings import VaultSettings
+
+MIB = 1024 * 1024
+MASTER_KEY_FILE = "master.key"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that was decided before start, read once.
 
     ``values`` holds every declared setting by its upper-case name, ``origins`` where each that isn't a default came
-    from. The parts are for the packages that they are named after.
+    from. ``allowed_hosts`` are the names that requests may carry beside the machine's own; ``api_key`` is the
+    operator's fixed key. ``environ`` is the environment for child processes that need the machine's configuration
+    (pip). The parts ``store``, ``vault``, ``runtime`` and ``telemetry`` are for the packages of these names.
     """
 
     host: str
     port: int
-    data_dir: Path
+    public_url: str | None
+    allowed_hosts: tuple[str, ...]
+    cors_origins: tuple[str, ...]
+    trusted_proxies: tuple[str, ...]
+    tls_cert: Path | None
+    tls_key: Path | None
+    body_max_bytes: int
     gateway_workers: int
-    log_level: str
-    log_format: str
     drain_s: float
-    instances: int
-    api_key: str | None
+    data_dir: Path
     model_cache: Path
+    model_dirs: tuple[Path, ...]
+    instances: int
+    default_max_tokens: int
+    rate_limit_qps: float
+    api_key: str | None
     store: StoreSettings
+    vault: VaultSettings
     runtime: RuntimeSettings
+    telemetry: TelemetrySettings
     config_file: Path | None
+    environ: Mapping[str, str]
     values: Mapping[str, Any]
     origins: Mapping[str, str]
 
@@ -53,27 +73,63 @@ def with_defaults(given: Mapping[str, Any], cwd: Path) -> dict[str, Any]:
     return values
 
 
-def compose(
-    values: Mapping[str, Any], origins: Mapping[str, str], config_file: Path | None, models: tuple[ModelSpec, ...]
-) -> Settings:
+class Read(msgspec.Struct, frozen=True):
+    """What was read: flat ``values`` by name, where they came from, the models, and the surroundings."""
+
+    values: Mapping[str, Any]
+    origins: Mapping[str, str]
+    models: tuple[ModelSpec, ...]
+    config_file: Path | None
+    environ: Mapping[str, str]
+
+
+def compose(read: Read) -> Settings:
     """Build the frozen settings from the flat values."""
+    values = read.values
     return Settings(
         host=values["HOST"],
         port=values["PORT"],
-        data_dir=values["DATA_DIR"],
+        public_url=values["PUBLIC_URL"],
+        allowed_hosts=_allowed_hosts(values),
+        cors_origins=values["CORS_ORIGINS"],
+        trusted_proxies=values["TRUSTED_PROXIES"],
+        tls_cert=values["TLS_CERT"],
+        tls_key=values["TLS_KEY"],
+        body_max_bytes=values["BODY_MAX_MB"] * MIB,
         gateway_workers=values["GATEWAY_WORKERS"],
-        log_level=values["LOG_LEVEL"],
-        log_format=values["LOG_FORMAT"],
         drain_s=values["DRAIN_S"],
-        instances=values["INSTANCES"],
-        api_key=values["API_KEY"],
+        data_dir=values["DATA_DIR"],
         model_cache=values["MODEL_CACHE"],
+        model_dirs=values["MODEL_DIRS"],
+        instances=values["INSTANCES"],
+        default_max_tokens=values["DEFAULT_MAX_TOKENS"],
+        rate_limit_qps=values["RATE_LIMIT_QPS"],
+        api_key=values["API_KEY"],
         store=_store(values),
-        runtime=_runtime(values, models),
-        config_file=config_file,
+        vault=_vault(values),
+        runtime=_runtime(values, read.models),
+        telemetry=_telemetry(values),
+        config_file=read.config_file,
+        environ=child_environ(read.environ),
         values=values,
-        origins=origins,
+        origins=read.origins,
     )
+
+
+def _allowed_hosts(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the operator allows, and the names that the server was told it has."""
+    public = urlsplit(values["PUBLIC_URL"] or "").hostname
+    return tuple(dict.fromkeys([*values["ALLOWED_HOSTS"], values["HOST"], *([public] if public else [])]))
+
+
+def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment without this server's settings, some of which are secret."""
+    secrets = {name for setting in DECLARED for name in (*setting.aliases, *setting.common_aliases)}
+    return {
+        name: text
+        for name, text in environ.items()
+        if not name.startswith(PREFIX) and name not in secrets and name not in UNUSED_ALIASES
+    }
 
 
 def _store(values: Mapping[str, Any]) -> StoreSettings:
@@ -93,6 +149,20 @@ def _runtime(values: Mapping[str, Any], models: tuple[ModelSpec, ...]) -> Runtim
         engine_bin=values["ENGINE_BIN"],
         models=models,
         drain_s=values["DRAIN_S"],
+    )
+
+
+def _vault(values: Mapping[str, Any]) -> VaultSettings:
+    key = values["MASTER_KEY"]
+    return VaultSettings(key_file=values["DATA_DIR"] / MASTER_KEY_FILE, master_key=key.hex() if key else "")
+
+
+def _telemetry(values: Mapping[str, Any]) -> TelemetrySettings:
+    log_format = values["LOG_FORMAT"]
+    if log_format == "auto":
+        log_format = "pretty" if sys.stderr.isatty() else "json"
+    return TelemetrySettings(
+        log_level=values["LOG_LEVEL"], log_format=log_format, otel_endpoint=values["OTEL_ENDPOINT"] or ""
     )
 
 

@@ -101,6 +101,7 @@ _SERVER = (
         "`auto`: pretty on a terminal, JSON lines otherwise.",
         default="auto",
     ),
+    Setting("OTEL_ENDPOINT", kinds.URL, "OpenTelemetry collector (OTLP over HTTP) for traces; needs `stentor[otel]`."),
     Setting(
         "COMPAT",
         choice("none", "lmserv"),

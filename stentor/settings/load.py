@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stentor.settings.checks import choose_engine_binary, find_risks
-from stentor.settings.compose import Settings, compose, with_defaults
+from stentor.settings.compose import Read, Settings, compose, with_defaults
 from stentor.settings.layers import (
     Notice,
     SettingsError,
@@ -42,5 +42,5 @@ def load_settings(
     values["ENGINE_BIN"], engine_notices = choose_engine_binary(values["ENGINE_BIN"], origins.get("ENGINE_BIN", ""))
     named = named_models(values, tuple(argv_overrides.get("models") or ()), cwd)
     tables = file_models(file, values["ENGINE_BIN"]) if file is not None else ()
-    settings = compose(values, origins, path, choose_models(tables, named))
+    settings = compose(Read(values, origins, choose_models(tables, named), path, environ))
     return settings, [*notices, *engine_notices, *find_risks(settings)]
