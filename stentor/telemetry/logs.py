@@ -99,18 +99,21 @@ class Log:
             said |= {"error_type": type(cause).__name__, "error": explain_error(cause), "error_at": locate_error(cause)}
         self._queue.put((time.time(), level, name, said))
 
-    def close(self, timeout_s: float = _CLOSE_S) -> None:
-        """Write what waits, at most ``timeout_s`` long, and stop."""
+    def close(self, timeout_s: float = _CLOSE_S) -> bool:
+        """Write what waits, at most ``timeout_s`` long, and stop. True when everything is written."""
         self._queue.put(None)
         self._thread.join(timeout_s)
+        return not self._thread.is_alive()
 
     def _write_all(self) -> None:
         told = 0
         while (line := self._queue.get()) is not None:
-            self._write(self._format_safely(line))
-            if self.dropped_events > told and self._queue.qsize() < self._max // 2:
-                lost, told = self.dropped_events - told, self.dropped_events
-                self._write(self._format((time.time(), "warning", "logs_dropped", {"count": lost})))
+            if not self._write(self._format_safely(line)):
+                self.dropped_events += 1
+            elif self.dropped_events > told and self._queue.qsize() < self._max // 2:
+                lost = self.dropped_events - told
+                if self._write(self._format((time.time(), "warning", "logs_dropped", {"count": lost}))):
+                    told += lost
 
     def _format_safely(self, line: _Line) -> bytes:
         try:
@@ -119,15 +122,15 @@ class Log:
             self.dropped_fields += len(line[3])
             return self._format((line[0], line[1], ascii(line[2]).strip("'"), {}))
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes) -> bool:
         while data:
             try:
                 data = data[os.write(self._fd, data) :]
             except BlockingIOError:  # somebody who shares the terminal made it non-blocking
                 select.select([], [self._fd], [])
             except OSError:  # stderr is closed or its reader is gone: there is nowhere left to say so
-                self.dropped_events += 1
-                return
+                return False
+        return True
 
 
 def format_json(line: _Line) -> bytes:

@@ -8,7 +8,6 @@ from stentor.core.errors import StentorError
 TEXT_MAX = 300
 _SCAN_MAX = 4096
 _SECRET = re.compile(r"sk-[A-Za-z0-9_\-]{8,}|hf_[A-Za-z0-9]{8,}|(?i:bearer|basic)\s+[A-Za-z0-9._~+/=\-]{8,}")
-_HINTS = ("sk-", "hf_", "@", "bearer", "basic")
 _LOGIN = re.compile(r"://[^/@\s]+@")
 _CUT_SECRET = re.compile(r"(?:sk-|hf_)[A-Za-z0-9_\-]*\Z|(?i:bearer|basic)\s+\S*\Z")
 
@@ -21,7 +20,8 @@ def scrub_text(text: str) -> str:
     if len(text) > _SCAN_MAX:
         text = _CUT_SECRET.sub("[secret]", text[:_SCAN_MAX])
     lower = text.lower()
-    if any(map(lower.__contains__, _HINTS)):
+    # Substring tests first: most values hold none of these, and the patterns cost four times as much.
+    if "sk-" in lower or "hf_" in lower or "@" in lower or "bearer" in lower or "basic" in lower:
         text = _LOGIN.sub("://[secret]@", _SECRET.sub("[secret]", text))
     return text if len(text) <= TEXT_MAX else text[: TEXT_MAX - 1] + "…"
 

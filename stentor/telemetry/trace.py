@@ -24,7 +24,7 @@ _SHUTDOWN_MS = 2000
 
 
 class Span(Protocol):
-    """One attempt under way. Exactly one of the two methods ends it; further calls do nothing."""
+    """One attempt under way: exactly one of the two methods is called, once."""
 
     def end(self, grant: Grant, end: Close, settled: Settled) -> None:
         """The attempt reached an engine and was settled."""
