@@ -132,16 +132,25 @@ class AnswerMeter:
             self._progress = parts.prompt_progress
             return None
         if parts.usage is not None:
-            self._usages.append(parts.usage)
+            self.take_usage(parts.usage)
             if not parts.choices:
                 self.usage_frame = data
                 return None
-        self._finished_answers += sum(1 for choice in parts.choices if choice.finish_reason is not None)
-        if self._finished_answers >= self._answers:
-            self.finished = True
-        else:
+        for choice in parts.choices:
+            if choice.finish_reason is not None:
+                self.take_finish()
+        if not self.finished:
             self.content_frames += 1
         return frame
+
+    def take_usage(self, usage: WireUsage) -> None:
+        """The engine said what one answer used."""
+        self._usages.append(usage)
+
+    def take_finish(self) -> None:
+        """One of the answers has its finish reason."""
+        self._finished_answers += 1
+        self.finished = self._finished_answers >= self._answers
 
     def closing_frames(self, done: bytes) -> bytes:
         """The usage frame, exactly when the client asked for it, and ``[DONE]``."""

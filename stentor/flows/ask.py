@@ -54,7 +54,7 @@ _decode_stream_options = msgspec.json.Decoder(_StreamOptions | None).decode
 _decode_int = msgspec.json.Decoder(int | None).decode
 _decode_bool = msgspec.json.Decoder(bool | None).decode
 _decode_str = msgspec.json.Decoder(str | None).decode
-_decode_prompt = msgspec.json.Decoder(str | list[str] | list[int] | list[list[int]]).decode
+_decode_prompt = msgspec.json.Decoder(str | list[str | int | list[int]]).decode
 
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_request") -> Refused:
@@ -165,7 +165,7 @@ def read_completion(body: bytes) -> Ask:
     if "prompt" not in fields:
         raise bad_request("'prompt' is missing: send a text or a list of token numbers.", "prompt")
     prompt = _typed(fields, "prompt", _decode_prompt, "a text or a list of token numbers")
-    if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+    if isinstance(prompt, list) and any(not isinstance(part, int) for part in prompt):
         if len(prompt) != 1:
             raise bad_request(f"'prompt' is a list of {len(prompt)} prompts; send one prompt a request.", "prompt")
         fields["prompt"] = msgspec.Raw(_encode(prompt[0]))

@@ -5,9 +5,13 @@ from typing import Any
 import msgspec
 
 from stentor.core.books import Usage
-from stentor.flows.answer import EngineRubbish, wire_usage
+from stentor.flows.answer import AnswerMeter, EngineError, EngineRubbish, WireUsage, wire_usage
 from stentor.flows.ask import Kind
-from stentor.flows.frames import frame_data
+from stentor.flows.frames import FrameSplitter, frame_data
+
+ANSWER_MAX_BYTES = 256 * 1024 * 1024
+_DONE_LF = b"data: [DONE]\n\n"
+_DONE_CRLF = b"data: [DONE]\r\n\r\n"
 
 
 class _Function(msgspec.Struct):
@@ -48,9 +52,12 @@ class _Chunk(msgspec.Struct):
     model: str | None = None
     system_fingerprint: str | None = None
     timings: msgspec.Raw | None = None
+    usage: WireUsage | None = None
+    prompt_progress: msgspec.Raw | None = None
+    error: msgspec.Raw | None = None
 
 
-_decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_chunks = msgspec.json.Decoder(list[_Chunk | None]).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -108,32 +115,72 @@ class _Answer:
 
 
 class Assembly:
-    """Collects the relayed frames of a stream into one answer."""
+    """Collects a stream as it comes in; it is read once, when it has ended.
+
+    ``done`` says that the end has come. Reading frame by frame as for a relayed stream would cost twice as much.
+    """
 
     def __init__(self, kind: Kind) -> None:
         self._kind = kind
+        self._chunks: list[bytes] = []
+        self._size = 0
         self._answers: dict[int, _Answer] = {}
         self._head: _Chunk | None = None
         self._timings: msgspec.Raw | None = None
+        self.done = False
 
-    def take(self, frame: bytes) -> None:
-        """Add one frame. Raises EngineRubbish."""
-        data = frame_data(frame)
-        if data is None or data == b"[DONE]":
-            return
+    def feed(self, chunk: bytes) -> None:
+        """Take in some bytes of the stream. Raises EngineRubbish past 256 MiB."""
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        if self._size > ANSWER_MAX_BYTES:
+            raise EngineRubbish(f"the engine sent an answer of over {ANSWER_MAX_BYTES} bytes")
+        # The mark may be cut in two; then the stream's own end is waited for.
+        self.done = chunk.endswith((_DONE_LF, _DONE_CRLF))
+
+    def frames(self) -> list[bytes]:
+        """Every whole frame so far."""
+        splitter = FrameSplitter()
+        return [frame for chunk in self._chunks for frame in splitter.feed(chunk)]
+
+    def read(self, meter: AnswerMeter) -> None:
+        """Read the answer, and let ``meter`` know what it used. Raises EngineError, EngineRubbish."""
+        for chunk in self._decode():
+            if chunk is not None and chunk.prompt_progress is None:
+                self._take(chunk, meter)
+
+    def _decode(self) -> list[_Chunk | None]:
+        whole = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        if whole.startswith(b"data: ") and whole.endswith(_DONE_LF):
+            # The ordinary stream is a JSON array but for the words between its items.
+            try:
+                return _decode_chunks(b"[" + whole[6 : -len(_DONE_LF) - 2].replace(b"\n\ndata: ", b",") + b"]")
+            except (msgspec.DecodeError, RecursionError):
+                pass  # comments or other line ends between the frames: read them one by one
+        datas = [data for frame in self.frames() if (data := frame_data(frame)) is not None]
+        if datas and datas[-1] == b"[DONE]":
+            datas.pop()
         try:
-            chunk = _decode_chunk(data)
+            return _decode_chunks(b"[" + b",".join(datas) + b"]")
         except (msgspec.DecodeError, RecursionError) as error:
             raise EngineRubbish(f"the engine sent a frame that can't be read: {error}") from None
+
+    def _take(self, chunk: _Chunk, meter: AnswerMeter) -> None:
+        if chunk.error is not None:
+            raise EngineError(bytes(chunk.error).decode(errors="replace")[:500])
         if self._head is None:
             self._head = chunk
         if chunk.timings is not None:
-            self._timings = msgspec.Raw(bytes(chunk.timings))
+            self._timings = chunk.timings
+        if chunk.usage is not None:
+            meter.take_usage(chunk.usage)
         for choice in chunk.choices:
             answer = self._answers.get(choice.index)
             if answer is None:
                 answer = self._answers[choice.index] = _Answer()
             answer.take(choice)
+            if choice.finish_reason is not None:
+                meter.take_finish()
 
     def text(self) -> str:
         """All that was generated, for counting."""

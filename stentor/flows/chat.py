@@ -226,22 +226,15 @@ class _Attempt:
             raise EngineRefused(refusal.code, refusal.message, param=refusal.param) from None
 
     async def _relay_frames(self, answer: EngineAnswer) -> list[bytes]:
-        """Relay until the answer is finished; returns the frames that were held back."""
+        """Relay, or collect, until the answer is finished; returns the frames that were held back."""
         meter = self._meter
-        splitter = FrameSplitter()
         held: list[bytes] = []
         try:
-            while not meter.done:
-                chunk = await answer.read()
-                if not chunk:
-                    break
-                out = []
-                for frame in splitter.feed(chunk):
-                    relayed = meter.take(frame)
-                    if relayed is not None:
-                        (held if meter.finished or meter.done else out).append(relayed)
-                if out:
-                    await self._pass_on(out)
+            if self._assembly is not None:
+                await self._collect(answer, self._assembly)
+                self._assembly.read(meter)
+            else:
+                await self._relay_stream(answer, held)
         except EngineUnreachable as error:
             # A finished and counted answer is whole, even if the engine died before the last line feed.
             if not (meter.finished and meter.counted):
@@ -254,37 +247,44 @@ class _Attempt:
             raise _EngineFailed("engine_broke_off", "its answer ended before it was finished", suspect=True)
         return held
 
+    async def _collect(self, answer: EngineAnswer, assembly: Assembly) -> None:
+        while not assembly.done:
+            chunk = await answer.read()
+            if not chunk:
+                break
+            if self._first_token_us is None:
+                self._first_token_us = _us_since(self.client.received_s)
+            assembly.feed(chunk)
+
+    async def _relay_stream(self, answer: EngineAnswer, held: list[bytes]) -> None:
+        meter = self._meter
+        splitter = FrameSplitter()
+        while not meter.done:
+            chunk = await answer.read()
+            if not chunk:
+                break
+            out = []
+            for frame in splitter.feed(chunk):
+                relayed = meter.take(frame)
+                if relayed is not None:
+                    (held if meter.finished or meter.done else out).append(relayed)
+            if out:
+                await self._pass_on(out)
+
     async def _pass_on(self, frames: list[bytes]) -> None:
-        if self._first_token_us is None:
-            self._first_token_us = _us_since(self.client.received_s)
-        if self._assembly is not None:
-            for frame in frames:
-                self._take_whole(frame)
-            return
-        if self._keep_frames:
-            self._frames += frames
         if not self.started:
             self.started = True
+            self._first_token_us = _us_since(self.client.received_s)
             await self.client.start_stream(self._head(None))
+        if self._keep_frames:
+            self._frames += frames
         await self.client.write(b"".join(frames))
-
-    def _take_whole(self, frame: bytes) -> None:
-        assert self._assembly is not None
-        try:
-            self._assembly.take(frame)
-        except EngineRubbish as error:
-            raise _EngineFailed("engine_rubbish", str(error), suspect=True) from None
 
     async def _finish(self, held: list[bytes]) -> None:
         """Settle, and only then let the client have the end."""
         self._call.closing = True
         meter = self._meter
-        if self._assembly is not None:
-            for frame in held:
-                self._take_whole(frame)
-            if meter.usage_frame:
-                self._take_whole(b"data: " + meter.usage_frame + b"\n\n")
-        elif self._keep_frames:
+        if self._keep_frames:
             self._frames += held
         usage = meter.usage() if meter.counted else None
         try:
@@ -306,6 +306,16 @@ class _Attempt:
             await self.client.start_stream(self._head(None))
         await self.client.end_stream(b"".join(held))
 
+    def _usage_so_far(self) -> Usage | None:
+        """What a cut answer used: read from what came in."""
+        if self._assembly is not None:
+            try:
+                for frame in self._assembly.frames():
+                    self._meter.take(frame)
+            except (EngineError, EngineRubbish, FrameTooLarge):
+                pass  # what was counted up to the broken frame is what there is
+        return self._meter.usage_so_far()
+
     def _head(self, cost_nano: int | None) -> AnswerHead:
         grant = self._granted()
         return AnswerHead(grant.model, grant.instance, self._overhead_us, cost_nano)
@@ -313,7 +323,7 @@ class _Attempt:
     async def settle_failed(self, failure: _EngineFailed) -> None:
         """Not the client's fault: nothing before the first relayed byte, after it only the output that was relayed."""
         self._call.closing = True
-        usage = self._meter.usage_so_far() or Usage(output_tokens=self._meter.content_frames, estimated=True)
+        usage = self._usage_so_far() or Usage(output_tokens=self._meter.content_frames, estimated=True)
         relayed = Usage(output_tokens=usage.output_tokens, estimated=usage.estimated)
         try:
             await self._settle(
@@ -335,7 +345,7 @@ class _Attempt:
             await self.settle_failed(_EngineFailed(reason, reason, suspect=False))
             return
         try:
-            await self._settle("cancelled", self._meter.usage_so_far(), reason=reason)
+            await self._settle("cancelled", self._usage_so_far(), reason=reason)
         except Refused:
             # Nobody is there to be told; the reservation is given back uncharged.
             return
@@ -359,7 +369,7 @@ class _Attempt:
             overhead_us=self._overhead_us,
             instance_suspect=suspect,
             count_input="" if usage else prompt_text(self._ask),
-            count_output="" if usage else self._relayed_text(),
+            count_output="" if usage else self._generated_text(),
         )
         try:
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
@@ -371,12 +381,17 @@ class _Attempt:
                 retry_after_s=5.0,
             ) from None
 
-    def _relayed_text(self) -> str:
-        if self._assembly is not None:
-            return self._assembly.text()
-        whole = Assembly(self._ask.kind)
-        for frame in self._frames:
-            whole.take(frame)
+    def _generated_text(self) -> str:
+        """All that the engine made, for counting where it gave no numbers."""
+        whole = self._assembly
+        if whole is None:
+            whole = Assembly(self._ask.kind)
+            for frame in self._frames:
+                whole.feed(frame)
+            try:
+                whole.read(AnswerMeter(answers=self._ask.answers, include_usage=False))
+            except (EngineError, EngineRubbish):
+                pass  # the frames were relayed: what could be read of them is counted
         return whole.text()
 
 

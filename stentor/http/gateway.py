@@ -90,6 +90,9 @@ class Gateway:
             await self._refuse(connection, refusal, envelope)
         except ClientGone:
             return
+        except Exception as error:  # noqa: BLE001  # the outermost boundary: a defect is answered, logged and survived
+            self._log.event("request_crashed", level="error", request_id=connection.request_id, cause=error)
+            await self._refuse(connection, _defect(), envelope)
         finally:
             connection.finish()
 
@@ -133,6 +136,10 @@ class Gateway:
         principal = await self._authenticator.authenticate(connection.headers)
         check_scope(principal, route.scope, route.path)
         return principal
+
+
+def _defect() -> Refused:
+    return Refused("internal_error", "The server failed on this request. The log has more under its x-request-id.")
 
 
 def _from_loopback(scope: Scope) -> bool:
