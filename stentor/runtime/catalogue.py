@@ -1,0 +1,110 @@
+"""Which models there are, and which one a name means."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+
+from stentor.core.errors import Refused
+from stentor.core.ids import ModelId
+from stentor.runtime.spec import InvalidModel, ModelSpec, ServedModel, describe_served, validate_spec
+
+_AUTOMATIC = frozenset({"", "auto", "default"})
+_NEAREST = 3
+
+
+class Catalogue:
+    """The models of one server, checked as a whole.
+
+    Raises InvalidModel when a definition can't work or two models share a name. Whether a file is there or sound is
+    not looked at: one broken model must not keep the others from being served.
+    """
+
+    def __init__(self, specs: Iterable[ModelSpec], default_ctx: int = 8192) -> None:
+        self.specs: dict[ModelId, ModelSpec] = {}
+        self._served: dict[str, ServedModel] = {}
+        self._names: dict[str, ModelId] = {}
+        for spec in specs:
+            validate_spec(spec)
+            self._add(spec, default_ctx)
+
+    def _add(self, spec: ModelSpec, default_ctx: int) -> None:
+        model = ModelId(spec.id)
+        for name in (spec.id, *spec.aliases):
+            if name in self._names:
+                raise InvalidModel(f"Model '{spec.id}': the name '{name}' is already taken by '{self._names[name]}'.")
+            self._names[name] = model
+        self.specs[model] = spec
+        self._served[spec.id] = describe_served(spec, spec.ctx or default_ctx)
+
+    def served(self, model: ModelId) -> ServedModel:
+        """The request's view of a model that is known to exist. Raises KeyError."""
+        return self._served[model]
+
+    def correct_context(self, model: ModelId, context_size: int) -> None:
+        """Replace the declared context by what the weights or the memory really allow, in tokens per request."""
+        if self._served[model].context_size != context_size:
+            self._served[model] = describe_served(self.specs[model], context_size)
+
+    def resolve(self, name: str, allowed: frozenset[str]) -> ServedModel:
+        """The model that ``name`` means among ``allowed`` ids (empty: all). Raises Refused ``model_not_found``."""
+        served = self._served.get(name)
+        if served is not None and (not allowed or name in allowed):
+            return served
+        found = choose_model(name, self._visible(allowed))
+        if found is None:
+            raise self._unknown(name, allowed)
+        return self._served[found]
+
+    def find(self, name: str) -> ServedModel | None:
+        """The model that ``name`` means among all, or None."""
+        found = choose_model(name, self.specs)
+        return None if found is None else self._served[found]
+
+    def _visible(self, allowed: frozenset[str]) -> dict[ModelId, ModelSpec]:
+        return {model: spec for model, spec in self.specs.items() if not allowed or model in allowed}
+
+    def _unknown(self, name: str, allowed: frozenset[str]) -> Refused:
+        visible = self._visible(allowed)
+        names = {candidate: model for model, spec in visible.items() for candidate in _names_of(spec)}
+        close = difflib.get_close_matches(name, names, n=_NEAREST, cutoff=0.4)
+        nearest = list(dict.fromkeys(names[hit] for hit in close)) or sorted(visible)[:_NEAREST]
+        if not visible:
+            hint = "No model is available to this key."
+        elif name in _AUTOMATIC:
+            hint = f"More than one model could answer; name one of: {', '.join(sorted(visible)[:8])}."
+        else:
+            hint = f"Nearest: {', '.join(nearest)}. GET /v1/models lists what this key may use."
+        return Refused(
+            "model_not_found",
+            f"The model '{name[:200]}' does not exist or is not available to this key. {hint}",
+            param="model",
+            details={"nearest": nearest},
+        )
+
+
+def choose_model(name: str, specs: Mapping[ModelId, ModelSpec]) -> ModelId | None:
+    """Exact id, alias, ``repo:quant``, the single text model for an empty name, then a *unique* substring."""
+    for names in (lambda spec: (spec.id,), lambda spec: spec.aliases, _repository_names):
+        hits = [model for model, spec in specs.items() if name in names(spec)]
+        if len(hits) == 1:
+            return hits[0]
+    if name in _AUTOMATIC:
+        hits = [model for model, spec in specs.items() if spec.type == "text"]
+        return hits[0] if len(hits) == 1 else None
+    wanted = name.lower()
+    hits = [model for model, spec in specs.items() if any(wanted in text.lower() for text in _names_of(spec))]
+    return hits[0] if len(hits) == 1 else None
+
+
+def _names_of(spec: ModelSpec) -> tuple[str, ...]:
+    return (spec.id, *spec.aliases, *_repository_names(spec))
+
+
+def _repository_names(spec: ModelSpec) -> tuple[str, ...]:
+    """``hf:org/repo@rev:quant`` is also known as ``org/repo:quant`` and ``repo:quant``."""
+    scheme, _, rest = spec.source.partition(":")
+    if scheme != "hf" or not rest:
+        return ()
+    place, _, quant = rest.partition(":")
+    repository = place.partition("@")[0]
+    tail = f":{quant}" if quant else ""
+    return (f"{repository}{tail}", f"{repository.rpartition('/')[2]}{tail}")

@@ -1,0 +1,78 @@
+"""From a model's definition to a child that can be spawned: fetch the weights, look at them, fit them in, launch."""
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from stentor.core.ids import ModelId
+from stentor.runtime.catalogue import Catalogue
+from stentor.runtime.gguf import GgufHeader, InvalidGguf, read_header
+from stentor.runtime.launchers.base import Launch, Launcher, LaunchOrder, LaunchRefused
+from stentor.runtime.memory import choose_threads, find_free_bytes, plan_context
+from stentor.runtime.settings import RuntimeSettings
+from stentor.runtime.spec import EngineKind, ModelSpec
+
+
+class ModelSource(Protocol):
+    """Where weights come from."""
+
+    async def fetch(self, source: str) -> Path:
+        """The local GGUF file of ``source``, downloaded if need be. Raises StentorError."""
+        ...
+
+
+class Preparation:
+    """Makes launches for the models of one catalogue."""
+
+    def __init__(
+        self,
+        settings: RuntimeSettings,
+        catalogue: Catalogue,
+        source: ModelSource,
+        launchers: Mapping[EngineKind, Launcher],
+    ) -> None:
+        self._settings = settings
+        self._catalogue = catalogue
+        self._source = source
+        self._launchers = launchers
+        self._fetching: dict[str, asyncio.Lock] = {}
+
+    async def prepare(self, spec: ModelSpec, port: int) -> Launch:
+        """The child that serves ``spec`` at ``port``. Raises StentorError, LaunchRefused where a retry can't help."""
+        threads = spec.threads or choose_threads(self._settings.default_threads)
+        ctx, places, weights = spec.ctx or self._settings.default_ctx, spec.parallel, None
+        if spec.engine != "command":
+            weights = await self._fetch(spec)
+            header = await asyncio.to_thread(_read_weights, spec, weights)
+            limit_mb = self._settings.memory_limit_mb
+            plan = plan_context(header, spec, ctx, find_free_bytes(limit_mb))
+            ctx, places = plan.ctx, plan.places
+        order = LaunchOrder(spec=spec, port=port, weights=weights, ctx=ctx, places=places, threads=threads)
+        return await self._launchers[spec.engine].prepare(order)
+
+    def note_context(self, model: ModelId, context_size: int | None) -> None:
+        """Say in the catalogue what a running engine really holds per request."""
+        if context_size is not None:
+            self._catalogue.correct_context(model, context_size)
+
+    async def _fetch(self, spec: ModelSpec) -> Path:
+        # Two instances of one model must not download it twice.
+        async with self._fetching.setdefault(spec.source, asyncio.Lock()):
+            return await self._source.fetch(spec.source)
+
+
+def _read_weights(spec: ModelSpec, weights: Path) -> GgufHeader:
+    try:
+        return read_header(weights)
+    except OSError as problem:
+        raise LaunchRefused(
+            f"Model '{spec.id}': its file {weights} can't be read ({problem.strerror}). Fetch it again or correct "
+            f"its source '{spec.source}'.",
+            public="its model file is missing",
+        ) from problem
+    except InvalidGguf as problem:
+        raise LaunchRefused(
+            f"Model '{spec.id}': {weights} is not a usable GGUF file: {problem} Fetch it again.",
+            public="its model file is damaged",
+        ) from problem

@@ -1,0 +1,395 @@
+"""The life of one engine instance: a state machine that owns its child.
+
+``stopped → starting → ready → draining → stopping → stopped``, and ``failed`` between two tries. Ready means that
+the health page said so *and* a one-token canary request was answered. Nobody looks at the state to decide what to do:
+callers say what they want (:meth:`EngineProcess.want`, :meth:`~EngineProcess.ensure_ready`,
+:meth:`~EngineProcess.stop`) and one task per instance makes it so.
+"""
+
+import asyncio
+import contextlib
+import random
+import secrets
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from stentor.core.errors import StentorError
+from stentor.core.ids import InstanceId
+from stentor.core.scheduler import InstanceState
+from stentor.runtime import procfs
+from stentor.runtime.breaker import Breaker, BreakerPolicy
+from stentor.runtime.child import LOG_LINES, Child, describe_exit
+from stentor.runtime.launchers.base import LOOPBACK, Launch, LaunchRefused
+from stentor.runtime.probe import EngineAddress, Probe
+from stentor.runtime.roster import TAG_VARIABLE, Roster
+from stentor.runtime.settings import RuntimeSettings
+from stentor.runtime.slots import NoSlot, Slots
+from stentor.runtime.spec import ModelSpec
+
+_POLL_FIRST_S = 0.02
+_POLL_MAX_S = 0.25
+_RESIDENT_STEP_BYTES = 1 << 20
+# Exit statuses of the embedded engine that trying again can't change: usage, bad model, no program.
+_PERMANENT_EXITS = frozenset({64, 65, 127})
+T = TypeVar("T")
+
+
+class StartFailed(StentorError):
+    """An engine that did not come up or fell over.
+
+    ``public`` is for every caller, the text with the engine's own words for administrators; ``permanent`` means that
+    trying again can't help before somebody changes something.
+    """
+
+    def __init__(self, public: str, detail: str = "", *, permanent: bool = False) -> None:
+        super().__init__(detail or public)
+        self.public = public
+        self.permanent = permanent
+
+
+class ProcessParts(msgspec.Struct, frozen=True):
+    """What all instances of one server share."""
+
+    settings: RuntimeSettings
+    probe: Probe
+    slots: Slots
+    roster: Roster
+
+
+class EngineProcess:
+    """One instance. Attributes are for reading; ``generation`` grows with every child, ``attempts`` likewise."""
+
+    def __init__(
+        self,
+        instance: InstanceId,
+        spec: ModelSpec,
+        parts: ProcessParts,
+        prepare: Callable[[int], Awaitable[Launch]],
+        on_change: Callable[["EngineProcess"], None],
+    ) -> None:
+        settings = parts.settings
+        policy = BreakerPolicy(
+            first_s=settings.backoff_first_s,
+            max_s=settings.backoff_max_s,
+            failures=settings.breaker_failures,
+            window_s=settings.breaker_window_s,
+            open_s=settings.breaker_open_s,
+        )
+        self.instance = instance
+        self.spec = spec
+        self.state: InstanceState = "stopped"
+        self.generation = 0
+        self.checking = False
+        self.address = EngineAddress("", "")
+        self.places = spec.parallel
+        self.context_size: int | None = None
+        self.port = 0
+        self.pid: int | None = None
+        self.started_us: int | None = None
+        self.failure: StartFailed | None = None
+        self.failed_starting = False
+        self.retry_at_s = 0.0
+        self.log_tail: deque[str] = deque(maxlen=LOG_LINES)
+        self.breaker = Breaker(policy, random.random)
+        self._parts = parts
+        self._prepare = prepare
+        self._on_change = on_change
+        self._wanted = asyncio.Event()
+        self._stopping = asyncio.Event()
+        self._nudged = asyncio.Event()
+        self._suspected = asyncio.Event()
+        self._over = asyncio.Event()
+        self._over.set()
+        self._outcome: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def restarts(self) -> int:
+        """How many children there were beyond the first."""
+        return max(0, self.generation - 1)
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether the instance shall live; it is restarted while it shall."""
+        return self._wanted.is_set()
+
+    def want(self) -> None:
+        """Ask for the instance to live from now on; does nothing where that is already so."""
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._supervise(), name=f"engine {self.instance}")
+            self._task.add_done_callback(self._note_end)
+        self._wanted.set()
+
+    async def ensure_ready(self, deadline_s: float | None = None) -> None:
+        """Have the instance up and answering; returns when it is, at most ``deadline_s`` seconds from now.
+
+        An open breaker is closed for one more try. Raises StartFailed, or TimeoutError at the deadline (the start
+        goes on).
+        """
+        if self.state == "failed":
+            self.breaker.reset()
+            self._nudged.set()
+        self.want()
+        if self.state != "ready":
+            async with asyncio.timeout(deadline_s):
+                await asyncio.shield(self._find_outcome())
+
+    def drain(self) -> None:
+        """Take no new work from now on and don't restart; running work goes on. Followed by :meth:`stop`."""
+        self._wanted.clear()
+        if self.state == "ready":
+            self._enter("draining")
+
+    async def stop(self) -> None:
+        """End the child and stay stopped, unless somebody wants it again meanwhile; returns when the child is gone."""
+        self._wanted.clear()
+        self._stopping.set()
+        self._nudged.set()
+        await self._over.wait()
+
+    async def close(self) -> None:
+        """Stop for good."""
+        await self.stop()
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._enter("stopped")
+
+    def suspect(self) -> None:
+        """Doubt a ready instance: no new work until it answers a canary again, else it is replaced."""
+        if self.state in ("ready", "draining") and not self.checking:
+            self.checking = True
+            self._suspected.set()
+            self._on_change(self)
+
+    def _note_end(self, task: "asyncio.Task[None]") -> None:
+        if task.cancelled():
+            return
+        # Only a fault of ours gets here. Whoever waits is told, and the next wish starts afresh.
+        self._task = None
+        self.failure = StartFailed("of a fault in the server", repr(task.exception()))
+        self._enter("failed")
+        self._tell(self.failure)
+
+    # -- the owner of the state ------------------------------------------------------------------------------------
+
+    def _enter(self, state: InstanceState) -> None:
+        self.state = state
+        if state != "ready":
+            self.checking = False if state != "draining" else self.checking
+        self._on_change(self)
+
+    def _find_outcome(self) -> asyncio.Future[None]:
+        if self._outcome is None or self._outcome.done():
+            self._outcome = asyncio.get_running_loop().create_future()
+            # Nobody may be waiting; a failure is kept in ``failure`` in any case.
+            self._outcome.add_done_callback(lambda future: future.cancelled() or future.exception())
+        return self._outcome
+
+    def _tell(self, failure: StartFailed | None) -> None:
+        outcome = self._find_outcome()
+        if failure is None:
+            outcome.set_result(None)
+        else:
+            outcome.set_exception(failure)
+
+    async def _supervise(self) -> None:
+        while True:
+            await self._wanted.wait()
+            if not self._wanted.is_set():
+                continue
+            failure = await self._live()
+            if not self._wanted.is_set():
+                self._enter("stopped")
+                self._tell(failure or StartFailed("it was stopped"))
+                continue
+            if failure is None:
+                continue
+            pause_s = self.breaker.note_failure(time.monotonic(), failure.permanent)
+            self.failure = failure
+            self.retry_at_s = time.monotonic() + pause_s
+            self._nudged.clear()
+            self._enter("failed")
+            self._tell(failure)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._nudged.wait()
+            if not self._wanted.is_set():
+                self._enter("stopped")
+
+    async def _live(self) -> StartFailed | None:
+        """One child from spawn to end; None if it was asked to stop, else why it ended."""
+        self.generation += 1
+        self._stopping.clear()
+        self._suspected.clear()
+        self._over.clear()
+        self.log_tail.clear()
+        self.failed_starting = True
+        self._enter("starting")
+        try:
+            return await self._unless_stopped(self._take_slot_and_run())
+        except StartFailed as failure:
+            return failure
+        finally:
+            self.pid = None
+            self.started_us = None
+            self._over.set()
+
+    async def _unless_stopped(self, work: Awaitable[None]) -> StartFailed | None:
+        """Run ``work`` until it raises or a stop is asked for; its cleanup is awaited in both cases."""
+        running = asyncio.ensure_future(work)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({running, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if not running.done() or self._stopping.is_set():
+                self._enter("stopping")
+                return None
+            await running
+            return None
+        finally:
+            await _cancel(running)
+            await _cancel(stopping)
+
+    async def _take_slot_and_run(self) -> None:
+        try:
+            self.port = self._parts.slots.take(self.instance)
+        except NoSlot as problem:
+            raise StartFailed("every engine slot is in use", str(problem)) from problem
+        try:
+            await self._spawn_and_run()
+        finally:
+            self._parts.slots.free(self.port)
+
+    async def _spawn_and_run(self) -> None:
+        tag = secrets.token_hex(16)
+        try:
+            launch = await self._prepare(self.port)
+            child = await Child.spawn(launch, {TAG_VARIABLE: tag}, self.log_tail)
+        except LaunchRefused as problem:
+            raise StartFailed(problem.public, str(problem), permanent=True) from problem
+        except StartFailed:
+            raise
+        except StentorError as problem:
+            raise StartFailed("its model file could not be fetched", str(problem)) from problem
+        except OSError as problem:
+            raise StartFailed("its engine could not be started", str(problem)) from problem
+        self._parts.roster.add(self.instance, child.pid, tag, self.port)
+        self.pid = child.pid
+        self.started_us = time.time_ns() // 1000
+        try:
+            await self._watch(child, launch)
+        finally:
+            grace_s = self._parts.settings.stop_grace_s if self._stopping.is_set() else 0.0
+            await child.end(grace_s)
+            self._parts.roster.remove(child.pid)
+
+    async def _watch(self, child: Child, launch: Launch) -> None:
+        """Serve until the child dies or stops answering. Raises StartFailed."""
+        death = asyncio.ensure_future(child.wait())
+        serving = asyncio.ensure_future(self._serve(child, launch))
+        try:
+            await asyncio.wait({death, serving}, return_when=asyncio.FIRST_COMPLETED)
+            if child.returncode is not None:
+                # The end of the child explains whatever the questions to it met.
+                raise self._explain_death(await death)
+            await serving
+        finally:
+            await _cancel(serving)
+            await _cancel(death)
+
+    async def _serve(self, child: Child, launch: Launch) -> None:
+        address = EngineAddress(f"http://{LOOPBACK}:{self.port}", launch.token)
+        async with _Limit(self._parts.settings.start_max_s):
+            await self._await_health(child, address)
+        await self._await_canary(address)
+        await self._learn(address, launch)
+        self.address = address
+        self.breaker.note_ready()
+        self.failure = None
+        self.failed_starting = False
+        self._enter("ready" if self.is_wanted else "draining")
+        self._tell(None)
+        while True:
+            await self._suspected.wait()
+            self._suspected.clear()
+            await self._await_canary(address)
+            self.checking = False
+            self._on_change(self)
+
+    async def _learn(self, address: EngineAddress, launch: Launch) -> None:
+        self.places, self.context_size = launch.places, launch.context_size
+        if self.spec.engine == "command":
+            return
+        props = await self._parts.probe.find_props(address)
+        if props is not None:
+            self.places = max(1, min(self.places, props.places))
+            self.context_size = props.context_size
+
+    async def _await_health(self, child: Child, address: EngineAddress) -> None:
+        """Poll until healthy; gives up when for the stall time no line, no growth and no new answer was seen."""
+        stall_s = self._parts.settings.start_stall_s
+        pause_s, moved_at_s = _POLL_FIRST_S, time.monotonic()
+        seen: tuple[Any, ...] = ()
+        while True:
+            health = await self._parts.probe.ask_health(address, self.spec.health_path)
+            if health == "ok":
+                return
+            resident = procfs.find_resident_bytes(child.pid) or 0
+            now = (child.log.lines_seen, resident // _RESIDENT_STEP_BYTES, health)
+            if now != seen:
+                seen, moved_at_s = now, time.monotonic()
+            elif time.monotonic() - moved_at_s > stall_s:
+                public = f"its engine stalled while starting: no sign of progress for {stall_s:g} s"
+                raise StartFailed(public, f"{public}; {self.spec.health_path}: {health}{self._last_words()}")
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, _POLL_MAX_S)
+
+    async def _await_canary(self, address: EngineAddress) -> None:
+        if not self.spec.canary:
+            return
+        problem = await self._parts.probe.ask_canary(address, self.spec)
+        if problem is not None:
+            public = "its engine is up but does not answer a one-token request"
+            raise StartFailed(public, f"{public}: {problem}{self._last_words()}")
+
+    def _explain_death(self, status: int) -> StartFailed:
+        when = "while starting" if self.state == "starting" else "while running"
+        public = f"its engine ended {when} ({describe_exit(status)})"
+        permanent = self.state == "starting" and status in _PERMANENT_EXITS
+        return StartFailed(public, f"{public}{self._last_words()}", permanent=permanent)
+
+    def _last_words(self) -> str:
+        named = [line for line in self.log_tail if line.startswith("error:")]
+        last = named[-1:] or list(self.log_tail)[-1:]
+        return f". Its last line: {last[0]}" if last else ". It wrote nothing."
+
+
+class _Limit:
+    """A deadline that turns into StartFailed."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._timeout = asyncio.timeout(limit_s)
+
+    async def __aenter__(self) -> None:
+        await self._timeout.__aenter__()
+
+    async def __aexit__(self, *details: Any) -> None:
+        try:
+            await self._timeout.__aexit__(*details)
+        except TimeoutError as late:
+            raise StartFailed(f"its engine was not ready within {self._limit_s:g} s") from late
+
+
+async def _cancel(task: "asyncio.Future[T]") -> None:
+    """Cancel and wait until it is over; what it raised was either seen by the caller or doesn't matter any more."""
+    task.cancel()
+    await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()

@@ -1,0 +1,275 @@
+"""The owner of models, instances and places on one machine.
+
+Lives on one event loop and holds no lock: every change happens in one step between two awaits. Decisions are pure
+functions in ``routing``, ``queue``, ``slots``, ``memory`` and ``breaker``; here and in ``pool`` they take effect.
+"""
+
+import asyncio
+import functools
+from collections.abc import Callable, Mapping
+
+from stentor.core.clock import Clock
+from stentor.core.errors import Refused
+from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
+from stentor.core.scheduler import InstanceCard, ModelCard, ModelState
+from stentor.runtime.catalogue import Catalogue
+from stentor.runtime.launchers.base import Launcher
+from stentor.runtime.launchers.command import CommandLauncher
+from stentor.runtime.launchers.llama import LlamaLauncher
+from stentor.runtime.launchers.llama_server import LlamaServerLauncher
+from stentor.runtime.place import Place
+from stentor.runtime.pool import Instance, Pool
+from stentor.runtime.preparation import ModelSource, Preparation
+from stentor.runtime.probe import Probe
+from stentor.runtime.process import EngineProcess, ProcessParts, StartFailed
+from stentor.runtime.roster import Roster, RosterEntry
+from stentor.runtime.settings import RuntimeSettings
+from stentor.runtime.slots import Slots
+from stentor.runtime.spec import EngineKind, ModelSpec, ServedModel
+
+__all__ = ["LocalScheduler", "Place", "ServedModel"]
+
+
+class LocalScheduler:
+    """Implements :class:`stentor.core.scheduler.Scheduler` in this process.
+
+    ``environment`` is what children may inherit a few variables from. :meth:`run` must be running for preloaded models
+    to come up; everything else works from construction on the loop that calls it. End it with :meth:`shutdown`.
+    """
+
+    def __init__(
+        self, settings: RuntimeSettings, source: ModelSource, environment: Mapping[str, str], clock: Clock
+    ) -> None:
+        self._settings = settings
+        self._catalogue = Catalogue(settings.models, settings.default_ctx)
+        launchers: dict[EngineKind, Launcher] = {
+            "llama": LlamaLauncher(environment),
+            "llama-server": LlamaServerLauncher(environment, settings.engine_bin, settings.data_dir / "run"),
+            "command": CommandLauncher(environment),
+        }
+        self._preparation = Preparation(settings, self._catalogue, source, launchers)
+        self._roster = Roster(settings.data_dir / "run" / "engines.json")
+        self._probe = Probe(settings.canary_timeout_s)
+        slots = Slots(settings.slot_first_port, settings.slot_count)
+        self._parts = ProcessParts(settings, self._probe, slots, self._roster)
+        self._instances: dict[InstanceId, Instance] = {}
+        self._listeners: list[Callable[[ModelId], None]] = []
+        self._created_us = clock.now_us()
+        self._closing = False
+        self._closed = asyncio.Event()
+        self._pools = {model: self._make_pool(spec) for model, spec in self._catalogue.specs.items()}
+
+    # -- requests --------------------------------------------------------------------------------------------------
+
+    def resolve(self, name: str, allowed: frozenset[str]) -> ServedModel:
+        """The model that ``name`` means among ``allowed`` ids (empty: all). Raises Refused ``model_not_found``."""
+        return self._catalogue.resolve(name, allowed)
+
+    def try_acquire(self, model: ModelId, prefix_key: int) -> Place | None:
+        """A free place on a ready instance, if nobody waits for one; never waits, never starts anything."""
+        pool = self._pools.get(model)
+        if pool is None or self._closing:
+            return None
+        return pool.try_take(prefix_key)
+
+    async def acquire(
+        self, model: ModelId, *, request_id: RequestId, key_id: KeyId, prefix_key: int, timeout_s: float | None
+    ) -> Place:
+        """A place, after waiting in the model's queue and for its start where needed.
+
+        ``timeout_s`` None means the server's queue timeout. Raises Refused: ``overloaded`` (queue full, waited too
+        long), ``model_unavailable`` (its engine doesn't come up), ``server_shutdown``, ``model_not_found``. A
+        cancelled wait holds nothing. ``request_id`` names the request in what operators see of it.
+        """
+        if self._closing:
+            raise refuse_shutdown()
+        pool = self._pools.get(model)
+        if pool is None:
+            # Unknown to resolve(), too, which has the words for it.
+            self._catalogue.resolve(model, frozenset())
+            raise KeyError(model)
+        place = pool.try_take(prefix_key)
+        if place is not None:
+            return place
+        pool.wake()
+        refusal = pool.find_refusal()
+        if refusal is not None:
+            raise refusal
+        wait_s = self._settings.queue_timeout_s if timeout_s is None else timeout_s
+        return await pool.wait(key_id, prefix_key, wait_s)
+
+    def release(self, place_instance: InstanceId, generation: int, *, suspect: bool) -> None:
+        """Give a place back. ``suspect`` has the instance answer a canary before it gets more work.
+
+        A place of an engine that is gone is ignored: its count died with it.
+        """
+        instance = self._instances.get(place_instance)
+        if instance is not None and instance.generation == generation:
+            instance.pool.give_back(instance, suspect)
+
+    # -- what operators and clients see ----------------------------------------------------------------------------
+
+    async def list_models(self) -> list[ModelCard]:
+        """All models of the catalogue, by id."""
+        return [self._describe_model(self._pools[model]) for model in sorted(self._pools)]
+
+    async def find_model(self, name: str) -> ModelCard | None:
+        """The model that ``name`` resolves to, or None."""
+        served = self._catalogue.find(name)
+        return None if served is None else self._describe_model(self._pools[served.id])
+
+    async def list_instances(self) -> list[InstanceCard]:
+        """All engine processes that were ever wanted, failed ones included, by port."""
+        cards = [_describe_instance(instance) for instance in self._instances.values()]
+        return sorted(cards, key=lambda card: (card.port, card.id))
+
+    def count_idle_places(self) -> int:
+        """Free places on ready instances, over all models."""
+        return sum(each.places - each.running for pool in self._pools.values() for each in pool.ready)
+
+    def count_running(self) -> int:
+        """Requests that hold a place now."""
+        return sum(instance.running for instance in self._instances.values())
+
+    def count_waiting(self) -> int:
+        """Requests that wait for a place now."""
+        return sum(pool.queue.length for pool in self._pools.values())
+
+    def count_active_slots(self) -> int:
+        """Engine processes that hold a slot port."""
+        return sum(1 for instance in self._instances.values() if instance.process.pid is not None)
+
+    def on_change(self, listener: Callable[[ModelId], None]) -> None:
+        """Call ``listener`` with the model whenever one of its instances changes state; on the loop, so be quick."""
+        self._listeners.append(listener)
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> list[RosterEntry]:
+        """Kill what an earlier server left behind; done once, before the first start at the latest."""
+        return self._roster.sweep()
+
+    async def start(self, model: ModelId, instances: int = 1) -> None:
+        """Bring up at least ``instances`` ready instances; returns when they are. Raises Refused with the reason."""
+        if self._closing:
+            raise refuse_shutdown()
+        pool = self._pools.get(model)
+        if pool is None:
+            self._catalogue.resolve(model, frozenset())
+            raise KeyError(model)
+        self.sweep()
+        try:
+            await pool.start(instances, self._settings.start_max_s)
+        except StartFailed as problem:
+            raise Refused(
+                "model_unavailable",
+                f"The model '{model}' could not be started: {problem.public}. The list of instances has the details.",
+                details={"reason": problem.public},
+            ) from problem
+        except TimeoutError as problem:
+            raise Refused("model_unavailable", f"The model '{model}' is still starting; look again later.") from problem
+
+    async def stop(self, model: ModelId) -> None:
+        """Let running requests end (at most the drain time), then stop all instances of the model."""
+        pool = self._pools.get(model)
+        if pool is not None:
+            await pool.stop(self._settings.drain_s)
+
+    async def run(self) -> None:
+        """Sweep, bring up the preloaded models (a broken one doesn't hold the others up), and last until shutdown."""
+        self.sweep()
+        for pool in self._pools.values():
+            if pool.spec.preload and not self._closing:
+                pool.wake()
+        await self._closed.wait()
+
+    async def shutdown(self, drain_s: float | None = None) -> None:
+        """Refuse new requests, let running ones end for at most ``drain_s``, end every engine; all gone on return."""
+        self._closing = True
+        for pool in self._pools.values():
+            pool.queue.refuse_all(refuse_shutdown)
+        limit_s = self._settings.drain_s if drain_s is None else drain_s
+        pools = self._pools.values()
+        await asyncio.gather(*(pool.drained(limit_s) for pool in pools))
+        await asyncio.gather(*(pool.close() for pool in pools))
+        await self._probe.close()
+        self._closed.set()
+
+    # -- inside ----------------------------------------------------------------------------------------------------
+
+    def _make_pool(self, spec: ModelSpec) -> Pool:
+        find_served = functools.partial(self._catalogue.served, ModelId(spec.id))
+        return Pool(spec, self._make_process, self._settings.queue_max, find_served)
+
+    def _make_process(self, pool: Pool, number: int) -> EngineProcess:
+        self.sweep()
+        spec = pool.spec
+        return EngineProcess(
+            InstanceId(f"{spec.id}#{number}"),
+            spec,
+            self._parts,
+            functools.partial(self._preparation.prepare, spec),
+            functools.partial(self._note_change, pool),
+        )
+
+    def _note_change(self, pool: Pool, process: EngineProcess) -> None:
+        model = ModelId(pool.spec.id)
+        if process.state == "ready":
+            self._preparation.note_context(model, process.context_size)
+        for instance in pool.instances:
+            self._instances.setdefault(instance.id, instance)
+        pool.note_change(process)
+        for listener in self._listeners:
+            listener(model)
+
+    def _describe_model(self, pool: Pool) -> ModelCard:
+        spec = pool.spec
+        served = self._catalogue.served(ModelId(spec.id))
+        failure = pool.find_failure()
+        return ModelCard(
+            id=served.id,
+            aliases=served.aliases,
+            abilities=served.abilities,
+            context_size=served.context_size,
+            state=choose_model_state(pool),
+            engine=spec.engine,
+            created_us=self._created_us,
+            source=spec.source,
+            places=sum(instance.places for instance in pool.ready) or spec.parallel * spec.instances,
+            ready_instances=len(pool.ready),
+            reason=failure.public if failure else "",
+        )
+
+
+def choose_model_state(pool: Pool) -> ModelState:
+    """One word for all instances of a model: the best of them counts."""
+    states = {instance.process.state for instance in pool.instances}
+    if "ready" in states:
+        return "ready"
+    if "starting" in states:
+        return "starting"
+    return "failed" if "failed" in states else "cold"
+
+
+def refuse_shutdown() -> Refused:
+    """The refusal while the server ends."""
+    text = "The server is shutting down. Nothing was charged; try again shortly."
+    return Refused("server_shutdown", text, retry_after_s=5.0)
+
+
+def _describe_instance(instance: Instance) -> InstanceCard:
+    process = instance.process
+    return InstanceCard(
+        id=instance.id,
+        model=ModelId(process.spec.id),
+        state=process.state,
+        port=process.port,
+        pid=process.pid,
+        generation=process.generation,
+        running=instance.running,
+        places=instance.places,
+        started_us=process.started_us,
+        restarts=process.restarts,
+        reason=str(process.failure) if process.failure else "",
+        log_tail=tuple(process.log_tail),
+    )

