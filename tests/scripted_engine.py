@@ -1,7 +1,7 @@
 """An OpenAI-shaped engine that does exactly what a test tells it to, misbehaviour included.
 
 Run as ``python tests/scripted_engine.py --port N``; a test may also use :class:`EngineProcess`. The shapes of answers
-and errors are those of llama.cpp's server (build 10434), field by field and in its order.
+and errors are those of llama.cpp's server (in xllamacpp 2026.10.11549).
 
 The last user message (or ``prompt`` of ``/v1/completions``) is the script, where it is a JSON object; :func:`script`
 writes one. Any other text is answered with a short sentence. ``do`` is a list of steps, played in order::
@@ -65,7 +65,7 @@ from typing import Any, Self
 import httptools
 
 Json = dict[str, Any]
-FINGERPRINT = "b10434-scripted"
+FINGERPRINT = "b0-scripted"
 DEFAULT_TEXT = "Hello from the scripted engine."
 RUBBISH = b"\x00\x01<html>this is neither events nor JSON \xff\xfe</html>\n\n"
 
@@ -78,13 +78,17 @@ def script(*do: Json, **options: Any) -> str:
 class EngineProcess:
     """A scripted engine in a process of its own, on a free port of 127.0.0.1."""
 
-    def __init__(self, *arguments: str, token: str | None = None) -> None:
+    def __init__(self, *arguments: str, token: str | None = None, stdin: str = "", stderr: int | None = None) -> None:
         environment = {name: value for name, value in os.environ.items() if name != "STENTOR_ENGINE_TOKEN"}
         if token is not None:
             environment["STENTOR_ENGINE_TOKEN"] = token
         command = [sys.executable, __file__, "--port", "0", *arguments]
-        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=stderr, text=True)
+        assert self.process.stdin is not None
         assert self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError), self.process.stdin:
+            self.process.stdin.write(stdin)
         line = self.process.stdout.readline()
         if not line.startswith("ready "):
             self.stop()
@@ -635,6 +639,7 @@ class Connection(asyncio.Protocol):
         self.entry: Entry | None = None
         self.task: asyncio.Task[None] | None = None
         self.gone = asyncio.Event()
+        self.keep_alive = True
 
     # ── transport
 
@@ -704,6 +709,7 @@ class Connection(asyncio.Protocol):
             body = None
         path = self.url.decode("latin-1").partition("?")[0]
         method = self.parser.get_method().decode()
+        self.keep_alive = self.parser.should_keep_alive()
         self.waiting.append(Entry(0, time.time(), method, path, self.headers, body, text))
         if self.task is None:
             self.task = asyncio.get_running_loop().create_task(self.serve())
@@ -714,7 +720,7 @@ class Connection(asyncio.Protocol):
     async def serve(self) -> None:
         while self.waiting and not self.gone.is_set():
             await self.answer(self.waiting.pop(0))
-        if not self.parser.should_keep_alive():
+        if not self.keep_alive:
             self.transport.close()
         self.task = None
 
