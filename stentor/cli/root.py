@@ -4,8 +4,17 @@ import sys
 
 import click
 
+from stentor.cli.chat import chat
+from stentor.cli.configuration import config_command
+from stentor.cli.database import db
+from stentor.cli.doctor import doctor
+from stentor.cli.keys import keys
+from stentor.cli.models import models
 from stentor.cli.serving import serve, up
+from stentor.cli.usage import usage
+from stentor.cli.users import users
 from stentor.core.errors import StentorError
+from stentor.core.lazy import load
 
 EXIT_PROBLEM = 1
 EXIT_USAGE = 2
@@ -17,8 +26,14 @@ def root() -> None:
     """A self-hosted AI server: models behind one OpenAI-compatible endpoint, every request metered."""
 
 
-root.add_command(up)
-root.add_command(serve)
+@click.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(load("importlib.metadata").version("stentor"))
+
+
+for command in (up, serve, models, keys, users, usage, db, doctor, chat, config_command, version):
+    root.add_command(command)
 
 
 def main() -> None:

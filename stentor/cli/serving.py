@@ -1,38 +1,124 @@
 """``up`` and ``serve``: start the server in this process and say how to reach it."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 import msgspec
 
 from stentor.cli.options import read_settings, setting_options
+from stentor.cli.progress import fetch_model
+from stentor.core.errors import StentorError
 from stentor.core.lazy import load
+
+if TYPE_CHECKING:
+    from stentor.runtime.spec import ModelSpec
+    from stentor.settings import Settings
+
+READY_FIELDS = ("base_url", "api_key", "admin_user", "admin_password", "model")
+
+
+class Ready(Protocol):
+    """What the server says when it is ready; key and password only at the start that made them."""
+
+    @property
+    def base_url(self) -> str: ...
+    @property
+    def api_key(self) -> str | None: ...
+    @property
+    def admin_user(self) -> str: ...
+    @property
+    def admin_password(self) -> str | None: ...
+    @property
+    def model(self) -> str | None: ...
+
+
+def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``--model`` and ``--instances``: what to serve beside the settings file."""
+    instances = click.option("--instances", metavar="N", help="Instances of each --model to start. [default: 1]")
+    model = click.option("--model", "models", multiple=True, metavar="SOURCE", help="Serve this file or source too.")
+    return model(instances(command))
 
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line when ready, and go on serving.")
 @click.option("--admin-key", is_flag=True, help="Make the first API key an admin key.")
+@model_options
 @setting_options
 def up(as_json: bool, admin_key: bool, **overrides: Any) -> int:
-    """Start the server; the first start fetches a small model and makes an admin and an API key."""
+    """Start the server, and at the first start all that it needs: a model, an admin, an API key."""
     settings = read_settings(overrides)
-    return int(
-        load("stentor.app").run(settings, on_ready=_announce_json if as_json else _announce, admin_key=admin_key)
-    )
+    fetch_missing(settings)
+    return _run(settings, announce_json if as_json else _announcer(settings), admin_key)
 
 
 @click.command()
+@model_options
 @setting_options
 def serve(**overrides: Any) -> int:
     """Start the server with the models of the settings."""
     settings = read_settings(overrides)
-    return int(load("stentor.app").run(settings, on_ready=_announce, admin_key=False))
+    fetch_missing(settings)
+    return _run(settings, _announcer(settings), False)
 
 
-def _announce_json(ready: Any) -> None:
-    line = {name: getattr(ready, name) for name in ("base_url", "api_key", "admin_user", "admin_password", "model")}
-    click.echo(msgspec.json.encode(line).decode())
+def _run(settings: "Settings", on_ready: Callable[[Ready], None], admin_key: bool) -> int:
+    return int(load("stentor.app").run(settings, on_ready=on_ready, admin_key=admin_key))
 
 
-def _announce(ready: Any) -> None:
-    click.echo(f"Stentor is ready at {ready.base_url}")
+def fetch_missing(settings: "Settings") -> None:
+    """Fetch what is to be started at once. Raises where nothing would be left to serve; else a failure is a warning."""
+    wanted = [spec for spec in settings.runtime.models if spec.preload and spec.source]
+    failures = [error for spec in wanted if (error := _find_failure(settings, spec)) is not None]
+    if failures and len(failures) == len(settings.runtime.models):
+        raise failures[0]
+    for error in failures:
+        click.echo(f"stentor: {error}", err=True)
+
+
+def _find_failure(settings: "Settings", spec: "ModelSpec") -> StentorError | None:
+    try:
+        fetch_model(settings, spec.source, spec.id)
+    except StentorError as error:
+        return error
+    return None
+
+
+def announce_json(ready: Ready) -> None:
+    """One JSON line on stdout."""
+    click.echo(msgspec.json.encode({name: getattr(ready, name) for name in READY_FIELDS}).decode())
+
+
+def _announcer(settings: "Settings") -> Callable[[Ready], None]:
+    hardware = load("stentor.runtime.hardware")
+
+    def announce(ready: Ready) -> None:
+        gpu = hardware.choose_gpu_step(hardware.find_gpus(), settings.runtime.engine_bin)
+        click.echo(describe_ready(ready, gpu))
+
+    return announce
+
+
+def describe_ready(ready: Ready, gpu: str) -> str:
+    """How to reach a server that is ready, with what is shown only once, as text to print."""
+    once = "   (shown this once)"
+    lines = ["", "Stentor is ready.", "", f"  Address   {ready.base_url}", f"  Model     {ready.model or 'none yet'}"]
+    if ready.admin_password:
+        lines.append(f"  Admin     {ready.admin_user} / {ready.admin_password}{once}")
+    lines.append(f"  API key   {ready.api_key}{once}" if ready.api_key else "  API key   stentor keys create")
+    lines += [f"  GPU       {gpu}", "", "Try it:", "", _curl(ready), "", "Stop with Ctrl-C.", ""]
+    return "\n".join(lines)
+
+
+def _curl(ready: Ready) -> str:
+    body = {
+        "model": ready.model or "MODEL",
+        "stream": True,
+        "messages": [{"role": "user", "content": "Why is the sky blue? Answer in one sentence."}],
+    }
+    key = ready.api_key or "$STENTOR_API_KEY"
+    return (
+        f"  curl -N {ready.base_url}/chat/completions \\\n"
+        f'    -H "Authorization: Bearer {key}" -H "Content-Type: application/json" \\\n'
+        f"    -d '{msgspec.json.encode(body).decode()}'"
+    )

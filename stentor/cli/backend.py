@@ -1,0 +1,167 @@
+"""What commands may ask, and of whom: the running server over its socket, else the same parts opened in this process.
+
+Answers are plain JSON values in both cases, shaped as the admin API's.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from stentor.cli.client import START_TIMEOUT_S, AdminClient
+from stentor.core.errors import StentorError
+from stentor.core.lazy import load
+from stentor.store.lock import find_holder
+
+if TYPE_CHECKING:
+    from stentor.settings import Settings
+
+Row = dict[str, Any]
+
+
+class Backend(Protocol):
+    """Management of keys, users, usage and models."""
+
+    def list_keys(self) -> list[Row]:
+        """All API keys, newest first, never their texts."""
+        ...
+
+    def add_key(self, ask: Row) -> Row:
+        """Make a key; the answer holds its text as ``key``, this once."""
+        ...
+
+    def revoke_key(self, key_id: str) -> Row:
+        """End a key now."""
+        ...
+
+    def rotate_key(self, key_id: str, grace_s: int) -> Row:
+        """Replace a key by a new one with the same rights; the old one works for ``grace_s`` more seconds."""
+        ...
+
+    def list_users(self) -> list[Row]:
+        """All users, by name."""
+        ...
+
+    def add_user(self, ask: Row) -> Row:
+        """Make a user."""
+        ...
+
+    def top_up(self, user_id: str, amount_nano: int, note: str) -> Row:
+        """Add to (or take from) a user's balance."""
+        ...
+
+    def list_usage(self, filters: Row, limit: int) -> list[Row]:
+        """Usage events, newest first."""
+        ...
+
+    def list_models(self) -> list[Row]:
+        """All models of the catalogue with their state."""
+        ...
+
+    def start_model(self, model: str, instances: int) -> Row:
+        """Bring a model up; returns when it answers."""
+        ...
+
+    def stop_model(self, model: str) -> Row:
+        """Let a model's requests end and stop it."""
+        ...
+
+    def list_slots(self) -> list[Row]:
+        """Engine processes by port."""
+        ...
+
+    def read_doctor(self) -> list[Row]:
+        """What the books and the engines say of their own health."""
+        ...
+
+
+PAGE = 200
+
+
+class HttpBackend:
+    """The running server."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._client = AdminClient(socket_path)
+
+    def list_keys(self) -> list[Row]:
+        return self._pages("/api-keys", {}, None)
+
+    def add_key(self, ask: Row) -> Row:
+        return self._post("/api-keys", ask)
+
+    def revoke_key(self, key_id: str) -> Row:
+        return self._post(f"/api-keys/{key_id}/revoke", {})
+
+    def rotate_key(self, key_id: str, grace_s: int) -> Row:
+        return self._post(f"/api-keys/{key_id}/rotate", {"grace_s": grace_s})
+
+    def list_users(self) -> list[Row]:
+        return self._pages("/users", {}, None)
+
+    def add_user(self, ask: Row) -> Row:
+        return self._post("/users", ask)
+
+    def top_up(self, user_id: str, amount_nano: int, note: str) -> Row:
+        return self._post(f"/users/{user_id}/topup", {"amount_nano": amount_nano, "note": note})
+
+    def list_usage(self, filters: Row, limit: int) -> list[Row]:
+        return self._pages("/usage", filters, limit)
+
+    def list_models(self) -> list[Row]:
+        return self._pages("/models", {}, None)
+
+    def start_model(self, model: str, instances: int) -> Row:
+        return self._post(f"/models/{model}/start", {"instances": instances}, START_TIMEOUT_S)
+
+    def stop_model(self, model: str) -> Row:
+        return self._post(f"/models/{model}/stop", {}, START_TIMEOUT_S)
+
+    def list_slots(self) -> list[Row]:
+        return self._pages("/slots", {}, None)
+
+    def read_doctor(self) -> list[Row]:
+        return _rows(self._client.call("GET", "/doctor"))
+
+    def _post(self, path: str, body: Row, timeout_s: float = 60.0) -> Row:
+        answer = self._client.call("POST", path, body=body, timeout_s=timeout_s)
+        return answer if isinstance(answer, dict) else {}
+
+    def _pages(self, path: str, filters: Row, limit: int | None) -> list[Row]:
+        """All rows of a listing, or the first ``limit``; follows ``next`` from page to page."""
+        rows: list[Row] = []
+        after: Any = None
+        while True:
+            size = PAGE if limit is None else min(PAGE, limit - len(rows))
+            page = self._client.call("GET", path, query={**filters, "limit": size, "after": after})
+            fresh = _rows(page)
+            rows += fresh
+            after = page.get("next") if isinstance(page, dict) else None
+            if not fresh or after is None or (limit is not None and len(rows) >= limit):
+                return rows if limit is None else rows[:limit]
+
+
+def _rows(answer: Any) -> list[Row]:
+    """The rows of a listing, bare or as ``{"data": […]}``."""
+    rows = answer.get("data", []) if isinstance(answer, dict) else answer
+    return [row for row in rows or [] if isinstance(row, dict)]
+
+
+@contextmanager
+def open_backend(settings: "Settings") -> Iterator[Backend]:
+    """The running server if there is one, else the books opened here, under the data folder's lock."""
+    if find_holder(settings.data_dir) is not None:
+        yield HttpBackend(settings.admin_socket)
+        return
+    with load("stentor.cli.offline").open_offline(settings) as backend:
+        yield backend
+
+
+def require_server(settings: "Settings", purpose: str) -> HttpBackend:
+    """The running server. Raises StentorError where there is none, saying what it is needed for."""
+    if find_holder(settings.data_dir) is None:
+        raise StentorError(
+            f"No server is running on {settings.data_dir}; {purpose} needs one. Start it with `stentor up`, or name "
+            "its folder with --data-dir."
+        )
+    return HttpBackend(settings.admin_socket)

@@ -1,0 +1,162 @@
+"""``stentor chat``: talk to the running server, streamed, over its public API."""
+
+import http.client
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import click
+import msgspec
+
+from stentor.cli.options import place_options, read_settings
+from stentor.core.errors import StentorError
+
+if TYPE_CHECKING:
+    from stentor.settings import Settings
+
+TIMEOUT_S = 300.0
+_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - an address to replace, not to bind
+
+Message = dict[str, str]
+
+
+@click.command()
+@click.argument("message", required=False)
+@click.option("--url", help="The server's address, ending in /v1. [default: from the settings]")
+@click.option("--key", help="An API key. [default: STENTOR_API_KEY, else asked for]")
+@click.option("--model", help="The model to talk to. [default: the first one the key may use]")
+@click.option("--system", help="Instructions that come before the conversation.")
+@click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer.")
+@place_options
+def chat(config: str | None, data_dir: str | None, message: str | None, **given: Any) -> None:
+    """Talk to the running server; with MESSAGE (or piped text) it answers once and ends."""
+    settings = read_settings({"config": config, "data_dir": data_dir})
+    key = given["key"] or settings.api_key or click.prompt("API key", hide_input=True, err=True)
+    server = Server(given["url"] or base_url_of(settings), key)
+    model = given["model"] or server.first_model()
+    opening = [{"role": "system", "content": given["system"]}] if given["system"] else []
+    talk = Talk(server, model, opening, given["max_tokens"])
+    if message is None and not sys.stdin.isatty():
+        message = click.get_text_stream("stdin").read()
+    if message is not None:
+        talk.say(message)
+        return
+    _converse(talk)
+
+
+def base_url_of(settings: "Settings") -> str:
+    """Where a server with these settings is reached from this machine."""
+    if settings.public_url is not None:
+        return settings.public_url.removesuffix("/v1") + "/v1"
+    host = _EVERYWHERE.get(settings.host, settings.host)
+    scheme = "https" if settings.tls_cert is not None else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}/v1"
+
+
+class Server:
+    """The OpenAI-compatible endpoint at ``base_url``, called with one key."""
+
+    def __init__(self, base_url: str, key: str) -> None:
+        parts = urlsplit(base_url.rstrip("/"))
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise StentorError(f"{base_url} is not an address like http://127.0.0.1:4000/v1.")
+        self._base_url = base_url
+        self._parts = parts
+        self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
+
+    def first_model(self) -> str:
+        """The first model that the key may use. Raises StentorError if there is none."""
+        with self._call("GET", "/models", None) as answer:
+            models = msgspec.json.decode(answer.read()).get("data", [])
+        if not models:
+            raise StentorError("This key may use no model. `stentor models list` shows what the server has.")
+        return str(models[0]["id"])
+
+    def stream_chat(self, body: dict[str, Any]) -> Iterator[str]:
+        """The pieces of an answer as they come. Raises StentorError for an error, also one after the start."""
+        with self._call("POST", "/chat/completions", {**body, "stream": True}) as answer:
+            for line in answer:
+                text = line.strip()
+                if not text.startswith(b"data:"):
+                    continue
+                payload = text[5:].strip()
+                if payload == b"[DONE]":
+                    return
+                yield _piece(msgspec.json.decode(payload))
+        raise StentorError("The answer was cut off by the server.")
+
+    def _call(self, method: str, path: str, body: Any) -> http.client.HTTPResponse:
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        assert self._parts.hostname is not None
+        connection = kind(self._parts.hostname, self._parts.port, timeout=TIMEOUT_S)
+        try:
+            data = None if body is None else msgspec.json.encode(body)
+            connection.request(method, self._parts.path + path, data, self._headers)
+            answer = connection.getresponse()
+        except (OSError, http.client.HTTPException) as error:
+            raise StentorError(
+                f"No server answers on {self._base_url}: {error}. Start one with `stentor up`, or name it with --url."
+            ) from None
+        if answer.status != http.HTTPStatus.OK:
+            raise StentorError(_error_of(answer.read(), answer.status))
+        return answer
+
+
+def _piece(chunk: Any) -> str:
+    if isinstance(chunk, dict) and "error" in chunk:
+        error = chunk["error"]
+        raise StentorError(str(error.get("message") if isinstance(error, dict) else error))
+    choices = chunk.get("choices") or [{}]
+    return str(choices[0].get("delta", {}).get("content") or "")
+
+
+def _error_of(payload: bytes, status: int) -> str:
+    try:
+        return str(msgspec.json.decode(payload)["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return f"The server refused with status {status}."
+
+
+class Talk:
+    """A conversation: what was said so far, and the model that answers."""
+
+    def __init__(self, server: Server, model: str, opening: list[Message], max_tokens: int | None) -> None:
+        self.model = model
+        self._server = server
+        self._messages = list(opening)
+        self._max_tokens = max_tokens
+
+    def say(self, text: str) -> None:
+        """Say something and print the answer as it comes; Ctrl-C ends the answer and keeps what came of it."""
+        self._messages.append({"role": "user", "content": text})
+        body: dict[str, Any] = {"model": self.model, "messages": self._messages}
+        if self._max_tokens is not None:
+            body["max_tokens"] = self._max_tokens
+        heard: list[str] = []
+        try:
+            for piece in self._server.stream_chat(body):
+                heard.append(piece)
+                click.echo(piece, nl=False)
+        except KeyboardInterrupt:
+            click.echo(" …", nl=False)
+        except StentorError:
+            self._messages.pop()
+            raise
+        click.echo()
+        self._messages.append({"role": "assistant", "content": "".join(heard)})
+
+
+def _converse(talk: Talk) -> None:
+    click.echo(f"Talking to {talk.model}. An empty line or Ctrl-D ends.", err=True)
+    while True:
+        try:
+            text = input("› ").strip()
+        except EOFError:
+            return
+        if not text:
+            return
+        try:
+            talk.say(text)
+        except StentorError as error:
+            click.echo(f"stentor: {error}", err=True)

