@@ -147,8 +147,12 @@ class Figures:
         alone = self.compared("direct", "stentor", THROUGHPUT.name, "requests_per_s", ratio)
         checks = [at_least("mock without a server, times Stentor's requests/s", alone, MOCK_RATIO, "{:.1f}")]
         for scenario in (THROUGHPUT, STREAM):
-            busy = self.of("stentor", scenario.name, "load_core_share")
-            checks.append(at_most(f"load core busy under Stentor, {scenario.name}", busy, LOAD_CORE_FULL, "{:.0%}"))
+            busy = self.of("stentor", scenario.name, "load_share")
+            checks.append(
+                at_most(
+                    f"load core used by mock and load under Stentor, {scenario.name}", busy, LOAD_CORE_FULL, "{:.0%}"
+                )
+            )
         return checks
 
     def remarks(self) -> list[str]:
@@ -158,13 +162,13 @@ class Figures:
         disturbed = [s.figures["foreign_share"] for s in samples if s.figures["foreign_share"] > FOREIGN_SHARE]
         if disturbed:
             remarks.append(
-                f"others used more than {FOREIGN_SHARE:.0%} of the server's core in {len(disturbed)} of {len(samples)} "
+                f"others used more than {FOREIGN_SHARE:.0%} of a core in {len(disturbed)} of {len(samples)} "
                 f"rounds (at most {max(disturbed):.0%}): take the figures as indications"
             )
         full = {
             f"{s.peer} ({s.scenario})"
             for s in samples
-            if s.peer != "direct" and s.scenario in LOADED and s.figures["load_core_share"] > LOAD_CORE_FULL
+            if s.peer != "direct" and s.scenario in LOADED and s.figures["load_share"] > LOAD_CORE_FULL
         }
         if full:
             remarks.append(f"the load core was full too under {', '.join(sorted(full))}: its own limit may be higher")

@@ -78,7 +78,8 @@ def show(console: Console, outcome: Outcome, plan: Plan) -> None:
     """The tables: peers, memory and starts, targets."""
     figures = Figures(outcome)
     console.print(peer_table(figures, plan))
-    console.print(process_table(outcome))
+    if outcome.memory:
+        console.print(process_table(outcome))
     console.print(check_table(figures))
     for name, text in outcome.missing.items():
         console.print(f"[red]missing: {name}[/]: {text}", markup=True, highlight=False)
@@ -90,26 +91,28 @@ def show(console: Console, outcome: Outcome, plan: Plan) -> None:
 
 def peer_table(figures: Figures, plan: Plan) -> Table:
     table = Table(title=f"Server on core {machine.SERVER_CORE}, mock and load on core {machine.LOAD_CORE}")
-    table.caption = f"median (min – max) of {plan.rounds} interleaved rounds of {plan.seconds} s"
+    rounds = "1 round" if plan.rounds == 1 else f"median (min – max) of {plan.rounds} interleaved rounds"
+    table.caption = f"{rounds} of {plan.seconds} s"
     table.add_column("")
-    names = [name for name in PEERS if name in figures.outcome.missing or figures.summary().get(name)]
+    missing = figures.outcome.missing
+    names = [name for name in PEERS if name in missing or figures.summary().get(name)]
     for name in names:
         table.add_column(name, justify="right")
     for title, scenario, figure, form in COLUMNS:
-        cells = [figures.of(name, scenario.name, figure) for name in names]
-        # The bare mock has no server of its own whose CPU time could be counted.
-        shown = [
-            "–" if figure.startswith("cpu") and name == "direct" else text_of(cell, form)
-            for name, cell in zip(names, cells, strict=True)
-        ]
-        table.add_row(
-            title,
-            *(
-                ("missing" if name in figures.outcome.missing else text)
-                for name, text in zip(names, shown, strict=True)
-            ),
-        )
+        if plan.wants(scenario.name):
+            cells = [peer_cell(figures, name, scenario.name, figure, form) for name in names]
+            table.add_row(title, *cells)
     return table
+
+
+def peer_cell(figures: Figures, name: str, scenario: str, figure: str, form: str) -> str:
+    values = figures.of(name, scenario, figure)
+    # The bare mock has no server before it whose CPU time could be counted.
+    if name == "direct" and figure.startswith("cpu"):
+        return "–"
+    if values is None:
+        return "missing" if name in figures.outcome.missing else "–"
+    return text_of(values, form)
 
 
 def process_table(outcome: Outcome) -> Table:
