@@ -1,0 +1,148 @@
+"""The authority's side of the line: answers one worker, and remembers what that worker owes.
+
+Each question is answered in its own time; a worker that is lost has its open requests closed as ``worker_lost``.
+"""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from stentor.control.line import Line, OperatorAnswer, OperatorCall, RefusalWire, StartOrder, Withdrawal
+from stentor.core.books import Books, Close, Grant, Open, Usage
+from stentor.core.errors import Refused
+from stentor.core.ids import KeyId, ModelId, RequestId
+from stentor.core.scheduler import Scheduler
+
+_decode_open = msgspec.msgpack.Decoder(Open).decode
+_decode_close = msgspec.msgpack.Decoder(Close).decode
+_decode_start = msgspec.msgpack.Decoder(StartOrder).decode
+_decode_withdrawal = msgspec.msgpack.Decoder(Withdrawal).decode
+_decode_call = msgspec.msgpack.Decoder(OperatorCall).decode
+_decode_text = msgspec.msgpack.Decoder(str).decode
+_decode_bytes = msgspec.msgpack.Decoder(bytes).decode
+
+Operate = Callable[[OperatorCall], Awaitable[OperatorAnswer]]
+
+
+class OwnedBooks(Books, Protocol):
+    """Books that know which worker opened a request."""
+
+    async def open(self, ask: Open, owner: str = "") -> Grant:
+        """See ``Books.open``."""
+        ...
+
+    def abandon(self, owner: str) -> None:
+        """Close every open request of a lost worker: failed, ``worker_lost``, cost 0."""
+        ...
+
+
+class Desk:
+    """Serves one worker. ``owner`` names it in the books."""
+
+    def __init__(self, owner: str, books: OwnedBooks, scheduler: Scheduler, operate: Operate) -> None:
+        self._owner = owner
+        self._books = books
+        self._scheduler = scheduler
+        self._operate = operate
+        self._line: Line | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._opening: dict[int, asyncio.Task[None]] = {}
+        self.lost = asyncio.Event()
+
+    async def serve(self, sock: socket.socket, hello: Any) -> None:
+        """Take over the socket and greet the worker; returns at once, the desk works until :attr:`lost`."""
+        loop = asyncio.get_running_loop()
+        _, self._line = await loop.create_connection(lambda: Line(self._take, self._on_lost), sock=sock)
+        self._line.send(0, "hello", hello)
+
+    def tell_revoked(self, key_id: KeyId) -> None:
+        """Pass on that a key stopped being valid."""
+        if self._line is not None:
+            self._line.send(0, "revoked", key_id)
+
+    def close(self) -> None:
+        """Hang up."""
+        if self._line is not None:
+            self._line.close()
+
+    def _on_lost(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        self._books.abandon(self._owner)
+        self.lost.set()
+
+    def _take(self, number: int, name: str, payload: msgspec.Raw) -> None:
+        if name == "withdraw":
+            self._withdraw(_decode_withdrawal(payload))
+            return
+        task = asyncio.get_running_loop().create_task(self._answer(number, name, payload))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if name == "open":
+            self._opening[number] = task
+            task.add_done_callback(lambda _: self._opening.pop(number, None))
+
+    async def _answer(self, number: int, name: str, payload: msgspec.Raw) -> None:
+        line = self._line
+        assert line is not None
+        try:
+            answer = await self._serve(name, payload)
+        except Refused as refusal:
+            wire = RefusalWire(
+                refusal.code, refusal.message, refusal.param, refusal.retry_after_s, refusal.details
+            )
+            line.send(number, "refused", wire)
+        else:
+            line.send(number, "ok", answer)
+
+    async def _serve(self, name: str, payload: msgspec.Raw) -> Any:
+        books, scheduler = self._books, self._scheduler
+        if name == "open":
+            return await books.open(_decode_open(payload), self._owner)
+        if name == "close":
+            # A settlement goes on when its worker dies: the answer may have reached the client.
+            return await asyncio.shield(books.close(_decode_close(payload)))
+        if name == "find_principal":
+            return await books.find_principal(_decode_bytes(payload))
+        if name == "find_problem":
+            return await books.find_problem()
+        if name == "operate":
+            return await self._operate(_decode_call(payload))
+        if name == "start":
+            order = _decode_start(payload)
+            return await scheduler.start(ModelId(order.model), order.instances)
+        if name == "stop":
+            return await scheduler.stop(ModelId(_decode_text(payload)))
+        if name == "find_model":
+            return await scheduler.find_model(_decode_text(payload))
+        if name == "list_models":
+            return await scheduler.list_models()
+        if name == "list_instances":
+            return await scheduler.list_instances()
+        raise Refused("internal_error", f"The authority knows no question '{name}'.")
+
+    def _withdraw(self, withdrawal: Withdrawal) -> None:
+        opening = self._opening.get(withdrawal.number)
+        if opening is not None and opening.cancel():
+            return
+        # The grant was on its way when the worker gave up waiting: nothing was started, nothing is charged.
+        end = Close(
+            request_id=RequestId(withdrawal.request_id),
+            attempt=withdrawal.attempt,
+            outcome="cancelled",
+            usage=Usage(),
+            reason="client_left",
+            billable=False,
+        )
+        task = asyncio.get_running_loop().create_task(self._close_withdrawn(end))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _close_withdrawn(self, end: Close) -> None:
+        try:
+            await self._books.close(end)
+        except Refused:
+            return  # never opened, or the store is down: there is nothing to give back
