@@ -32,17 +32,21 @@ Message = dict[str, str]
 def chat(config: str | None, data_dir: str | None, message: str | None, **given: Any) -> None:
     """Talk to the running server; with MESSAGE (or piped text) it answers once and ends."""
     settings = read_settings({"config": config, "data_dir": data_dir})
-    key = given["key"] or settings.api_key or click.prompt("API key", hide_input=True, err=True)
+    key: str = given["key"] or settings.api_key or _ask_for_key()
     server = Server(given["url"] or base_url_of(settings), key)
     model = given["model"] or server.first_model()
     opening = [{"role": "system", "content": given["system"]}] if given["system"] else []
     talk = Talk(server, model, opening, given["max_tokens"])
     if message is None and not sys.stdin.isatty():
-        message = click.get_text_stream("stdin").read()
+        message = sys.stdin.read()
     if message is not None:
         talk.say(message)
         return
     _converse(talk)
+
+
+def _ask_for_key() -> str:
+    return str(click.prompt("API key", hide_input=True, err=True))
 
 
 def base_url_of(settings: "Settings") -> str:

@@ -48,10 +48,7 @@ def examine_machine(settings: "Settings") -> Iterator[Finding]:
 
 
 def _python() -> Finding:
-    version = platform.python_version()
-    if sys.version_info < (3, 11):
-        return Finding("python", "problem", f"Python {version} is too old.", "Install Python 3.11 or newer.")
-    return Finding("python", "ok", f"Python {version}")
+    return Finding("python", "ok", f"{platform.python_implementation()} {platform.python_version()}, {sys.executable}")
 
 
 def _sqlite() -> Finding:
@@ -100,8 +97,6 @@ def _ports(settings: "Settings") -> Iterator[Finding]:
 
 def _slot_ports(settings: "Settings") -> Finding:
     first, count = settings.runtime.slot_first_port, settings.runtime.slot_count
-    if first == 0:
-        return Finding("engine ports", "ok", "The system chooses them.")
     taken = [port for port in range(first, first + count) if find_port_problem("127.0.0.1", port) is not None]
     if not taken:
         return Finding("engine ports", "ok", f"{first}–{first + count - 1} are free.")

@@ -7,6 +7,7 @@ from pathlib import Path
 from stentor.settings.compose import Settings
 from stentor.settings.layers import Notice, SettingsError
 
+_LAST_PORT = 65535
 _PUBLIC_BITS = stat.S_IRGRP | stat.S_IROTH
 
 
@@ -41,6 +42,9 @@ def find_risks(settings: Settings) -> list[Notice]:
     values = settings.values
     if (values["TLS_CERT"] is None) != (values["TLS_KEY"] is None):
         raise SettingsError("TLS needs both TLS_CERT and TLS_KEY; only one of them is set.")
+    last_port = settings.runtime.slot_first_port + settings.runtime.slot_count - 1
+    if last_port > _LAST_PORT:
+        raise SettingsError(f"SLOT_FIRST_PORT and SLOT_COUNT lead up to port {last_port}; ports end at {_LAST_PORT}.")
     risks = []
     guarded = values["TLS_CERT"] is not None or values["TRUSTED_PROXIES"]
     if not is_loopback(settings.host) and not guarded:

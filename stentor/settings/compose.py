@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from stentor.accounting.settings import AccountingSettings
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.spec import ModelSpec
 from stentor.settings.declared import DECLARED, PREFIX, UNUSED_ALIASES, Setting
@@ -25,7 +26,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ``values`` holds every declared setting by its upper-case name, ``origins`` where each that isn't a default came
     from. ``allowed_hosts`` are the names that requests may carry beside the machine's own; ``api_key`` is the
     operator's fixed key. ``environ`` is the environment for child processes that need the machine's configuration
-    (pip). The parts ``store``, ``vault``, ``runtime`` and ``telemetry`` are for the packages of these names.
+    (pip). The parts ``store``, ``vault``, ``accounting``, ``runtime`` and ``telemetry`` are
+    for the packages of these names.
     """
 
     host: str
@@ -43,11 +45,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     model_cache: Path
     model_dirs: tuple[Path, ...]
     instances: int
-    default_max_tokens: int
-    rate_limit_qps: float
     api_key: str | None
     store: StoreSettings
     vault: VaultSettings
+    accounting: AccountingSettings
     runtime: RuntimeSettings
     telemetry: TelemetrySettings
     config_file: Path | None
@@ -102,11 +103,12 @@ def compose(read: Read) -> Settings:
         model_cache=values["MODEL_CACHE"],
         model_dirs=values["MODEL_DIRS"],
         instances=values["INSTANCES"],
-        default_max_tokens=values["DEFAULT_MAX_TOKENS"],
-        rate_limit_qps=values["RATE_LIMIT_QPS"],
         api_key=values["API_KEY"],
         store=_store(values),
         vault=_vault(values),
+        accounting=AccountingSettings(
+            default_max_tokens=values["DEFAULT_MAX_TOKENS"], rate_limit_qps=values["RATE_LIMIT_QPS"]
+        ),
         runtime=_runtime(values, read.models),
         telemetry=_telemetry(values),
         config_file=read.config_file,

