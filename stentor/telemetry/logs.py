@@ -64,10 +64,10 @@ class Log:
         self._max = settings.log_queue_max
         self._queue: queue.SimpleQueue[_Line | None] = queue.SimpleQueue()
         self._fd = fd
-        if colour is None:
-            colour = os.isatty(fd)
+        colour = os.isatty(fd) if colour is None else colour
+        pretty = colour if settings.log_format == "auto" else settings.log_format == "pretty"
         self._format: Callable[[_Line], bytes] = format_json
-        if settings.log_format == "pretty":
+        if pretty:
             self._format = format_coloured if colour else format_plain
         self.dropped_events = 0
         self.dropped_fields = 0

@@ -3,20 +3,21 @@
 import msgspec
 
 LEVELS = ("debug", "info", "warning", "error")
-FORMATS = ("pretty", "json")
+FORMATS = ("auto", "pretty", "json")
 
 
 class TelemetrySettings(msgspec.Struct, frozen=True):
     """Logs on stderr, and traces where ``otel_endpoint`` is set.
 
-    ``log_level`` is one of :data:`LEVELS` in any case, ``log_format`` one of :data:`FORMATS`. ``log_queue_max`` is the
+    ``log_level`` is one of :data:`LEVELS` in any case, ``log_format`` one of :data:`FORMATS`
+    (``auto``: pretty on a terminal, JSON lines otherwise). ``log_queue_max`` is the
     number of lines that may wait for a slow stderr before further ones are dropped and counted. ``otel_endpoint`` is
     the base address of an OpenTelemetry collector that speaks OTLP over HTTP (``http://127.0.0.1:4318``); it needs the
     extra ``stentor[otel]``. Raises ValueError naming the value that can't be.
     """
 
     log_level: str = "INFO"
-    log_format: str = "pretty"
+    log_format: str = "auto"
     log_queue_max: int = 10_000
     otel_endpoint: str = ""
     otel_service_name: str = "stentor"

@@ -67,17 +67,25 @@ def test_writes_one_json_object_per_event(pipe: Pipe) -> None:
 
 
 def test_pretty_lines_name_the_event_and_its_fields(pipe: Pipe) -> None:
-    pipe.open().event("server_started", address="127.0.0.1:4000", took_s=0.51234, message="all is well")
+    pipe.open(log_format="pretty").event(
+        "server_started", address="127.0.0.1:4000", took_s=0.51234, message="all is well"
+    )
     assert pipe.read().split(maxsplit=1)[1] == (
         'info    server_started address=127.0.0.1:4000 took_s=0.512 message="all is well"\n'
     )
 
 
 def test_colours_only_on_a_terminal(pipe: Pipe) -> None:
-    log = Log(TelemetrySettings(), fd=pipe.writer)  # a pipe: found to be no terminal
+    log = Log(TelemetrySettings(log_format="pretty"), fd=pipe.writer)  # a pipe: found to be no terminal
     pipe.log = log
     log.event("server_started")
     assert "\x1b" not in pipe.read()
+
+
+def test_lines_are_json_where_stderr_is_no_terminal(pipe: Pipe) -> None:
+    pipe.log = Log(TelemetrySettings(), fd=pipe.writer)
+    pipe.log.event("server_started")
+    assert pipe.read_json()[0]["event"] == "server_started"
 
 
 def test_a_terminal_gets_colours(pipe: Pipe) -> None:
@@ -186,7 +194,7 @@ def test_an_error_never_raised_has_no_place() -> None:
 
 
 def test_one_event_is_one_line_whatever_it_holds(pipe: Pipe) -> None:
-    log = pipe.open()
+    log = pipe.open(log_format="pretty")
     log.event("engine_failed", reason="line one\nINFO fake_event\r\x1b[2Jgone")
     text = pipe.read()
     assert text.count("\n") == 1
