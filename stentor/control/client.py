@@ -8,10 +8,11 @@ from typing import Any
 
 import msgspec
 
-from stentor.control.line import Line, OperatorAnswer, OperatorCall, RefusalWire, StartOrder, Withdrawal
+from stentor.control.line import Line, RefusalWire, StartOrder, Withdrawal
 from stentor.core.books import Close, Grant, Open, Settled
 from stentor.core.errors import AuthorityLost, Refused
 from stentor.core.ids import KeyId, ModelId
+from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
 from stentor.core.scheduler import InstanceCard, ModelCard
 
@@ -31,6 +32,7 @@ _ANSWERS: dict[str, Any] = {
     }.items()
 }
 _decode_refusal = msgspec.msgpack.Decoder(RefusalWire).decode
+_decode_seconds = msgspec.msgpack.Decoder(float).decode
 _decode_text = msgspec.msgpack.Decoder(str).decode
 
 
@@ -43,6 +45,7 @@ class AuthorityClient:
         self._waiting: dict[int, tuple[str, asyncio.Future[Any]]] = {}
         self._revoked: list[Callable[[KeyId], None]] = []
         self._lost: list[Callable[[], None]] = []
+        self._drain: list[Callable[[float], None]] = []
         self._hello: asyncio.Future[bytes] | None = None
 
     async def connect(self, sock: socket.socket) -> bytes:
@@ -61,6 +64,10 @@ class AuthorityClient:
     def on_lost(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` when the authority is gone."""
         self._lost.append(listener)
+
+    def on_drain(self, listener: Callable[[float], None]) -> None:
+        """Call ``listener`` with the seconds left when this worker is to finish and exit."""
+        self._drain.append(listener)
 
     def on_revoked(self, listener: Callable[[KeyId], None]) -> None:
         """See ``Books.on_revoked``."""
@@ -95,6 +102,9 @@ class AuthorityClient:
             key_id = KeyId(_decode_text(payload))
             for listener in self._revoked:
                 listener(key_id)
+        elif name == "drain":
+            for wait in self._drain:
+                wait(_decode_seconds(payload))
 
     def _on_lost(self) -> None:
         waiting, self._waiting = self._waiting, {}

@@ -10,10 +10,11 @@ from typing import Any, Protocol
 
 import msgspec
 
-from stentor.control.line import Line, OperatorAnswer, OperatorCall, RefusalWire, StartOrder, Withdrawal
+from stentor.control.line import Line, RefusalWire, StartOrder, Withdrawal
 from stentor.core.books import Books, Close, Grant, Open, Usage
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ModelId, RequestId
+from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.core.scheduler import Scheduler
 
 _decode_open = msgspec.msgpack.Decoder(Open).decode
@@ -52,7 +53,7 @@ class Desk:
         self._opening: dict[int, asyncio.Task[None]] = {}
         self.lost = asyncio.Event()
 
-    async def serve(self, sock: socket.socket, hello: Any) -> None:
+    async def begin(self, sock: socket.socket, hello: Any) -> None:
         """Take over the socket and greet the worker; returns at once, the desk works until :attr:`lost`."""
         loop = asyncio.get_running_loop()
         _, self._line = await loop.create_connection(lambda: Line(self._take, self._on_lost), sock=sock)
@@ -62,6 +63,11 @@ class Desk:
         """Pass on that a key stopped being valid."""
         if self._line is not None:
             self._line.send(0, "revoked", key_id)
+
+    def tell_drain(self, drain_s: float) -> None:
+        """Have the worker finish within ``drain_s`` and exit."""
+        if self._line is not None:
+            self._line.send(0, "drain", drain_s)
 
     def close(self) -> None:
         """Hang up."""
@@ -91,15 +97,13 @@ class Desk:
         try:
             answer = await self._serve(name, payload)
         except Refused as refusal:
-            wire = RefusalWire(
-                refusal.code, refusal.message, refusal.param, refusal.retry_after_s, refusal.details
-            )
+            wire = RefusalWire(refusal.code, refusal.message, refusal.param, refusal.retry_after_s, refusal.details)
             line.send(number, "refused", wire)
         else:
             line.send(number, "ok", answer)
 
     async def _serve(self, name: str, payload: msgspec.Raw) -> Any:
-        books, scheduler = self._books, self._scheduler
+        books = self._books
         if name == "open":
             return await books.open(_decode_open(payload), self._owner)
         if name == "close":
@@ -111,6 +115,10 @@ class Desk:
             return await books.find_problem()
         if name == "operate":
             return await self._operate(_decode_call(payload))
+        return await self._schedule(name, payload)
+
+    async def _schedule(self, name: str, payload: msgspec.Raw) -> Any:
+        scheduler = self._scheduler
         if name == "start":
             order = _decode_start(payload)
             return await scheduler.start(ModelId(order.model), order.instances)

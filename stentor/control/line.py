@@ -100,21 +100,3 @@ class StartOrder(msgspec.Struct, array_like=True):
 
     model: str
     instances: int
-
-
-class OperatorCall(msgspec.Struct, array_like=True):
-    """A management request that a worker has authenticated and passes on to the authority."""
-
-    method: str
-    path: str
-    query: bytes
-    body: bytes
-    actor: str
-
-
-class OperatorAnswer(msgspec.Struct, array_like=True):
-    """The authority's answer to it."""
-
-    status: int
-    content_type: str
-    body: bytes

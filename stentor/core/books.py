@@ -16,7 +16,7 @@ Outcome = Literal["completed", "cancelled", "failed"]
 
 
 class Usage(msgspec.Struct, array_like=True):
-    """Tokens of one answer. ``cached_tokens`` is part of ``input_tokens``, ``reasoning_tokens`` of ``output_tokens``."""
+    """Tokens of one answer. ``cached_tokens`` are part of ``input_tokens``, ``reasoning_tokens`` of the output."""
 
     input_tokens: int = 0
     cached_tokens: int = 0
@@ -95,7 +95,7 @@ class Close(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True):
-    """The durable result of a :class:`Close`: what was charged, what the house absorbed (nano-USD), what was counted."""
+    """The durable result of a :class:`Close`: what was charged and absorbed (nano-USD), and what was counted."""
 
     cost_nano: int
     absorbed_nano: int

@@ -122,6 +122,9 @@ class AnswerMeter:
         if data == _DONE:
             self.done = True
             return self.closing_frames(frame)
+        return self._take_parts(frame, data)
+
+    def _take_parts(self, frame: bytes, data: bytes) -> bytes | None:
         try:
             parts = _decode_frame(data)
         except (msgspec.DecodeError, RecursionError) as error:

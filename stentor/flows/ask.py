@@ -99,7 +99,7 @@ def decode_fields(body: bytes) -> dict[str, msgspec.Raw]:
     except RecursionError:
         raise bad_request("The body is nested too deeply to be read; flatten it.") from None
     except msgspec.ValidationError:
-        raise bad_request("The body must be a JSON object, as {\"model\": …, \"messages\": […]}.") from None
+        raise bad_request('The body must be a JSON object, as {"model": …, "messages": […]}.') from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad_request(f"The body is not valid JSON: {error}.") from None
 
@@ -144,7 +144,9 @@ def read_chat(body: bytes) -> Ask:
     _read_common(ask, fields)
     ask.output_asked = _positive(fields, "max_completion_tokens") or _positive(fields, "max_tokens")
     if "messages" not in fields:
-        raise bad_request("'messages' is missing: send a list like [{\"role\": \"user\", \"content\": \"Hello\"}].", "messages")
+        raise bad_request(
+            '\'messages\' is missing: send a list like [{"role": "user", "content": "Hello"}].', "messages"
+        )
     messages = _typed(fields, "messages", _decode_messages, "a list of messages with a 'role'")
     if not messages:
         raise bad_request("'messages' is empty; send at least one message.", "messages")
@@ -180,7 +182,7 @@ def _needs_of(messages: list[_Message]) -> tuple[str, ...]:
     needs = ["text"]
     for number, message in enumerate(messages):
         # A string or null needs no look inside; JSON escapes can't hide a list.
-        if memoryview(message.content)[:1] in (b'"', b"n"):
+        if bytes(memoryview(message.content)[:1]) in (b'"', b"n"):
             continue
         place = f"messages[{number}].content"
         try:

@@ -93,7 +93,9 @@ class _Answer:
             self.finish_reason = choice.finish_reason
 
     def _take_call(self, call: _ToolCall) -> None:
-        known = self.calls.setdefault(call.index, {"type": "function", "function": {"name": "", "arguments": ""}, "id": ""})
+        known = self.calls.setdefault(
+            call.index, {"type": "function", "function": {"name": "", "arguments": ""}, "id": ""}
+        )
         if call.id:
             known["id"] = call.id
         if call.type:

@@ -2,93 +2,22 @@
 
 The way of a request, in this order: the books admit it, reserve the worst case and give it a place on an instance; the
 engine's stream is relayed frame by frame, or assembled; what makes the answer finished is held back until the books
-are settled. One attempt is settled exactly once, however it ends.
+are settled. Each try is an :class:`~stentor.flows.attempt.Attempt`; here is decided what happens after it.
 """
 
 import asyncio
-import time
-from typing import NamedTuple, Protocol
 
-import msgspec
-
-from stentor.core.books import Books, Close, Grant, Open, Outcome, Settled, Usage
+from stentor.core.books import Books
 from stentor.core.errors import Refused
-from stentor.core.ids import RequestId
 from stentor.core.principal import Principal
-from stentor.egress.engines import EngineAnswer, EngineClient, EngineUnreachable
-from stentor.flows.answer import AnswerMeter, EngineError, EngineRubbish, usage_frame
-from stentor.flows.ask import Ask, engine_body, prompt_text
-from stentor.flows.assembly import Assembly
-from stentor.flows.calls import Call, Calls, Interruption
-from stentor.flows.frames import FrameSplitter, FrameTooLarge
+from stentor.egress.engines import EngineClient
+from stentor.flows.ask import Ask
+from stentor.flows.attempt import Attempt, EngineFailed, EngineRefused
+from stentor.flows.calls import Call, Interruption
+from stentor.flows.client import Client, Labels
+from stentor.telemetry.trace import Tracer
 
 ATTEMPTS_MAX = 2
-SETTLE_TIMEOUT_S = 30.0
-DONE_FRAME = b"data: [DONE]\n\n"
-OWN_ENGINES = frozenset({"llama", "llama-server"})
-
-
-class AnswerHead(NamedTuple):
-    """What is known when the answer starts: for the response's headers."""
-
-    model: str
-    instance: str
-    overhead_us: int
-    cost_nano: int | None
-
-
-class Client(Protocol):
-    """The caller's side of a connection, as plain primitives."""
-
-    request_id: RequestId
-    received_s: float
-
-    async def start_stream(self, head: AnswerHead) -> None:
-        """Send status 200 and the headers of an event stream."""
-        ...
-
-    async def write(self, data: bytes) -> None:
-        """Send some of the stream; returns when there is room for more."""
-        ...
-
-    async def end_stream(self, data: bytes) -> None:
-        """Send the last bytes and end the stream."""
-        ...
-
-    async def fail_stream(self, refusal: Refused) -> None:
-        """Say in the stream that it ends early, and end it without a clean end."""
-        ...
-
-    async def answer(self, head: AnswerHead, body: bytes) -> None:
-        """Send a whole JSON answer."""
-        ...
-
-
-class EngineRefused(Refused):
-    """The engine said no to the request itself; its reason is the client's to read."""
-
-
-class _EngineFailed(Exception):
-    """The attempt failed for reasons that aren't the client's. ``suspect``: look at the instance before using it."""
-
-    def __init__(self, reason: str, problem: str, *, suspect: bool) -> None:
-        super().__init__(problem)
-        self.reason = reason
-        self.suspect = suspect
-
-
-class _WireError(msgspec.Struct):
-    message: str = ""
-    type: str | None = None
-    n_prompt_tokens: int | None = None
-    n_ctx: int | None = None
-
-
-class _WireErrorBody(msgspec.Struct):
-    error: _WireError
-
-
-_decode_error = msgspec.json.Decoder(_WireErrorBody).decode
 
 _INTERRUPTIONS: dict[Interruption, Refused] = {
     "key_revoked": Refused("invalid_api_key", "The API key was revoked while this request was running."),
@@ -101,29 +30,23 @@ _INTERRUPTIONS: dict[Interruption, Refused] = {
 }
 
 
-def _us_since(start_s: float) -> int:
-    return int((time.monotonic() - start_s) * 1_000_000)
-
-
 class ChatFlow:
     """Serves one kind of request for a whole worker."""
 
-    def __init__(self, books: Books, engines: EngineClient, calls: Calls) -> None:
+    def __init__(self, books: Books, engines: EngineClient, tracer: Tracer) -> None:
         self._books = books
         self._engines = engines
-        self._calls = calls
+        self._tracer = tracer
 
-    async def run(self, principal: Principal, ask: Ask, client: Client, call: Call, label: str | None) -> None:
-        """Answer ``ask``. ``label`` is the client's own id of the request.
-
-        Raises Refused as long as nothing was sent; afterwards everything is said within the stream.
-        """
+    async def run(self, principal: Principal, ask: Ask, client: Client, call: Call, labels: Labels) -> None:
+        """Answer ``ask``. Raises Refused as long as nothing was sent; afterwards all is said within the stream."""
         for number in range(1, ATTEMPTS_MAX + 1):
-            attempt = _Attempt(self._books, self._engines, ask, client, call)
+            span = self._tracer.start(ask.endpoint, ask.model, stream=ask.stream, traceparent=labels.traceparent)
+            attempt = Attempt(self._books, self._engines, ask, client, call, span)
             try:
-                await attempt.open(principal, number, label)
+                await attempt.open(principal, number, labels.client_request_id)
                 await attempt.relay()
-            except _EngineFailed as failure:
+            except EngineFailed as failure:
                 await attempt.settle_failed(failure)
                 if attempt.started:
                     await client.fail_stream(_engine_failed(str(failure)))
@@ -131,7 +54,7 @@ class ChatFlow:
                 if number == ATTEMPTS_MAX:
                     raise _engine_failed(str(failure)) from None
             except EngineRefused as refusal:
-                await attempt.settle_failed(_EngineFailed("engine_refused", refusal.message, suspect=False))
+                await attempt.settle_failed(EngineFailed("engine_refused", refusal.message, suspect=False))
                 raise
             except asyncio.CancelledError:
                 await self._interrupted(attempt, call.take_interruption())
@@ -139,7 +62,7 @@ class ChatFlow:
             else:
                 return
 
-    async def _interrupted(self, attempt: "_Attempt", reason: Interruption) -> None:
+    async def _interrupted(self, attempt: Attempt, reason: Interruption) -> None:
         if attempt.grant is not None and reason != "server_restarting":
             await attempt.settle_interrupted(reason)
         refusal = _INTERRUPTIONS.get(reason)
@@ -156,265 +79,3 @@ def _engine_failed(problem: str) -> Refused:
         f"The model's engine failed: {problem}. Nothing after the last sent word was charged; try again.",
         retry_after_s=1.0,
     )
-
-
-class _Attempt:
-    """One try on one instance, from the grant to the settlement."""
-
-    def __init__(self, books: Books, engines: EngineClient, ask: Ask, client: Client, call: Call) -> None:
-        self.client = client
-        self.grant: Grant | None = None
-        self.started = False
-        self._books = books
-        self._engines = engines
-        self._ask = ask
-        self._call = call
-        self._meter = AnswerMeter(answers=ask.answers, include_usage=ask.include_usage)
-        self._assembly = None if ask.stream else Assembly(ask.kind)
-        self._frames: list[bytes] = []
-        self._keep_frames = False
-        self._overhead_us = 0
-        self._first_token_us: int | None = None
-        self._settled = False
-
-    async def open(self, principal: Principal, number: int, label: str | None) -> None:
-        ask = self._ask
-        self.grant = await self._books.open(
-            Open(
-                request_id=self.client.request_id,
-                attempt=number,
-                key_id=principal.key_id,
-                endpoint=ask.endpoint,
-                model=ask.model,
-                input_bound=ask.input_bound,
-                output_asked=ask.output_asked,
-                answers=ask.answers,
-                needs=ask.needs,
-                stream=ask.stream,
-                client_request_id=label,
-            )
-        )
-
-    async def relay(self) -> None:
-        """Ask the engine and pass its answer on. Raises _EngineFailed, EngineRefused."""
-        grant = self._granted()
-        body = self._body(grant)
-        self._keep_frames = grant.engine not in OWN_ENGINES
-        self._overhead_us = max(0, _us_since(self.client.received_s) - grant.queued_us)
-        path = self._ask.endpoint
-        try:
-            answer = await self._engines.post_json(grant.url + path, grant.token, body)
-        except EngineUnreachable as error:
-            raise _EngineFailed("engine_unreachable", str(error), suspect=True) from None
-        try:
-            await _check_head(answer)
-            held = await self._relay_frames(answer)
-        finally:
-            answer.release()
-        await self._finish(held)
-
-    def _granted(self) -> Grant:
-        assert self.grant is not None
-        return self.grant
-
-    def _body(self, grant: Grant) -> bytes:
-        try:
-            return engine_body(
-                self._ask, engine=grant.engine, upstream_model=grant.upstream_model, output_cap=grant.output_cap
-            )
-        except Refused as refusal:
-            raise EngineRefused(refusal.code, refusal.message, param=refusal.param) from None
-
-    async def _relay_frames(self, answer: EngineAnswer) -> list[bytes]:
-        """Relay, or collect, until the answer is finished; returns the frames that were held back."""
-        meter = self._meter
-        held: list[bytes] = []
-        try:
-            if self._assembly is not None:
-                await self._collect(answer, self._assembly)
-                self._assembly.read(meter)
-            else:
-                await self._relay_stream(answer, held)
-        except EngineUnreachable as error:
-            # A finished and counted answer is whole, even if the engine died before the last line feed.
-            if not (meter.finished and meter.counted):
-                raise _EngineFailed("engine_broke_off", str(error), suspect=True) from None
-        except EngineError as error:
-            raise _EngineFailed("engine_error", f"it reported {error}", suspect=True) from None
-        except (EngineRubbish, FrameTooLarge) as error:
-            raise _EngineFailed("engine_rubbish", str(error), suspect=True) from None
-        if not meter.finished:
-            raise _EngineFailed("engine_broke_off", "its answer ended before it was finished", suspect=True)
-        return held
-
-    async def _collect(self, answer: EngineAnswer, assembly: Assembly) -> None:
-        while not assembly.done:
-            chunk = await answer.read()
-            if not chunk:
-                break
-            if self._first_token_us is None:
-                self._first_token_us = _us_since(self.client.received_s)
-            assembly.feed(chunk)
-
-    async def _relay_stream(self, answer: EngineAnswer, held: list[bytes]) -> None:
-        meter = self._meter
-        splitter = FrameSplitter()
-        while not meter.done:
-            chunk = await answer.read()
-            if not chunk:
-                break
-            out = []
-            for frame in splitter.feed(chunk):
-                relayed = meter.take(frame)
-                if relayed is not None:
-                    (held if meter.finished or meter.done else out).append(relayed)
-            if out:
-                await self._pass_on(out)
-
-    async def _pass_on(self, frames: list[bytes]) -> None:
-        if not self.started:
-            self.started = True
-            self._first_token_us = _us_since(self.client.received_s)
-            await self.client.start_stream(self._head(None))
-        if self._keep_frames:
-            self._frames += frames
-        await self.client.write(b"".join(frames))
-
-    async def _finish(self, held: list[bytes]) -> None:
-        """Settle, and only then let the client have the end."""
-        self._call.closing = True
-        meter = self._meter
-        if self._keep_frames:
-            self._frames += held
-        usage = meter.usage() if meter.counted else None
-        try:
-            settled = await self._settle("completed", usage)
-        except Refused as refusal:
-            if self.started:
-                await self.client.fail_stream(refusal)
-                return
-            raise
-        if self._assembly is not None:
-            await self.client.answer(self._head(settled.cost_nano), self._assembly.body(settled.usage))
-            return
-        if not meter.done:
-            held.append(meter.closing_frames(DONE_FRAME))
-        if self._ask.include_usage and not meter.usage_frame:
-            held.insert(len(held) - 1, usage_frame(held[0], settled.usage))
-        if not self.started:
-            self.started = True
-            await self.client.start_stream(self._head(None))
-        await self.client.end_stream(b"".join(held))
-
-    def _usage_so_far(self) -> Usage | None:
-        """What a cut answer used: read from what came in."""
-        if self._assembly is not None:
-            try:
-                for frame in self._assembly.frames():
-                    self._meter.take(frame)
-            except (EngineError, EngineRubbish, FrameTooLarge):
-                pass  # what was counted up to the broken frame is what there is
-        return self._meter.usage_so_far()
-
-    def _head(self, cost_nano: int | None) -> AnswerHead:
-        grant = self._granted()
-        return AnswerHead(grant.model, grant.instance, self._overhead_us, cost_nano)
-
-    async def settle_failed(self, failure: _EngineFailed) -> None:
-        """Not the client's fault: nothing before the first relayed byte, after it only the output that was relayed."""
-        self._call.closing = True
-        usage = self._usage_so_far() or Usage(output_tokens=self._meter.content_frames, estimated=True)
-        relayed = Usage(output_tokens=usage.output_tokens, estimated=usage.estimated)
-        try:
-            await self._settle(
-                "failed",
-                relayed if self.started else Usage(),
-                reason=failure.reason,
-                billable=self.started,
-                suspect=failure.suspect,
-            )
-        except Refused:
-            # The store can't book a failed attempt: it is charged nothing, and the failure itself is answered.
-            return
-        finally:
-            self._call.closing = self.started
-
-    async def settle_interrupted(self, reason: Interruption) -> None:
-        """The client left: the prompt in full and the output so far. The server's own doing: what was relayed."""
-        if reason == "server_shutdown":
-            await self.settle_failed(_EngineFailed(reason, reason, suspect=False))
-            return
-        try:
-            await self._settle("cancelled", self._usage_so_far(), reason=reason)
-        except Refused:
-            # Nobody is there to be told; the reservation is given back uncharged.
-            return
-
-    async def _settle(
-        self, outcome: Outcome, usage: Usage | None, *, reason: str = "", billable: bool = True, suspect: bool = False
-    ) -> Settled:
-        if self._settled:
-            raise AssertionError("an attempt is settled once")
-        self._settled = True
-        grant = self._granted()
-        end = Close(
-            request_id=grant.request_id,
-            attempt=grant.attempt,
-            outcome=outcome,
-            usage=usage or Usage(estimated=True),
-            reason=reason,
-            billable=billable,
-            latency_us=_us_since(self.client.received_s),
-            first_token_us=self._first_token_us,
-            overhead_us=self._overhead_us,
-            instance_suspect=suspect,
-            count_input="" if usage else prompt_text(self._ask),
-            count_output="" if usage else self._generated_text(),
-        )
-        try:
-            async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                return await self._books.close(end)
-        except TimeoutError:
-            raise Refused(
-                "store_unavailable",
-                f"The answer could not be booked within {SETTLE_TIMEOUT_S:.0f} s; try again shortly.",
-                retry_after_s=5.0,
-            ) from None
-
-    def _generated_text(self) -> str:
-        """All that the engine made, for counting where it gave no numbers."""
-        whole = self._assembly
-        if whole is None:
-            whole = Assembly(self._ask.kind)
-            for frame in self._frames:
-                whole.feed(frame)
-            try:
-                whole.read(AnswerMeter(answers=self._ask.answers, include_usage=False))
-            except (EngineError, EngineRubbish):
-                pass  # the frames were relayed: what could be read of them is counted
-        return whole.text()
-
-
-async def _check_head(answer: EngineAnswer) -> None:
-    """Let a stream through; make an error of the rest. Raises EngineRefused, _EngineFailed."""
-    if answer.status == 200:
-        if answer.content_type != "text/event-stream":
-            raise _EngineFailed("engine_rubbish", f"it answered {answer.content_type}, not a stream", suspect=True)
-        return
-    body = await answer.error_body()
-    try:
-        error = _decode_error(body).error
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        error = _WireError()
-    if error.type == "exceed_context_size_error":
-        raise EngineRefused(
-            "context_length_exceeded",
-            f"This prompt has {error.n_prompt_tokens} tokens; the model's context is {error.n_ctx} tokens per request. "
-            "Shorten the prompt or choose a model with a longer context.",
-            param="messages",
-            details={"prompt_tokens": error.n_prompt_tokens, "context_size": error.n_ctx},
-        )
-    if 400 <= answer.status < 500 and answer.status not in (401, 403, 404, 408, 429):
-        message = error.message[:500] or "the engine gave no reason"
-        raise EngineRefused("invalid_request", f"The model's engine refuses this request: {message}")
-    raise _EngineFailed("engine_error", f"it answered status {answer.status}", suspect=answer.status >= 500)

@@ -48,21 +48,23 @@ CHAT_FIELDS: Mapping[str, Rule] = _table(
     (
         "messages", "tools", "tool_choice", "parallel_tool_calls", "top_logprobs", "reasoning_effort",
         "reasoning_format", "chat_template_kwargs", "enable_thinking",
-    )  # fmt: skip
-)
+    )
+)  # fmt: skip
 COMPLETION_FIELDS: Mapping[str, Rule] = _table(("prompt", "suffix", "echo"))
 
 _OWN_ENGINES = frozenset({"llama", "llama-server"})
 
 
-def apply_fields(table: Mapping[str, Rule], engine: str, fields: Mapping[str, msgspec.Raw]) -> dict[str, bytes]:
+def apply_fields(
+    table: Mapping[str, Rule], engine: str, fields: Mapping[str, msgspec.Raw]
+) -> dict[str, bytes | msgspec.Raw]:
     """The fields that go on, raw. Raises Refused (400) for one that must not."""
     default: Rule = "strip" if engine in _OWN_ENGINES else "pass"
-    out: dict[str, bytes] = {}
+    out: dict[str, bytes | msgspec.Raw] = {}
     for name, value in fields.items():
         rule = table.get(name, default)
         if rule == "pass":
-            out[name] = value  # type: ignore[assignment]  # Raw is a buffer of bytes and joins like one
+            out[name] = value
         elif rule == "refuse" and bytes(value) != b"null":
             raise Refused(
                 "unsupported_parameter",

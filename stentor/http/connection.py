@@ -8,7 +8,7 @@ from typing import Any
 from stentor.core.errors import Refused
 from stentor.core.ids import RequestId, new_request_id
 from stentor.flows.calls import Call
-from stentor.flows.chat import AnswerHead
+from stentor.flows.client import AnswerHead
 from stentor.http.errors import Envelope, error_body, error_frame, error_headers, meaning_of
 
 Scope = MutableMapping[str, Any]
@@ -28,7 +28,10 @@ class ClientGone(Exception):
 class Connection:
     """The caller's side of one HTTP request, behind ``stentor.flows.chat.Client``."""
 
-    __slots__ = ("_call", "_loop", "_receive", "_send", "_sending_since", "_timer", "headers", "received_s", "request_id", "scope", "started", "status")  # fmt: skip
+    __slots__ = (
+        "_call", "_loop", "_receive", "_send", "_sending_since", "_timer",
+        "headers", "received_s", "request_id", "scope", "started", "status",
+    )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scope = scope
@@ -104,7 +107,11 @@ class Connection:
 
     async def start_stream(self, head: AnswerHead) -> None:
         headers = self._head_headers(head)
-        headers += [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
+        headers += [
+            (b"content-type", b"text/event-stream"),
+            (b"cache-control", b"no-cache"),
+            (b"x-accel-buffering", b"no"),
+        ]
         self.started = True
         self.status = 200
         self._timer = self._loop.call_later(CLIENT_STALL_S, self._check_stall)

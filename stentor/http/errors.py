@@ -38,7 +38,9 @@ CODES: dict[str, Meaning] = {
     "not_found": Meaning(404, "invalid_request_error", "There is nothing at this path, or under this id."),
     "model_not_found": Meaning(404, "invalid_request_error", "No model of this name, or the key may not use it."),
     "method_not_allowed": Meaning(405, "invalid_request_error", "The path exists, the method doesn't."),
-    "conflict": Meaning(409, "invalid_request_error", "The thing is in a state, or exists, so that this can't be done."),
+    "conflict": Meaning(
+        409, "invalid_request_error", "The thing is in a state, or exists, so that this can't be done."
+    ),
     "body_too_large": Meaning(413, "invalid_request_error", "The body is over the limit."),
     "rate_limit_exceeded": Meaning(429, "rate_limit_error", "Too many requests, tokens or parallel requests."),
     "quota_exceeded": Meaning(429, "insufficient_quota", "The key's token limit is used up; waiting doesn't help."),

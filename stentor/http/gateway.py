@@ -4,11 +4,11 @@ For each request: the host is checked, the route found, the caller authenticated
 called. The server's own Unix socket carries no key: whoever may open it is the operator.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
 
 import msgspec
-from starlette.routing import compile_path
 
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ProjectId, TierId, UserId
@@ -65,7 +65,7 @@ class Gateway:
         for route in SURFACE:
             bound = _Bound(route, handlers[route.handler])
             if "{" in route.path:
-                self._patterns.append((route.method, compile_path(route.path)[0], bound))
+                self._patterns.append((route.method, _compile(route.path), bound))
             else:
                 self._exact[route.method, route.path] = bound
                 self._paths.add(route.path)
@@ -130,12 +130,18 @@ class Gateway:
         if route.access == "public":
             return ANONYMOUS
         if self._operator_socket:
-            return OPERATOR
+            actor = connection.scope.get("stentor.actor")
+            return msgspec.structs.replace(OPERATOR, key_id=KeyId(actor)) if actor else OPERATOR
         if route.access == "metrics" and self._open_metrics and _from_loopback(connection.scope):
             return ANONYMOUS
         principal = await self._authenticator.authenticate(connection.headers)
         check_scope(principal, route.scope, route.path)
         return principal
+
+
+def _compile(path: str) -> re.Pattern[str]:
+    """``/v1/models/{model}`` as a pattern whose groups are the parameters."""
+    return re.compile("^" + re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path)) + "$")
 
 
 def _defect() -> Refused:

@@ -13,7 +13,7 @@ _ACCESS_TEXT = {
     "public": "Anyone may call this.",
     "key": "Needs an API key with the scope '{scope}'.",
     "admin": "Needs an API key with the scope 'admin', or the server's own Unix socket.",
-    "metrics": "Needs an API key with the scope 'admin'; open on this machine while the server listens on loopback alone.",
+    "metrics": "Needs an API key with the scope 'admin', but not on this machine while the server listens on loopback alone.",
 }
 
 
@@ -48,7 +48,10 @@ def _operation(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
     if route.streams:
         ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
     envelope = wire.ErrorEnvelope if route.envelope == "openai" else wire.DetailEnvelope
-    error = {"description": "What was wrong, and what to do.", "content": {"application/json": {"schema": refs[id(envelope)]}}}
+    error = {
+        "description": "What was wrong, and what to do.",
+        "content": {"application/json": {"schema": refs[id(envelope)]}},
+    }
     operation: dict[str, Any] = {
         "operationId": f"{route.handler}_{route.path.strip('/').replace('/', '_')}",
         "summary": route.summary,
@@ -61,7 +64,10 @@ def _operation(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
             {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
         ]
     if route.request is not None:
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": refs[id(route.request)]}}}
+        operation["requestBody"] = {
+            "required": True,
+            "content": {"application/json": {"schema": refs[id(route.request)]}},
+        }
     if route.access != "public":
         operation["security"] = [{"bearer": []}, {"apiKey": []}]
     return operation

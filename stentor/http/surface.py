@@ -48,8 +48,11 @@ SURFACE: tuple[Route, ...] = (
     Route("GET", "/v1/models/{model}", "get_model", "key", "One model.", "inference", None, wire.Model),
     Route("GET", "/health", "health", "public", "Whether the server can serve.", "", None, wire.Health, "detail"),
     Route("GET", "/", "root", "public", "What this server is.", "", None, wire.Root, "detail"),
-    Route("GET", "/metrics", "metrics", "metrics", "Prometheus metrics.", "admin", media_type="text/plain", envelope="detail"),
+    Route(
+        "GET", "/metrics", "metrics", "metrics", "Prometheus metrics.", "admin",
+        media_type="text/plain", envelope="detail",
+    ),
     Route("GET", "/openapi.json", "openapi", "public", "The OpenAPI document of this surface.", envelope="detail"),
-    Route("GET", "/docs", "docs", "public", "The API's reference as a page.", media_type="text/html", envelope="detail"),
-    Route("GET", "/swagger-ui/", "docs", "public", "The API's reference as a page.", media_type="text/html", envelope="detail"),
+    Route("GET", "/docs", "docs", "public", "The reference as a page.", media_type="text/html", envelope="detail"),
+    Route("GET", "/swagger-ui/", "docs", "public", "The same page.", media_type="text/html", envelope="detail"),
 )  # fmt: skip

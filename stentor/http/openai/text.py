@@ -7,6 +7,7 @@ from stentor.core.principal import Principal
 from stentor.flows.ask import Ask, read_chat, read_completion
 from stentor.flows.calls import Calls
 from stentor.flows.chat import ChatFlow
+from stentor.flows.client import Labels
 from stentor.http.connection import Connection
 
 LABEL_MAX_CHARS = 128
@@ -30,17 +31,23 @@ class TextEndpoints:
 
     async def _serve(self, connection: Connection, principal: Principal, read: Callable[[bytes], Ask]) -> None:
         ask = read(await connection.read_body(self._body_max_bytes))
-        label = connection.header(b"x-client-request-id")
-        text = label.decode("latin-1")[:LABEL_MAX_CHARS] if label is not None else None
+        labels = Labels(_label(connection, b"x-client-request-id"), _label(connection, b"traceparent"))
         call = self._calls.enter(principal.key_id)
         connection.watch(call)
         try:
-            await self._flow.run(principal, ask, connection, call, text)
+            await self._flow.run(principal, ask, connection, call, labels)
         finally:
             call.closing = True
             self._calls.leave(call)
 
 
+def _label(connection: Connection, name: bytes) -> str | None:
+    value = connection.header(name)
+    return value.decode("latin-1")[:LABEL_MAX_CHARS] if value is not None else None
+
+
 def not_in_models(name: str) -> Refused:
     """404 for a model that isn't there, or that the key may not use: both look the same."""
-    return Refused("model_not_found", f"There is no model '{name[:128]}'; GET /v1/models lists what you can use.", param="model")
+    return Refused(
+        "model_not_found", f"There is no model '{name[:128]}'; GET /v1/models lists what you can use.", param="model"
+    )

@@ -1,0 +1,132 @@
+"""A gateway put together: the same parts in the one process of a small server and in each worker of a larger one."""
+
+import asyncio
+import contextlib
+import gc
+import socket
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+import uvicorn
+
+from stentor.core.books import Books
+from stentor.core.scheduler import Scheduler
+from stentor.egress.engines import EngineClient, EngineSettings
+from stentor.flows.calls import Calls
+from stentor.flows.chat import ChatFlow
+from stentor.http.auth import Authenticator
+from stentor.http.gateway import Gateway, Handler, HttpSettings
+from stentor.http.openai.models import ModelEndpoints
+from stentor.http.openai.text import TextEndpoints
+from stentor.http.public import PublicEndpoints
+from stentor.telemetry.logs import Log
+from stentor.telemetry.trace import Tracer
+from stentor.version import VERSION
+
+KEEP_ALIVE_S = 75
+STOP_S = 5.0
+
+
+class GatewayParts:
+    """What serves requests in this process, and how it ends."""
+
+    def __init__(
+        self,
+        settings: HttpSettings,
+        books: Books,
+        scheduler: Scheduler,
+        pepper: bytes,
+        tracer: Tracer,
+        log: Log,
+    ) -> None:
+        self.calls = Calls()
+        self.engines = EngineClient(EngineSettings())
+        self.authenticator = Authenticator(books, pepper)
+        self.authenticator.on_revoked(self.calls.interrupt_key)
+        self._settings = settings
+        self._books = books
+        self._scheduler = scheduler
+        self._log = log
+        flow = ChatFlow(books, self.engines, tracer)
+        text = TextEndpoints(flow, self.calls, settings.body_max_bytes)
+        models = ModelEndpoints(scheduler)
+        self._handlers: dict[str, Handler] = {
+            "chat": text.chat,
+            "completion": text.completion,
+            "list_models": models.list_models,
+            "get_model": models.get_model,
+        }
+
+    def app(
+        self,
+        operators: Mapping[str, Handler],
+        render_metrics: Callable[[], Awaitable[bytes]],
+        *,
+        operator_socket: bool = False,
+    ) -> Gateway:
+        """The ASGI application; ``operators`` are the handlers of the management routes."""
+        public = PublicEndpoints(self._books, self._scheduler, render_metrics, VERSION)
+        handlers: dict[str, Handler] = {
+            **self._handlers,
+            "health": public.health,
+            "root": public.root,
+            "metrics": public.metrics,
+            "openapi": public.openapi,
+            "docs": public.docs,
+            **operators,
+        }
+        return Gateway(self._settings, self.authenticator, handlers, self._log, operator_socket=operator_socket)
+
+    async def drain(self, drain_s: float) -> None:
+        """Let running requests end within ``drain_s``, then end them with ``server_shutdown``."""
+        if not await self.calls.wait_idle(drain_s):
+            self._log.event("requests_interrupted", level="warning", count=len(self.calls))
+            self.calls.interrupt_all("server_shutdown")
+            await self.calls.wait_idle(STOP_S)
+
+    async def close(self) -> None:
+        """Close the connections to engines."""
+        await self.engines.close()
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn on a socket of ours, leaving signals to us."""
+
+    def __init__(self, app: Gateway, *, uds: bool = False) -> None:
+        config = uvicorn.Config(
+            app,
+            loop="none",
+            http="httptools",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=int(STOP_S),
+        )
+        super().__init__(config)
+        self._uds = uds
+        self._task: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals belong to whoever runs this server."""
+        yield
+
+    def begin(self, sock: socket.socket) -> None:
+        """Serve the listening socket from now on."""
+        self._task = asyncio.create_task(self.serve(sockets=[sock]), name="http")
+
+    async def end(self) -> None:
+        """Take no more connections, end the idle ones, wait for the rest."""
+        self.should_exit = True
+        if self._task is not None:
+            await self._task
+
+
+def tune_collector() -> None:
+    """Leave what was made at start out of garbage collections, and collect less often: a request makes few cycles."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)

@@ -1,0 +1,96 @@
+"""One gateway worker: ``python -m stentor.app.worker LINE_FD LISTEN_FD PARENT_PID``, spawned by the control process.
+
+It holds no truth: what it knows it was told over its line, and when the line is lost it says ``server_restarting`` to
+whom it still can, and exits within two seconds.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+
+import msgspec
+import uvloop
+
+from stentor.app.gateway import GatewayParts, HttpServer, tune_collector
+from stentor.control.client import AuthorityClient
+from stentor.core.errors import StentorError
+from stentor.http.forward import OperatorForward
+from stentor.http.gateway import HttpSettings
+from stentor.telemetry.logs import Log
+from stentor.telemetry.settings import TelemetrySettings
+from stentor.telemetry.trace import open_tracer
+from stentor.version import VERSION
+
+LOST_EXIT_S = 1.5
+
+
+class WorkerHello(msgspec.Struct, array_like=True):
+    """What the authority tells a worker first: all it needs, and the one secret it needs, over a private socket."""
+
+    http: HttpSettings
+    telemetry: TelemetrySettings
+    pepper: bytes
+
+
+def main(argv: list[str]) -> int:
+    """Run until the authority says so, or is gone."""
+    line_fd, listen_fd, parent = (int(word) for word in argv)
+    if os.getppid() != parent:
+        return 1
+    # Ctrl-C reaches the whole group; when to end is the authority's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    line = socket.socket(fileno=line_fd)
+    line.setblocking(False)
+    listening = socket.socket(fileno=listen_fd)
+    try:
+        return uvloop.run(_serve(line, listening))
+    except StentorError as error:
+        print(f"stentor: {error}", file=sys.stderr)  # noqa: T201  # the log may not exist yet
+        return 1
+
+
+async def _serve(line: socket.socket, listening: socket.socket) -> int:
+    authority = AuthorityClient()
+    hello = msgspec.msgpack.decode(await authority.connect(line), type=WorkerHello)
+    log = Log(hello.telemetry)
+    tracer = open_tracer(hello.telemetry, VERSION)
+    parts = GatewayParts(hello.http, authority, authority, hello.pepper, tracer, log)
+    forward = OperatorForward(authority)
+    server = HttpServer(parts.app(forward.handlers(), forward.render_metrics))
+    server.begin(listening)
+    tune_collector()
+    drain_s = await _wait_for_end(authority)
+    if drain_s is None:
+        # Without books nothing may be finished: what the client has is all it gets.
+        parts.calls.interrupt_all("server_restarting")
+        await parts.calls.wait_idle(LOST_EXIT_S)
+    else:
+        server.should_exit = True
+        await parts.drain(drain_s)
+    await server.end()
+    await parts.close()
+    authority.hang_up()
+    tracer.close()
+    log.close()
+    return 0 if drain_s is not None else 1
+
+
+async def _wait_for_end(authority: AuthorityClient) -> float | None:
+    """The seconds in which to finish, or None when the authority is lost."""
+    loop = asyncio.get_running_loop()
+    end: asyncio.Future[float | None] = loop.create_future()
+
+    def settle(drain_s: float | None) -> None:
+        if not end.done():
+            end.set_result(drain_s)
+
+    authority.on_lost(lambda: settle(None))
+    authority.on_drain(settle)
+    loop.add_signal_handler(signal.SIGTERM, lambda: settle(5.0))
+    return await end
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,127 @@
+"""Gateway workers: spawned with their line and their listening socket, and replaced when they die."""
+
+import asyncio
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from stentor.control.desk import Desk, OwnedBooks
+from stentor.core.ids import KeyId
+from stentor.telemetry.logs import Log
+
+RESPAWN_FIRST_S = 0.2
+RESPAWN_MAX_S = 10.0
+HEALTHY_AFTER_S = 30.0
+KILL_AFTER_S = 5.0
+
+
+def listen(host: str, port: int, *, shared: bool) -> socket.socket:
+    """A listening TCP socket. ``shared``: several processes listen on the port, and the kernel spreads connections.
+
+    Raises OSError, as bind does.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind((host, port))
+        sock.listen(2048)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+class Workers:
+    """Keeps ``count`` workers alive. ``command(line_fd, listen_fd)`` is the argv of one; ``hello`` its first words."""
+
+    def __init__(
+        self,
+        books: OwnedBooks,
+        make_desk: Callable[[str], Desk],
+        command: Callable[[int, int], list[str]],
+        hello: Any,
+        log: Log,
+    ) -> None:
+        self._books = books
+        self._make_desk = make_desk
+        self._command = command
+        self._hello = hello
+        self._log = log
+        self._desks: dict[int, Desk] = {}
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._keepers: list[asyncio.Task[None]] = []
+        self._generations = 0
+        self._closing = False
+
+    def start(self, host: str, port: int, count: int) -> None:
+        """Spawn and keep the workers. Call it on the main thread's loop."""
+        self._books.on_revoked(self._tell_revoked)
+        for number in range(count):
+            self._keepers.append(asyncio.create_task(self._keep(number, host, port), name=f"worker-{number}"))
+
+    def pids(self) -> list[int]:
+        """The workers' process ids."""
+        return [process.pid for process in self._processes.values() if process.returncode is None]
+
+    def _tell_revoked(self, key_id: KeyId) -> None:
+        for desk in self._desks.values():
+            desk.tell_revoked(key_id)
+
+    async def _keep(self, number: int, host: str, port: int) -> None:
+        loop = asyncio.get_running_loop()
+        wait_s = RESPAWN_FIRST_S
+        while not self._closing:
+            born = loop.time()
+            await self._run_once(number, host, port)
+            if self._closing:
+                return
+            wait_s = RESPAWN_FIRST_S if loop.time() - born > HEALTHY_AFTER_S else min(wait_s * 2, RESPAWN_MAX_S)
+            self._log.event("worker_died", level="error", worker=number, delay_s=wait_s)
+            await asyncio.sleep(wait_s)
+
+    async def _run_once(self, number: int, host: str, port: int) -> None:
+        self._generations += 1
+        desk = self._make_desk(f"worker-{number}.{self._generations}")
+        listening = listen(host, port, shared=True)
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *self._command(theirs.fileno(), listening.fileno()),
+                pass_fds=(theirs.fileno(), listening.fileno()),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+            )
+        finally:
+            theirs.close()
+            listening.close()
+        self._processes[number] = process
+        ours.setblocking(False)
+        await desk.begin(ours, self._hello)
+        self._desks[number] = desk
+        await process.wait()
+        desk.close()
+        await desk.lost.wait()
+        del self._desks[number]
+
+    async def shutdown(self, drain_s: float) -> None:
+        """Have every worker finish what it runs, at most ``drain_s`` long; then all are gone."""
+        self._closing = True
+        for desk in self._desks.values():
+            desk.tell_drain(drain_s)
+        running = [process for process in self._processes.values() if process.returncode is None]
+        waits = [asyncio.create_task(process.wait()) for process in running]
+        if waits:
+            _, late = await asyncio.wait(waits, timeout=drain_s + KILL_AFTER_S)
+            for process in running if late else []:
+                if process.returncode is None:
+                    self._log.event("worker_killed", level="warning", pid=process.pid)
+                    process.send_signal(signal.SIGKILL)
+            await asyncio.gather(*waits)
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)

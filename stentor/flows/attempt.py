@@ -1,0 +1,327 @@
+"""One try on one instance: from the grant, over the relay, to the settlement, which happens exactly once."""
+
+import asyncio
+import contextlib
+import time
+
+import msgspec
+
+from stentor.core.books import Books, Close, Grant, Open, Outcome, Settled, Usage
+from stentor.core.errors import Refused
+from stentor.core.principal import Principal
+from stentor.egress.engines import EngineAnswer, EngineClient, EngineUnreachable
+from stentor.flows.answer import AnswerMeter, EngineError, EngineRubbish, usage_frame
+from stentor.flows.ask import Ask, engine_body, prompt_text
+from stentor.flows.assembly import Assembly
+from stentor.flows.calls import Call, Interruption
+from stentor.flows.client import AnswerHead, Client
+from stentor.flows.frames import FrameSplitter, FrameTooLarge
+from stentor.telemetry.trace import Span
+
+SETTLE_TIMEOUT_S = 30.0
+DONE_FRAME = b"data: [DONE]\n\n"
+OWN_ENGINES = frozenset({"llama", "llama-server"})
+
+
+class EngineRefused(Refused):
+    """The engine said no to the request itself; its reason is the client's to read."""
+
+
+class EngineFailed(Exception):
+    """The attempt failed for reasons that aren't the client's. ``suspect``: look at the instance before using it."""
+
+    def __init__(self, reason: str, problem: str, *, suspect: bool) -> None:
+        super().__init__(problem)
+        self.reason = reason
+        self.suspect = suspect
+
+
+class _WireError(msgspec.Struct):
+    message: str = ""
+    type: str | None = None
+    n_prompt_tokens: int | None = None
+    n_ctx: int | None = None
+
+
+class _WireErrorBody(msgspec.Struct):
+    error: _WireError
+
+
+_decode_error = msgspec.json.Decoder(_WireErrorBody).decode
+
+
+def _us_since(start_s: float) -> int:
+    return int((time.monotonic() - start_s) * 1_000_000)
+
+
+class Attempt:
+    """One try on one instance, from the grant to the settlement."""
+
+    def __init__(self, books: Books, engines: EngineClient, ask: Ask, client: Client, call: Call, span: Span) -> None:
+        self.client = client
+        self._span = span
+        self.grant: Grant | None = None
+        self.started = False
+        self._books = books
+        self._engines = engines
+        self._ask = ask
+        self._call = call
+        self._meter = AnswerMeter(answers=ask.answers, include_usage=ask.include_usage)
+        self._assembly = None if ask.stream else Assembly(ask.kind)
+        self._frames: list[bytes] = []
+        self._keep_frames = False
+        self._overhead_us = 0
+        self._first_token_us: int | None = None
+        self._settled = False
+
+    async def open(self, principal: Principal, number: int, label: str | None) -> None:
+        ask = self._ask
+        wanted = Open(
+            request_id=self.client.request_id,
+            attempt=number,
+            key_id=principal.key_id,
+            endpoint=ask.endpoint,
+            model=ask.model,
+            input_bound=ask.input_bound,
+            output_asked=ask.output_asked,
+            answers=ask.answers,
+            needs=ask.needs,
+            stream=ask.stream,
+            client_request_id=label,
+        )
+        try:
+            self.grant = await self._books.open(wanted)
+        except Refused as refusal:
+            self._span.refuse(refusal.code)
+            raise
+        except asyncio.CancelledError:
+            self._span.refuse("client_left")
+            raise
+
+    async def relay(self) -> None:
+        """Ask the engine and pass its answer on. Raises EngineFailed, EngineRefused."""
+        grant = self._granted()
+        body = self._body(grant)
+        self._keep_frames = grant.engine not in OWN_ENGINES
+        self._overhead_us = max(0, _us_since(self.client.received_s) - grant.queued_us)
+        path = self._ask.endpoint
+        try:
+            answer = await self._engines.post_json(grant.url + path, grant.token, body)
+        except EngineUnreachable as error:
+            raise EngineFailed("engine_unreachable", str(error), suspect=True) from None
+        try:
+            await _check_head(answer)
+            held = await self._relay_frames(answer)
+        finally:
+            answer.release()
+        await self._finish(held)
+
+    def _granted(self) -> Grant:
+        assert self.grant is not None
+        return self.grant
+
+    def _body(self, grant: Grant) -> bytes:
+        try:
+            return engine_body(
+                self._ask, engine=grant.engine, upstream_model=grant.upstream_model, output_cap=grant.output_cap
+            )
+        except Refused as refusal:
+            raise EngineRefused(refusal.code, refusal.message, param=refusal.param) from None
+
+    async def _relay_frames(self, answer: EngineAnswer) -> list[bytes]:
+        """Relay, or collect, until the answer is finished; returns the frames that were held back."""
+        meter = self._meter
+        held: list[bytes] = []
+        try:
+            if self._assembly is not None:
+                await self._collect(answer, self._assembly)
+                self._assembly.read(meter)
+            else:
+                await self._relay_stream(answer, held)
+        except EngineUnreachable as error:
+            # A finished and counted answer is whole, even if the engine died before the last line feed.
+            if not (meter.finished and meter.counted):
+                raise EngineFailed("engine_broke_off", str(error), suspect=True) from None
+        except EngineError as error:
+            raise EngineFailed("engine_error", f"it reported {error}", suspect=True) from None
+        except (EngineRubbish, FrameTooLarge) as error:
+            raise EngineFailed("engine_rubbish", str(error), suspect=True) from None
+        if not meter.finished:
+            raise EngineFailed("engine_broke_off", "its answer ended before it was finished", suspect=True)
+        return held
+
+    async def _collect(self, answer: EngineAnswer, assembly: Assembly) -> None:
+        while not assembly.done:
+            chunk = await answer.read()
+            if not chunk:
+                break
+            if self._first_token_us is None:
+                self._first_token_us = _us_since(self.client.received_s)
+            assembly.feed(chunk)
+
+    async def _relay_stream(self, answer: EngineAnswer, held: list[bytes]) -> None:
+        meter = self._meter
+        splitter = FrameSplitter()
+        while not meter.done:
+            chunk = await answer.read()
+            if not chunk:
+                break
+            out: list[bytes] = []
+            for frame in splitter.feed(chunk):
+                relayed = meter.take(frame)
+                if relayed is not None:
+                    (held if meter.finished or meter.done else out).append(relayed)
+            if out:
+                await self._pass_on(out)
+
+    async def _pass_on(self, frames: list[bytes]) -> None:
+        if not self.started:
+            self.started = True
+            self._first_token_us = _us_since(self.client.received_s)
+            await self.client.start_stream(self._head(None))
+        if self._keep_frames:
+            self._frames += frames
+        await self.client.write(b"".join(frames))
+
+    async def _finish(self, held: list[bytes]) -> None:
+        """Settle, and only then let the client have the end."""
+        self._call.closing = True
+        meter = self._meter
+        if self._keep_frames:
+            self._frames += held
+        usage = meter.usage() if meter.counted else None
+        try:
+            settled = await self._settle("completed", usage)
+        except Refused as refusal:
+            if self.started:
+                await self.client.fail_stream(refusal)
+                return
+            raise
+        if self._assembly is not None:
+            await self.client.answer(self._head(settled.cost_nano), self._assembly.body(settled.usage))
+            return
+        if not meter.done:
+            held.append(meter.closing_frames(DONE_FRAME))
+        if self._ask.include_usage and not meter.usage_frame:
+            held.insert(len(held) - 1, usage_frame(held[0], settled.usage))
+        if not self.started:
+            self.started = True
+            await self.client.start_stream(self._head(None))
+        await self.client.end_stream(b"".join(held))
+
+    def _usage_so_far(self) -> Usage | None:
+        """What a cut answer used: read from what came in."""
+        if self._assembly is not None:
+            # What was counted up to a broken frame is what there is.
+            with contextlib.suppress(EngineError, EngineRubbish, FrameTooLarge):
+                for frame in self._assembly.frames():
+                    self._meter.take(frame)
+        return self._meter.usage_so_far()
+
+    def _head(self, cost_nano: int | None) -> AnswerHead:
+        grant = self._granted()
+        return AnswerHead(grant.model, grant.instance, self._overhead_us, cost_nano)
+
+    async def settle_failed(self, failure: EngineFailed) -> None:
+        """Not the client's fault: nothing before the first relayed byte, after it only the output that was relayed."""
+        self._call.closing = True
+        usage = self._usage_so_far() or Usage(output_tokens=self._meter.content_frames, estimated=True)
+        relayed = Usage(output_tokens=usage.output_tokens, estimated=usage.estimated)
+        try:
+            await self._settle(
+                "failed",
+                relayed if self.started else Usage(),
+                reason=failure.reason,
+                billable=self.started,
+                suspect=failure.suspect,
+            )
+        except Refused:
+            # The store can't book a failed attempt: it is charged nothing, and the failure itself is answered.
+            return
+        finally:
+            self._call.closing = self.started
+
+    async def settle_interrupted(self, reason: Interruption) -> None:
+        """The client left: the prompt in full and the output so far. The server's own doing: what was relayed."""
+        if reason == "server_shutdown":
+            await self.settle_failed(EngineFailed(reason, reason, suspect=False))
+            return
+        try:
+            await self._settle("cancelled", self._usage_so_far(), reason=reason)
+        except Refused:
+            # Nobody is there to be told; the reservation is given back uncharged.
+            return
+
+    async def _settle(
+        self, outcome: Outcome, usage: Usage | None, *, reason: str = "", billable: bool = True, suspect: bool = False
+    ) -> Settled:
+        if self._settled:
+            raise AssertionError("an attempt is settled once")
+        self._settled = True
+        grant = self._granted()
+        end = Close(
+            request_id=grant.request_id,
+            attempt=grant.attempt,
+            outcome=outcome,
+            usage=usage or Usage(estimated=True),
+            reason=reason,
+            billable=billable,
+            latency_us=_us_since(self.client.received_s),
+            first_token_us=self._first_token_us,
+            overhead_us=self._overhead_us,
+            instance_suspect=suspect,
+            count_input="" if usage else prompt_text(self._ask),
+            count_output="" if usage else self._generated_text(),
+        )
+        try:
+            async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                settled = await self._books.close(end)
+        except Refused as refusal:
+            self._span.refuse(refusal.code)
+            raise
+        except TimeoutError:
+            self._span.refuse("store_unavailable")
+            raise Refused(
+                "store_unavailable",
+                f"The answer could not be booked within {SETTLE_TIMEOUT_S:.0f} s; try again shortly.",
+                retry_after_s=5.0,
+            ) from None
+        self._span.end(grant, end, settled)
+        return settled
+
+    def _generated_text(self) -> str:
+        """All that the engine made, for counting where it gave no numbers."""
+        whole = self._assembly
+        if whole is None:
+            whole = Assembly(self._ask.kind)
+            for frame in self._frames:
+                whole.feed(frame)
+            # The frames were relayed: what can be read of them is counted.
+            with contextlib.suppress(EngineError, EngineRubbish):
+                whole.read(AnswerMeter(answers=self._ask.answers, include_usage=False))
+        return whole.text()
+
+
+async def _check_head(answer: EngineAnswer) -> None:
+    """Let a stream through; make an error of the rest. Raises EngineRefused, EngineFailed."""
+    if answer.status == 200:
+        if answer.content_type != "text/event-stream":
+            raise EngineFailed("engine_rubbish", f"it answered {answer.content_type}, not a stream", suspect=True)
+        return
+    body = await answer.error_body()
+    try:
+        error = _decode_error(body).error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        error = _WireError()
+    if error.type == "exceed_context_size_error":
+        raise EngineRefused(
+            "context_length_exceeded",
+            f"This prompt has {error.n_prompt_tokens} tokens; the model's context is {error.n_ctx} tokens per request. "
+            "Shorten the prompt or choose a model with a longer context.",
+            param="messages",
+            details={"prompt_tokens": error.n_prompt_tokens, "context_size": error.n_ctx},
+        )
+    if 400 <= answer.status < 500 and answer.status not in (401, 403, 404, 408, 429):
+        message = error.message[:500] or "the engine gave no reason"
+        raise EngineRefused("invalid_request", f"The model's engine refuses this request: {message}")
+    raise EngineFailed("engine_error", f"it answered status {answer.status}", suspect=answer.status >= 500)

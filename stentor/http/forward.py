@@ -1,0 +1,46 @@
+"""Management routes in a worker: authenticated here, answered by the node authority."""
+
+from typing import Protocol
+
+from stentor.core.operator import OperatorAnswer, OperatorCall
+from stentor.core.principal import Principal
+from stentor.http.connection import Connection
+from stentor.http.gateway import Handler
+from stentor.http.surface import SURFACE
+
+OPERATOR_BODY_MAX = 1024 * 1024
+
+
+class Authority(Protocol):
+    """Whoever answers management requests."""
+
+    async def operate(self, call: OperatorCall) -> OperatorAnswer:
+        """Answer one."""
+        ...
+
+
+class OperatorForward:
+    """Handlers for every management route, and the metrics of the whole server."""
+
+    def __init__(self, authority: Authority) -> None:
+        self._authority = authority
+
+    def handlers(self) -> dict[str, Handler]:
+        """One handler for all: the path says the rest."""
+        return {route.handler: self._forward for route in SURFACE if route.access == "admin"}
+
+    async def render_metrics(self) -> bytes:
+        """The exposition text."""
+        answer = await self._authority.operate(OperatorCall("GET", "/metrics", b"", b"", ""))
+        return answer.body
+
+    async def _forward(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        body = await connection.read_body(OPERATOR_BODY_MAX)
+        scope = connection.scope
+        call = OperatorCall(scope["method"], scope["path"], scope["query_string"], body, principal.key_id)
+        answer = await self._authority.operate(call)
+        headers = [
+            (b"x-request-id", connection.request_id.encode()),
+            (b"content-type", answer.content_type.encode()),
+        ]
+        await connection.respond(answer.status, headers, answer.body)
