@@ -1,9 +1,7 @@
 """API keys: made, found by their keyed hash, rotated with a grace time, revoked."""
 
-from typing import Any
-
 import msgspec
-from sqlalchemy import Connection, Row
+from sqlalchemy import Connection
 
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ProjectId, UserId, new_uuid7
@@ -30,7 +28,7 @@ class NewKey(msgspec.Struct, frozen=True):
     rotated_from: KeyId | None = None
 
 
-def _from_row(row: Row[Any]) -> ApiKey:
+def _from_row(row: table.AnyRow) -> ApiKey:
     values = dict(row._mapping)
     values["limits"] = KeyLimits(**{name: values.pop(name) for name in _LIMITS})
     for name in _TUPLES:

@@ -6,6 +6,8 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from stentor.store.schema import api_keys, project_budgets, projects, tiers, users
 
+AnyRow = Row[*tuple[Any, ...]]
+
 _TIER = (
     tiers.c.id,
     tiers.c.name,
@@ -54,12 +56,12 @@ _KEY = (
 )
 
 
-def list_tiers(connection: Connection) -> list[Row[Any]]:
+def list_tiers(connection: Connection) -> list[AnyRow]:
     """All tiers by name."""
     return list(connection.execute(select(*_TIER).order_by(tiers.c.name)))
 
 
-def find_tier(connection: Connection, tier_id: str) -> Row[Any] | None:
+def find_tier(connection: Connection, tier_id: str) -> AnyRow | None:
     """One tier."""
     return connection.execute(select(*_TIER).where(tiers.c.id == tier_id)).one_or_none()
 
@@ -74,23 +76,23 @@ def update_tier(connection: Connection, tier_id: str, values: dict[str, Any]) ->
     connection.execute(update(tiers).where(tiers.c.id == tier_id).values(**values))
 
 
-def list_users(connection: Connection, after_name: str, limit: int) -> list[Row[Any]]:
+def list_users(connection: Connection, after_name: str, limit: int) -> list[AnyRow]:
     """Users by name, those after ``after_name``."""
     query = select(*_USER).where(users.c.name > after_name).order_by(users.c.name).limit(limit)
     return list(connection.execute(query))
 
 
-def find_user(connection: Connection, user_id: str) -> Row[Any] | None:
+def find_user(connection: Connection, user_id: str) -> AnyRow | None:
     """One user by id."""
     return connection.execute(select(*_USER).where(users.c.id == user_id)).one_or_none()
 
 
-def find_user_by_name(connection: Connection, name: str) -> Row[Any] | None:
+def find_user_by_name(connection: Connection, name: str) -> AnyRow | None:
     """One user by name."""
     return connection.execute(select(*_USER).where(users.c.name == name)).one_or_none()
 
 
-def find_user_by_email(connection: Connection, email: str) -> Row[Any] | None:
+def find_user_by_email(connection: Connection, email: str) -> AnyRow | None:
     """One user by email."""
     return connection.execute(select(*_USER).where(users.c.email == email)).one_or_none()
 
@@ -110,7 +112,7 @@ def update_user(connection: Connection, user_id: str, values: dict[str, Any]) ->
     connection.execute(update(users).where(users.c.id == user_id).values(**values))
 
 
-def list_projects(connection: Connection, owner_id: str | None) -> list[Row[Any]]:
+def list_projects(connection: Connection, owner_id: str | None) -> list[AnyRow]:
     """Projects, oldest first; of one owner if given."""
     query = select(*_PROJECT).order_by(projects.c.created_us, projects.c.id)
     if owner_id is not None:
@@ -118,7 +120,7 @@ def list_projects(connection: Connection, owner_id: str | None) -> list[Row[Any]
     return list(connection.execute(query))
 
 
-def find_project(connection: Connection, project_id: str) -> Row[Any] | None:
+def find_project(connection: Connection, project_id: str) -> AnyRow | None:
     """One project."""
     return connection.execute(select(*_PROJECT).where(projects.c.id == project_id)).one_or_none()
 
@@ -128,7 +130,7 @@ def add_project(connection: Connection, values: dict[str, Any]) -> None:
     connection.execute(insert(projects).values(**values))
 
 
-def list_budgets(connection: Connection, project_id: str) -> list[Row[Any]]:
+def list_budgets(connection: Connection, project_id: str) -> list[AnyRow]:
     """A project's budgets: window, limit_nano."""
     query = select(project_budgets.c.window, project_budgets.c.limit_nano)
     query = query.where(project_budgets.c.project_id == project_id).order_by(project_budgets.c.window)
@@ -144,7 +146,7 @@ def set_budget(connection: Connection, project_id: str, window: str, limit_nano:
         connection.execute(insert(project_budgets).values(**values))
 
 
-def list_keys(connection: Connection, user_id: str | None, before_id: str | None, limit: int) -> list[Row[Any]]:
+def list_keys(connection: Connection, user_id: str | None, before_id: str | None, limit: int) -> list[AnyRow]:
     """Keys, newest first (ids sort by time); of one user if given."""
     query = select(*_KEY).order_by(api_keys.c.id.desc()).limit(limit)
     if user_id is not None:
@@ -154,12 +156,12 @@ def list_keys(connection: Connection, user_id: str | None, before_id: str | None
     return list(connection.execute(query))
 
 
-def find_key(connection: Connection, key_id: str) -> Row[Any] | None:
+def find_key(connection: Connection, key_id: str) -> AnyRow | None:
     """One key by id."""
     return connection.execute(select(*_KEY).where(api_keys.c.id == key_id)).one_or_none()
 
 
-def find_key_by_digest(connection: Connection, digest: bytes) -> Row[Any] | None:
+def find_key_by_digest(connection: Connection, digest: bytes) -> AnyRow | None:
     """One key by its keyed hash."""
     return connection.execute(select(*_KEY).where(api_keys.c.digest == digest)).one_or_none()
 

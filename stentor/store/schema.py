@@ -157,6 +157,7 @@ usage_events = Table(
     Column("price_version", BigInteger, nullable=False),
     Column("status", Text, nullable=False),
     Column("reason", Text, nullable=False),
+    Column("billable", Boolean, nullable=False),
     UniqueConstraint("request_id", "attempt", name="usage_events_request"),
     Index("usage_events_time", "settled_us"),
     Index("usage_events_user", "user_id", "settled_us"),

@@ -96,7 +96,7 @@ class Lane(Generic[A, B]):
         if isinstance(outcome, BaseException):
             for _, future in batch:
                 if not future.done():
-                    future.set_exception(outcome)
+                    future.set_exception(_again(outcome))
                     future.exception()  # seen: a caller that left must not make asyncio complain
         else:
             for (_, future), result in zip(batch, outcome, strict=True):
@@ -226,8 +226,15 @@ class Writer:
         items = [item for item, _ in batch]
         try:
             results = self._transact(lambda connection: lane.work(connection, items))
-        except Exception as error:  # noqa: BLE001 - whatever a group fails with belongs to those who wait for it
+        except StoreUnavailable as error:
             lane.resolve(batch, error)
+            return
+        except Exception as error:  # noqa: BLE001 - whatever a group fails with belongs to those who wait for it
+            if len(batch) == 1:
+                lane.resolve(batch, error)
+            else:  # one bad item must not take the others with it
+                for single in batch:
+                    self._do_lane(lane, [single])
             return
         self._rows_since_checkpoint += len(items)
         lane.resolve(batch, results)
@@ -368,6 +375,16 @@ class Writer:
             # The commits are safe in the log; the next write will say whether the store is in trouble.
             if driver.needs_reopen(error):
                 self._let_go(truncate=False)
+
+
+def _again(error: BaseException) -> BaseException:
+    """An error for one of many who wait: each raises its own, so that none collects the others' tracebacks."""
+    if not isinstance(error, StoreUnavailable):
+        return error
+    copy = StoreUnavailable.__new__(StoreUnavailable)
+    copy.args = error.args
+    copy.__dict__.update(error.__dict__)
+    return copy
 
 
 def _touch(connection: Connection) -> None:

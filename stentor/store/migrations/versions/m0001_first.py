@@ -174,6 +174,7 @@ def _usage_events() -> None:
         sa.Column("price_version", sa.BigInteger(), nullable=False),
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=False),
+        sa.Column("billable", sa.Boolean(), nullable=False),
         sa.CheckConstraint("status IN ('completed', 'cancelled', 'failed')", name="usage_events_status"),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("request_id", "attempt", name="usage_events_request"),

@@ -1,0 +1,126 @@
+"""Accounts in memory: a user, a project and a key with everything that limits them, ready to be asked quickly."""
+
+import msgspec
+
+from stentor.accounting.meters import Gauge, Meter, Minute, Pace
+from stentor.core.ids import ProjectId, UserId
+from stentor.core.principal import Principal
+
+
+class UserTerms(msgspec.Struct, frozen=True):
+    """What a user's tier allows, over all keys; None: no limit. ``prepaid``: requests are paid from the balance."""
+
+    id: UserId
+    active: bool
+    prepaid: bool
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrency: int | None
+
+
+class KeyTerms(msgspec.Struct, frozen=True):
+    """What one key allows; None: nothing beyond the tier. ``ends_us``: when it stops working."""
+
+    principal: Principal
+    ends_us: int | None
+    token_limit: int | None
+    spending_limit_nano: int | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrency: int | None
+
+
+def _minute(limit: int | None, unit: str) -> Minute | None:
+    return None if limit is None else Minute(limit, unit)
+
+
+def _relimit(window: Minute | None, limit: int | None, unit: str) -> Minute | None:
+    if window is None or limit is None:
+        return _minute(limit, unit)
+    window.limit = limit
+    return window
+
+
+class UserAccount:
+    """A user's limits and balance, shared by all their keys. ``balance.limit`` is what was ever paid in."""
+
+    __slots__ = ("balance", "gauge", "requests", "terms", "tokens")
+
+    def __init__(self, terms: UserTerms, balance: Meter) -> None:
+        self.terms = terms
+        self.balance = balance
+        self.gauge = Gauge(terms.concurrency)
+        self.requests = _minute(terms.requests_per_minute, "requests")
+        self.tokens = _minute(terms.tokens_per_minute, "tokens")
+
+    def change(self, terms: UserTerms) -> None:
+        """Take on new terms; what was counted stays counted."""
+        self.terms = terms
+        self.gauge.limit = terms.concurrency
+        self.requests = _relimit(self.requests, terms.requests_per_minute, "requests")
+        self.tokens = _relimit(self.tokens, terms.tokens_per_minute, "tokens")
+
+
+class ProjectAccount:
+    """A project's budgets by window."""
+
+    __slots__ = ("active", "budgets", "id")
+
+    def __init__(self, project_id: ProjectId, active: bool, budgets: dict[str, Meter]) -> None:
+        self.id = project_id
+        self.active = active
+        self.budgets = budgets
+
+
+class KeyAccount:
+    """A key with all that applies to a request made with it, gathered once so that a request walks short tuples."""
+
+    __slots__ = (
+        "gauge",
+        "money",
+        "pace",
+        "project",
+        "quota",
+        "request_windows",
+        "requests",
+        "spending",
+        "terms",
+        "token_windows",
+        "tokens",
+        "user",
+    )
+
+    def __init__(
+        self,
+        terms: KeyTerms,
+        user: UserAccount,
+        project: ProjectAccount,
+        used: tuple[int, int],
+        per_second: float,
+    ) -> None:
+        """``used``: tokens and nano-USD that count against the key's own limits so far."""
+        self.terms = terms
+        self.user = user
+        self.project = project
+        self.gauge = Gauge(terms.concurrency)
+        self.requests = _minute(terms.requests_per_minute, "requests")
+        self.tokens = _minute(terms.tokens_per_minute, "tokens")
+        self.pace = Pace(per_second) if per_second > 0 else None
+        key_id = terms.principal.key_id
+        self.quota: Meter | None = None
+        if terms.token_limit is not None:
+            self.quota = Meter("quota_exceeded", "key_tokens", key_id, terms.token_limit, used[0])
+        self.spending: Meter | None = None
+        if terms.spending_limit_nano is not None:
+            self.spending = Meter("spending_limit", "key_spending", key_id, terms.spending_limit_nano, used[1])
+        self.gather()
+
+    def gather(self) -> None:
+        """Rebuild the tuples; to be called when the user's or the project's account changed."""
+        self.request_windows = tuple(w for w in (self.user.requests, self.requests) if w is not None)
+        self.token_windows = tuple(w for w in (self.user.tokens, self.tokens) if w is not None)
+        money: list[Meter] = [self.user.balance] if self.user.terms.prepaid else []
+        if self.spending is not None:
+            money.append(self.spending)
+        money.extend(self.project.budgets[window] for window in sorted(self.project.budgets))
+        self.money = tuple(money)

@@ -1,0 +1,148 @@
+"""Money that comes in: top-ups and adjustments, and the check that the books agree with themselves."""
+
+from typing import Literal
+
+import msgspec
+from sqlalchemy import Connection
+
+from stentor.accounting import table
+from stentor.core.errors import Refused
+from stentor.core.ids import KeyId, ProjectId, UserId
+
+LedgerKind = Literal["opening", "top_up", "adjustment", "period_close"]
+
+
+class LedgerEntry(msgspec.Struct, frozen=True):
+    """One row of a user's ledger, nano-USD; positive adds to the balance."""
+
+    id: int
+    user_id: UserId
+    kind: str
+    amount_nano: int
+    reference: str | None
+    note: str
+    actor: str
+    created_us: int
+
+
+class Balance(msgspec.Struct, frozen=True):
+    """What was paid in, what of it was charged, and what is left, in nano-USD."""
+
+    credited_nano: int
+    charged_nano: int
+
+    @property
+    def left_nano(self) -> int:
+        """The balance."""
+        return self.credited_nano - self.charged_nano
+
+
+class Deposit(msgspec.Struct, frozen=True):
+    """A movement to be booked. ``reference`` names it from outside: booked again, it changes nothing."""
+
+    user_id: UserId
+    kind: LedgerKind
+    amount_nano: int
+    note: str = ""
+    reference: str | None = None
+
+
+def balance_key(user_id: UserId) -> table.BucketKey:
+    """The bucket of a user's balance."""
+    return ("balance", user_id, "none", 0)
+
+
+def find_balance(connection: Connection, user_id: UserId) -> Balance:
+    """A user's balance; of one who never had any: zero."""
+    found = table.find_bucket(connection, balance_key(user_id))
+    return Balance(found[0] or 0, found[1]) if found is not None else Balance(0, 0)
+
+
+def book(connection: Connection, deposit: Deposit, actor: str, now_us: int) -> tuple[Balance, bool]:
+    """Book a movement; returns the balance and whether it was new.
+
+    Raises Refused for zero, for a sum out of range, for a reference used for something else, and for an adjustment
+    that would take the balance below zero.
+    """
+    if deposit.reference is not None:
+        known = table.find_ledger_reference(connection, deposit.reference)
+        if known is not None:
+            if (known[1], known[2]) != (deposit.user_id, deposit.amount_nano):
+                raise Refused(
+                    "conflict", f"The reference '{deposit.reference}' was used for another booking.", param="reference"
+                )
+            return find_balance(connection, deposit.user_id), False
+    if deposit.amount_nano == 0 or abs(deposit.amount_nano) >= 2**62:
+        raise Refused("invalid_request", "An amount must not be zero, and less than 4 billion dollars.", param="amount")
+    balance = find_balance(connection, deposit.user_id)
+    if deposit.amount_nano < 0 and balance.left_nano + deposit.amount_nano < 0:
+        raise Refused(
+            "invalid_request",
+            f"The balance has {balance.left_nano} nano-USD left; {-deposit.amount_nano} can't be taken off.",
+            param="amount",
+        )
+    values = msgspec.structs.asdict(deposit) | {"actor": actor, "created_us": now_us}
+    table.add_ledger_row(connection, values)
+    credited, charged = table.raise_capacity(connection, balance_key(deposit.user_id), deposit.amount_nano)
+    return Balance(credited, charged), True
+
+
+def list_ledger(
+    connection: Connection, user_id: UserId, *, before_id: int | None = None, limit: int = 100
+) -> list[LedgerEntry]:
+    """A user's ledger, newest first; page on with the last one's id."""
+    return [LedgerEntry(*row) for row in table.list_ledger(connection, user_id, before_id, limit)]
+
+
+def used_by_key(connection: Connection, key_id: KeyId) -> tuple[int, int]:
+    """Tokens and nano-USD that count against a key's own limits."""
+    tokens = table.find_bucket(connection, ("key_tokens", key_id, "none", 0))
+    spent = table.find_bucket(connection, ("key_spending", key_id, "none", 0))
+    return (0 if tokens is None else tokens[1], 0 if spent is None else spent[1])
+
+
+def budget_used(connection: Connection, project_id: ProjectId, window: str, window_start: int) -> int:
+    """What a project used of a budget in a window."""
+    found = table.find_bucket(connection, ("project_budget", project_id, window, window_start))
+    return 0 if found is None else found[1]
+
+
+def start_budget(connection: Connection, project_id: ProjectId, window: str, window_start: int, limit_nano: int) -> int:
+    """Make a budget's bucket from the events of its window; returns what they used."""
+    used = table.sum_project_cost(connection, project_id, window_start, None)
+    table.set_bucket(connection, ("project_budget", project_id, window, window_start), limit_nano, used)
+    return used
+
+
+class Mismatch(msgspec.Struct, frozen=True):
+    """A bucket that disagrees with the events or the ledger. ``amount`` names what: used or credited."""
+
+    kind: str
+    subject: str
+    amount: str
+    in_bucket: int
+    in_books: int
+
+
+def check_books(connection: Connection) -> list[Mismatch]:
+    """Compare every balance with opening + top-ups + adjustments and with the charges, and every bucket with events."""
+    paid = table.sum_ledger(connection)
+    found = _compare(connection, "balance", table.sum_events(connection, "user_id", "charged_nano"))
+    credited = {row[0]: row[3] or 0 for row in table.list_buckets(connection, "balance")}
+    for subject in sorted(paid.keys() | credited.keys()):
+        if credited.get(subject, 0) != paid.get(subject, 0):
+            found.append(Mismatch("balance", subject, "credited", credited.get(subject, 0), paid.get(subject, 0)))
+    found += _compare(connection, "key_tokens", table.sum_events(connection, "key_id", "tokens"))
+    found += _compare(connection, "key_spending", table.sum_events(connection, "key_id", "cost_nano"))
+    return found
+
+
+def _compare(connection: Connection, kind: str, sums: dict[str, int]) -> list[Mismatch]:
+    buckets = {row[0]: row[4] for row in table.list_buckets(connection, kind)}
+    # A key without limits has no bucket of its own; a balance exists for everybody who was ever charged.
+    subjects = buckets.keys() | {subject for subject, total in sums.items() if total and kind == "balance"}
+    return [
+        Mismatch(kind, subject, "used", buckets.get(subject, 0), sums.get(subject, 0))
+        for subject in sorted(subjects)
+        if buckets.get(subject, 0) != sums.get(subject, 0)
+    ]

@@ -1,0 +1,240 @@
+"""All SQL of accounting: buckets, events, ledger, prices."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, case, func, insert, select, tuple_
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from stentor.store.bulk import BulkInsert
+from stentor.store.schema import bucket, ledger, prices, usage_events
+
+AnyRow = Row[*tuple[Any, ...]]
+
+EVENT_COLUMNS = tuple(column.name for column in usage_events.columns if column.name != "id")
+_BUCKET_COLUMNS = tuple(column.name for column in bucket.columns)
+
+_insert_events = BulkInsert(usage_events, EVENT_COLUMNS, "ON CONFLICT (request_id, attempt) DO NOTHING")
+_add_to_buckets = BulkInsert(
+    bucket,
+    _BUCKET_COLUMNS,
+    'ON CONFLICT (kind, subject, "window", window_start) DO UPDATE SET used = bucket.used + excluded.used',
+)
+
+BucketKey = tuple[str, str, str, int]  # kind, subject, window, window_start
+
+
+def add_events(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
+    """Append events in the order of :data:`EVENT_COLUMNS`; says for each whether it is new."""
+    written = _insert_events.run(connection, rows)
+    if written == len(rows):
+        return [True] * written
+    # Some were there before. Ids grow by one with each row written, and nobody else writes.
+    newest = connection.execute(select(func.max(usage_events.c.id))).scalar_one()
+    seen: set[int] = set()
+    fresh = []
+    for row in rows:
+        query = select(usage_events.c.id).where(usage_events.c.request_id == row[0], usage_events.c.attempt == row[1])
+        event_id = connection.execute(query).scalar_one()
+        fresh.append(event_id > newest - written and event_id not in seen)
+        seen.add(event_id)
+    return fresh
+
+
+def charge_buckets(connection: Connection, amounts: dict[BucketKey, int]) -> None:
+    """Add to what is used of each bucket, making those that are missing."""
+    if amounts:
+        _add_to_buckets.run(connection, [(*key, None, amount, 0) for key, amount in amounts.items()])
+
+
+def find_bucket(connection: Connection, key: BucketKey) -> tuple[int | None, int] | None:
+    """Capacity and used of a bucket."""
+    query = select(bucket.c.capacity, bucket.c.used).where(
+        bucket.c.kind == key[0],
+        bucket.c.subject == key[1],
+        bucket.c.window == key[2],
+        bucket.c.window_start == key[3],
+    )
+    row = connection.execute(query).one_or_none()
+    return None if row is None else (row[0], row[1])
+
+
+def set_bucket(connection: Connection, key: BucketKey, capacity: int | None, used: int) -> None:
+    """Make or overwrite a bucket."""
+    values = dict(zip(_BUCKET_COLUMNS, (*key, capacity, used, 0), strict=True))
+    statement = upsert(bucket).values(**values)
+    connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=[bucket.c.kind, bucket.c.subject, bucket.c.window, bucket.c.window_start],
+            set_={"capacity": capacity, "used": used},
+        )
+    )
+
+
+def raise_capacity(connection: Connection, key: BucketKey, amount: int) -> tuple[int, int]:
+    """Add to a bucket's capacity, making it if it is missing; returns its capacity and used."""
+    values = dict(zip(_BUCKET_COLUMNS, (*key, amount, 0, 0), strict=True))
+    statement = upsert(bucket).values(**values)
+    capacity = func.coalesce(bucket.c.capacity, 0) + amount
+    statement = statement.on_conflict_do_update(
+        index_elements=[bucket.c.kind, bucket.c.subject, bucket.c.window, bucket.c.window_start],
+        set_={"capacity": capacity},
+    )
+    row = connection.execute(statement.returning(bucket.c.capacity, bucket.c.used)).one()
+    return row[0], row[1]
+
+
+def list_buckets(connection: Connection, kind: str) -> list[AnyRow]:
+    """All buckets of a kind: subject, window, window_start, capacity, used."""
+    query = select(bucket.c.subject, bucket.c.window, bucket.c.window_start, bucket.c.capacity, bucket.c.used)
+    return list(connection.execute(query.where(bucket.c.kind == kind).order_by(bucket.c.subject, bucket.c.window)))
+
+
+def add_ledger_row(connection: Connection, values: dict[str, Any]) -> int:
+    """Append to the ledger; returns the row's id."""
+    return int(connection.execute(insert(ledger).values(**values).returning(ledger.c.id)).scalar_one())
+
+
+def find_ledger_reference(connection: Connection, reference: str) -> AnyRow | None:
+    """The row with this reference: id, user_id, amount_nano."""
+    query = select(ledger.c.id, ledger.c.user_id, ledger.c.amount_nano).where(ledger.c.reference == reference)
+    return connection.execute(query).one_or_none()
+
+
+def list_ledger(connection: Connection, user_id: str, before_id: int | None, limit: int) -> list[AnyRow]:
+    """A user's ledger, newest first."""
+    query = select(
+        ledger.c.id,
+        ledger.c.user_id,
+        ledger.c.kind,
+        ledger.c.amount_nano,
+        ledger.c.reference,
+        ledger.c.note,
+        ledger.c.actor,
+        ledger.c.created_us,
+    ).where(ledger.c.user_id == user_id)
+    if before_id is not None:
+        query = query.where(ledger.c.id < before_id)
+    return list(connection.execute(query.order_by(ledger.c.id.desc()).limit(limit)))
+
+
+def sum_ledger(connection: Connection) -> dict[str, int]:
+    """What was paid in, and closed off, by user."""
+    query = select(ledger.c.user_id, func.sum(ledger.c.amount_nano)).group_by(ledger.c.user_id)
+    return {row[0]: row[1] for row in connection.execute(query.order_by(ledger.c.user_id))}
+
+
+def sum_events(connection: Connection, subject: str, amount: str) -> dict[str, int]:
+    """Sums of an event column by another, over all events; ``amount`` ``tokens``: billable input and output."""
+    value = usage_events.c[amount] if amount != "tokens" else _billable_tokens()
+    column = usage_events.c[subject]
+    query = select(column, func.sum(value)).group_by(column).order_by(column)
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def sum_project_cost(connection: Connection, project_id: str, start_us: int, end_us: int | None) -> int:
+    """What a project's events cost from ``start_us`` until ``end_us``."""
+    query = select(func.coalesce(func.sum(usage_events.c.cost_nano), 0)).where(
+        usage_events.c.project_id == project_id, usage_events.c.settled_us >= start_us
+    )
+    if end_us is not None:
+        query = query.where(usage_events.c.settled_us < end_us)
+    return int(connection.execute(query).scalar_one())
+
+
+def _billable_tokens() -> Any:
+    total = usage_events.c.input_tokens + usage_events.c.output_tokens
+    return case((usage_events.c.billable, total), else_=0)
+
+
+def list_recent(connection: Connection, user_id: str, since_us: int) -> list[AnyRow]:
+    """A user's events since then, by time: key_id, attempt, opened_us, settled_us, billable tokens."""
+    query = select(
+        usage_events.c.key_id,
+        usage_events.c.attempt,
+        usage_events.c.opened_us,
+        usage_events.c.settled_us,
+        _billable_tokens(),
+    ).where(usage_events.c.user_id == user_id, usage_events.c.settled_us >= since_us)
+    return list(connection.execute(query.order_by(usage_events.c.settled_us, usage_events.c.id)))
+
+
+_USAGE = (
+    "input_tokens",
+    "cached_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "audio_ms",
+    "characters",
+    "estimated",
+)
+
+
+def find_event(connection: Connection, request_id: str, attempt: int) -> AnyRow | None:
+    """Cost, absorbed and usage (in the order of ``core.books.Usage``) of one event."""
+    query = select(*(usage_events.c[name] for name in ("cost_nano", "absorbed_nano", *_USAGE)))
+    query = query.where(usage_events.c.request_id == request_id, usage_events.c.attempt == attempt)
+    return connection.execute(query).one_or_none()
+
+
+_FILTERS = ("user_id", "project_id", "key_id", "model", "request_id", "status")
+_EVENT = tuple(usage_events.c[name] for name in ("id", *EVENT_COLUMNS))
+
+
+def _filtered(query: Any, filters: dict[str, Any]) -> Any:
+    for name in _FILTERS:
+        if filters.get(name) is not None:
+            query = query.where(usage_events.c[name] == filters[name])
+    if filters.get("since_us") is not None:
+        query = query.where(usage_events.c.settled_us >= filters["since_us"])
+    if filters.get("until_us") is not None:
+        query = query.where(usage_events.c.settled_us < filters["until_us"])
+    return query
+
+
+def list_events(
+    connection: Connection, filters: dict[str, Any], before: tuple[int, int] | None, limit: int
+) -> list[AnyRow]:
+    """Events, newest first; ``before`` is (settled_us, id) of the last one seen."""
+    query = _filtered(select(*_EVENT), filters)
+    if before is not None:
+        query = query.where(tuple_(usage_events.c.settled_us, usage_events.c.id) < before)
+    query = query.order_by(usage_events.c.settled_us.desc(), usage_events.c.id.desc()).limit(limit)
+    return list(connection.execute(query))
+
+
+def sum_usage(connection: Connection, filters: dict[str, Any], by: str | None) -> list[AnyRow]:
+    """Totals: subject (or None), events, input, cached, output tokens, cost, absorbed."""
+    columns = [
+        func.count(),
+        *(
+            func.coalesce(func.sum(usage_events.c[name]), 0)
+            for name in ("input_tokens", "cached_tokens", "output_tokens", "cost_nano", "absorbed_nano")
+        ),
+    ]
+    if by is None:
+        return list(connection.execute(_filtered(select(*columns), filters)))
+    subject = usage_events.c[by]
+    query = _filtered(select(subject, *columns), filters).group_by(subject).order_by(subject)
+    return list(connection.execute(query))
+
+
+def list_prices(connection: Connection) -> list[AnyRow]:
+    """All prices by model and time."""
+    query = select(
+        prices.c.model,
+        prices.c.effective_us,
+        prices.c.version,
+        prices.c.input_nano,
+        prices.c.output_nano,
+        prices.c.cached_nano,
+        prices.c.audio_second_nano,
+        prices.c.character_nano,
+        prices.c.request_nano,
+    ).order_by(prices.c.model, prices.c.effective_us)
+    return list(connection.execute(query))
+
+
+def add_price(connection: Connection, values: dict[str, Any]) -> int:
+    """Append a price; returns its version."""
+    return int(connection.execute(insert(prices).values(**values).returning(prices.c.version)).scalar_one())

@@ -1,0 +1,401 @@
+"""The books of one node: every key, limit and balance in memory, every settlement written in groups.
+
+Lives on one event loop and holds no lock: admission and settlement each happen in one step between two awaits. A
+request that finds a free place waits for nothing on its way in, and for one group commit on its way out.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from stentor.accounting.accounts import KeyAccount
+from stentor.accounting.allowance import Charge, Demand, Hold, admit, give_back, settle, take_back
+from stentor.accounting.meters import Moment
+from stentor.accounting.price import Price, price_usage
+from stentor.accounting.prices import PriceList, load_prices
+from stentor.accounting.settings import AccountingSettings
+from stentor.accounting.settlement import Settlement, find_settled, write_settlements
+from stentor.accounting.tokens import count_tokens
+from stentor.control.places import Places
+from stentor.control.roll import Roll
+from stentor.core.books import Close, Grant, Open, Settled, Usage
+from stentor.core.clock import Clock
+from stentor.core.errors import Refused
+from stentor.core.ids import KeyId, RequestId
+from stentor.core.principal import Principal
+from stentor.runtime.place import Place
+from stentor.runtime.spec import ServedModel
+from stentor.store.database import Database
+from stentor.telemetry.logs import Log
+
+RECENT_MAX = 4096
+_MOST = 2**40  # tokens, milliseconds or characters that no single answer can have
+
+_Ident = tuple[RequestId, int]
+
+
+class _Running:
+    """One open attempt: what it asked, what it holds, and its place once it has one."""
+
+    __slots__ = ("account", "ask", "closing", "hold", "lost", "model", "opened_us", "owner", "place", "price")
+
+    def __init__(self, ask: Open, owner: str, account: KeyAccount, model: ServedModel, opened_us: int) -> None:
+        self.ask = ask
+        self.owner = owner
+        self.account = account
+        self.model = model
+        self.opened_us = opened_us
+        self.price: Price
+        self.hold: Hold
+        self.place: Place | None = None
+        self.lost = False
+        self.closing: asyncio.Event | None = None
+
+
+class LocalBooks:
+    """Implements :class:`stentor.core.books.Books` in this process. Make it with :meth:`start`, on its loop."""
+
+    def __init__(
+        self,
+        database: Database,
+        places: Places,
+        prices: PriceList,
+        settings: AccountingSettings,
+        clock: Clock,
+        log: Log | None = None,
+    ) -> None:
+        self._database = database
+        self._places = places
+        self._settings = settings
+        self._clock = clock
+        self._log = log
+        self._lane = database.lane(write_settlements, self._delivered)
+        self._running: dict[_Ident, _Running] = {}
+        # What was settled lately, in two halves: the older one is dropped when the younger is full.
+        self._recent: dict[_Ident, Settlement] = {}
+        self._older: dict[_Ident, Settlement] = {}
+        self._listeners: list[Callable[[KeyId], None]] = []
+        self.prices = prices
+        self.roll = Roll(database, clock, settings.rate_limit_qps)
+
+    @classmethod
+    async def start(
+        cls, database: Database, places: Places, settings: AccountingSettings, clock: Clock, log: Log | None = None
+    ) -> "LocalBooks":
+        """The books of ``database``, with its price list loaded; accounts follow when they are first needed."""
+        return cls(database, places, await database.read(load_prices), settings, clock, log)
+
+    # -- who ---------------------------------------------------------------------------------------------------------
+
+    async def find_principal(self, key_digest: bytes) -> Principal | None:
+        """See :class:`~stentor.core.books.Books`. None also for a key that ended, or whose user or project is shut."""
+        account = await self.roll.find_by_digest(key_digest)
+        if account is None or not self._is_valid(account):
+            return None
+        return account.terms.principal
+
+    def _is_valid(self, account: KeyAccount) -> bool:
+        ends_us = account.terms.ends_us
+        return (
+            account.user.terms.active and account.project.active and (ends_us is None or self._clock.now_us() < ends_us)
+        )
+
+    def on_revoked(self, listener: Callable[[KeyId], None]) -> None:
+        """See :class:`~stentor.core.books.Books`."""
+        self._listeners.append(listener)
+
+    def tell_revoked(self, key_id: KeyId) -> None:
+        """Tell all listeners that a key changed or ended."""
+        for listener in self._listeners:
+            listener(key_id)
+
+    async def find_problem(self) -> str | None:
+        """See :class:`~stentor.core.books.Books`."""
+        return self._database.problem()
+
+    # -- open --------------------------------------------------------------------------------------------------------
+
+    async def open(self, ask: Open, owner: str = "") -> Grant:
+        """See :class:`~stentor.core.books.Books`. ``owner`` is who must close it; see :meth:`abandon`."""
+        account = self.roll.keys.get(ask.key_id)
+        if account is None:
+            account = await self.roll.find(ask.key_id)
+            if account is None:
+                raise _ended()
+        running = self._admit(ask, owner, account)
+        ident = (ask.request_id, ask.attempt)
+        self._running[ident] = running
+        try:
+            place = self._places.try_acquire(running.model.id, ask.prefix_key)
+            if place is None:
+                place = await self._wait(running)
+        except BaseException:
+            del self._running[ident]
+            give_back(running.hold)
+            raise
+        running.place = place
+        model = running.model
+        return Grant(
+            ask.request_id,
+            ask.attempt,
+            model.id,
+            place.instance,
+            place.generation,
+            place.url,
+            place.token,
+            model.upstream_model,
+            model.engine,
+            running.hold.output,
+            model.context_size,
+            place.queued_us,
+        )
+
+    def _admit(self, ask: Open, owner: str, account: KeyAccount) -> _Running:
+        """Everything that is decided before the first await: who, which model, and whether all limits allow it."""
+        now = Moment(self._clock.now_us(), self._clock.monotonic_s())
+        terms = account.terms
+        if not self._is_valid(account):
+            raise _ended()
+        principal = terms.principal
+        if principal.endpoints and ask.endpoint not in principal.endpoints:
+            raise Refused("insufficient_scope", f"This key may only call {', '.join(sorted(principal.endpoints))}.")
+        if (ask.request_id, ask.attempt) in self._running:
+            raise Refused("conflict", f"Attempt {ask.attempt} of request {ask.request_id} is open already.")
+        model = self._places.resolve(ask.model, principal.models)
+        for ability in ask.needs:
+            if ability not in model.abilities:
+                raise _missing_ability(model, ability)
+        running = _Running(ask, owner, account, model, now.us)
+        running.price = self.prices.get_price(model.id, now.us)
+        demand = Demand(
+            ask.input_bound,
+            ask.output_asked,
+            self._settings.default_max_tokens,
+            ask.answers,
+            model.context_size,
+            ask.attempt == 1,
+        )
+        running.hold = admit(account, demand, running.price, now)
+        return running
+
+    async def _wait(self, running: _Running) -> Place:
+        ask = running.ask
+        place = await self._places.acquire(
+            running.model.id,
+            request_id=ask.request_id,
+            key_id=ask.key_id,
+            prefix_key=ask.prefix_key,
+            timeout_s=ask.queue_timeout_s,
+        )
+        if running.lost or not self._is_valid(running.account):
+            self._places.release(place.instance, place.generation, suspect=False)
+            raise _ended()
+        return place
+
+    # -- close -------------------------------------------------------------------------------------------------------
+
+    async def close(self, end: Close) -> Settled:
+        """See :class:`~stentor.core.books.Books`."""
+        ident = (end.request_id, end.attempt)
+        running = self._running.get(ident)
+        if running is None or running.place is None:
+            return await self._find_result(ident)
+        if running.closing is not None:
+            return await self._find_result(ident)
+        if end.count_input or end.count_output:
+            end = await self._count(running, end)
+        del self._running[ident]
+        settlement = self._settle(running, end)
+        if await self._lane.submit(settlement):
+            return settlement.settled
+        return await self._find_result(ident)
+
+    def _settle(self, running: _Running, end: Close) -> Settlement:
+        """Charge in memory, give the place back, and make the event; the caller submits it before anything else."""
+        now = Moment(self._clock.now_us(), self._clock.monotonic_s())
+        usage = end.usage
+        if not _is_sane(usage):
+            usage = self._correct(running, usage)
+        cost = tokens = 0
+        if end.billable:
+            cost = price_usage(running.price, usage)
+            tokens = usage.input_tokens + usage.output_tokens
+        charge = settle(running.hold, cost, tokens, now)
+        if charge.absorbed_nano:
+            self._tell_absorbed(running, charge.absorbed_nano)
+        place = running.place
+        assert place is not None
+        settlement = Settlement(usage, charge, _event(running, place, end, usage, charge, now.us))
+        self._remember((end.request_id, end.attempt), settlement)
+        self._places.release(place.instance, place.generation, suspect=end.instance_suspect)
+        return settlement
+
+    async def _count(self, running: _Running, end: Close) -> Close:
+        """``end`` with its texts counted; meanwhile nobody else may close the attempt."""
+        running.closing = asyncio.Event()
+        try:
+            counts = await asyncio.to_thread(_count_both, end.count_input, end.count_output)
+        finally:
+            running.closing.set()
+            running.closing = None
+        usage = msgspec.structs.replace(
+            end.usage,
+            input_tokens=counts[0] if end.count_input else end.usage.input_tokens,
+            output_tokens=counts[1] if end.count_output else end.usage.output_tokens,
+            estimated=True,
+        )
+        return msgspec.structs.replace(end, usage=usage, count_input="", count_output="")
+
+    def _delivered(self, items: list[Settlement], outcome: list[bool] | BaseException) -> None:
+        """A group came back from the store: what was not written was never charged."""
+        if isinstance(outcome, BaseException):
+            for item in items:
+                take_back(item.charge)
+                item.finish(fresh=False, failure=outcome)
+            return
+        for item, fresh in zip(items, outcome, strict=True):
+            if not fresh:
+                take_back(item.charge)
+            item.finish(fresh=fresh, failure=None)
+
+    async def _find_result(self, ident: _Ident) -> Settled:
+        """What became of an attempt that isn't running (any more)."""
+        running = self._running.get(ident)
+        if running is not None and running.closing is not None:
+            await running.closing.wait()
+        elif running is not None:
+            raise Refused("conflict", f"Attempt {ident[1]} of request {ident[0]} has no place yet: nothing to settle.")
+        known = self._recent.get(ident) or self._older.get(ident)
+        if known is not None:
+            await known.wait()
+            if known.fresh:
+                return known.settled
+        settled = await self._database.read(lambda connection: find_settled(connection, *ident))
+        if settled is None:
+            if self._log is not None:
+                self._log.event("close_refused", level="warning", request_id=ident[0], attempt=ident[1])
+            raise Refused("not_found", f"Attempt {ident[1]} of request {ident[0]} was never opened, or is long over.")
+        return settled
+
+    def _remember(self, ident: _Ident, settlement: Settlement) -> None:
+        if len(self._recent) >= RECENT_MAX:
+            self._older, self._recent = self._recent, {}
+        self._recent[ident] = settlement
+
+    def abandon(self, owner: str) -> None:
+        """Close every open request of a lost owner: failed, ``worker_lost``, cost 0. Settlements under way go on."""
+        now_us = self._clock.now_us()
+        for ident, running in list(self._running.items()):
+            if running.owner != owner or running.closing is not None:
+                continue
+            if running.place is None:
+                running.lost = True
+                continue
+            del self._running[ident]
+            latency_us = now_us - running.opened_us
+            end = Close(*ident, "failed", Usage(), "worker_lost", billable=False, latency_us=latency_us)
+            self._lane.submit(self._settle(running, end))
+
+    def running(self) -> int:
+        """How many requests are open."""
+        return len(self._running)
+
+    # -- what should not happen ----------------------------------------------------------------------------------------
+
+    def _correct(self, running: _Running, usage: Usage) -> Usage:
+        if self._log is not None:
+            self._log.event(
+                "usage_corrected", level="warning", request_id=running.ask.request_id, model=running.model.id
+            )
+        input_tokens = _clamp(usage.input_tokens, running.model.context_size)
+        output_tokens = _clamp(usage.output_tokens, running.model.context_size * running.ask.answers)
+        return Usage(
+            input_tokens,
+            _clamp(usage.cached_tokens, input_tokens),
+            output_tokens,
+            _clamp(usage.reasoning_tokens, output_tokens),
+            _clamp(usage.audio_ms, _MOST),
+            _clamp(usage.characters, _MOST),
+            usage.estimated,
+        )
+
+    def _tell_absorbed(self, running: _Running, absorbed_nano: int) -> None:
+        if self._log is not None:
+            self._log.event(
+                "cost_absorbed",
+                level="warning",
+                request_id=running.ask.request_id,
+                model=running.model.id,
+                absorbed_nano=absorbed_nano,
+                reserved_nano=running.hold.nano,
+            )
+
+
+def _count_both(input_text: str, output_text: str) -> tuple[int, int]:
+    return count_tokens(input_text), count_tokens(output_text)
+
+
+def _ended() -> Refused:
+    return Refused("invalid_api_key", "This API key was revoked, has expired, or its account is closed.")
+
+
+def _missing_ability(model: ServedModel, needed: str) -> Refused:
+    return Refused(
+        "missing_ability",
+        f"The model '{model.id}' can't do '{needed}'; it can do {', '.join(model.abilities)}.",
+        param="model",
+    )
+
+
+def _is_sane(usage: Usage) -> bool:
+    return (
+        0 <= usage.cached_tokens <= usage.input_tokens < _MOST
+        and 0 <= usage.reasoning_tokens <= usage.output_tokens < _MOST
+        and 0 <= usage.audio_ms < _MOST
+        and 0 <= usage.characters < _MOST
+    )
+
+
+def _clamp(value: int, most: int) -> int:
+    return max(0, min(value, most))
+
+
+def _event(
+    running: _Running, place: Place, end: Close, usage: Usage, charge: Charge, now_us: int
+) -> tuple[object, ...]:
+    """The usage event, in the order of the table's columns."""
+    ask = running.ask
+    principal = running.account.terms.principal
+    return (
+        ask.request_id,
+        ask.attempt,
+        ask.client_request_id,
+        running.opened_us,
+        now_us,
+        principal.user_id,
+        principal.project_id,
+        principal.key_id,
+        running.model.id,
+        running.model.engine,
+        ask.endpoint,
+        ask.stream,
+        usage.input_tokens,
+        usage.cached_tokens,
+        usage.output_tokens,
+        usage.reasoning_tokens,
+        usage.audio_ms,
+        usage.characters,
+        usage.estimated,
+        place.queued_us,
+        end.latency_us,
+        end.first_token_us,
+        end.overhead_us,
+        charge.cost_nano,
+        charge.balance_nano,
+        charge.absorbed_nano,
+        running.price.version,
+        end.outcome,
+        end.reason,
+        end.billable,
+    )

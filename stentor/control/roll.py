@@ -1,0 +1,200 @@
+"""The accounts in memory: loaded when a key is first seen, and from then on the truth that the database follows.
+
+A loaded account is never read again: its balances run ahead of what is committed. What management changes in the
+database is applied here by the same loop, and a load that overlapped such a change is done once more.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+import msgspec
+from sqlalchemy import Connection
+
+from stentor.accounting.accounts import KeyAccount, KeyTerms, ProjectAccount, UserAccount, UserTerms
+from stentor.accounting.ledger import Balance, budget_used, find_balance, used_by_key
+from stentor.accounting.meters import WINDOW_S, CalendarMeter, Meter, calendar_window
+from stentor.accounting.usage import RecentUse, list_recent
+from stentor.core.clock import Clock
+from stentor.core.ids import KeyId, ProjectId, UserId
+from stentor.core.principal import Principal
+from stentor.people.api_keys import find_key, find_key_by_digest
+from stentor.people.projects import get_project, list_budgets
+from stentor.people.tiers import get_tier
+from stentor.people.users import get_user
+from stentor.people.values import ApiKey, Project, Tier, User
+from stentor.store.database import Database
+
+
+class Dossier(msgspec.Struct, frozen=True):
+    """All that the database knows about a key, read in one snapshot."""
+
+    key: ApiKey
+    user: User
+    tier: Tier
+    project: Project
+    balance: Balance
+    key_used: tuple[int, int]
+    budgets: dict[str, tuple[int, int]]
+    recent: list[RecentUse]
+
+
+def user_terms(user: User, tier: Tier) -> UserTerms:
+    """A user's limits, from their tier."""
+    return UserTerms(
+        user.id, user.active, tier.prepaid, tier.requests_per_minute, tier.tokens_per_minute, tier.concurrency
+    )
+
+
+def key_terms(key: ApiKey, user: User) -> KeyTerms:
+    """A key's own limits, and the caller it stands for."""
+    principal = Principal(
+        key_id=key.id,
+        user_id=key.user_id,
+        project_id=key.project_id,
+        tier_id=user.tier_id,
+        scopes=frozenset(key.scopes),
+        models=frozenset(key.models),
+        endpoints=frozenset(key.endpoints),
+        expires_us=key.ends_us(),
+        key_hint=key.hint,
+    )
+    limits = key.limits
+    return KeyTerms(
+        principal,
+        key.ends_us(),
+        limits.token_limit,
+        limits.spending_limit_nano,
+        limits.requests_per_minute,
+        limits.tokens_per_minute,
+        limits.concurrency,
+    )
+
+
+def read_dossier(connection: Connection, find: Callable[[Connection], ApiKey | None], now_us: int) -> Dossier | None:
+    """The dossier of the key that ``find`` finds, or None."""
+    key = find(connection)
+    if key is None:
+        return None
+    user = get_user(connection, key.user_id)
+    budgets = {}
+    for window, limit_nano in list_budgets(connection, key.project_id).items():
+        start = 0 if window == "none" else calendar_window(window, now_us)[0]
+        budgets[window] = (limit_nano, budget_used(connection, key.project_id, window, start))
+    return Dossier(
+        key=key,
+        user=user,
+        tier=get_tier(connection, user.tier_id),
+        project=get_project(connection, key.project_id),
+        balance=find_balance(connection, user.id),
+        key_used=used_by_key(connection, key.id),
+        budgets=budgets,
+        recent=list_recent(connection, user.id, now_us - (WINDOW_S + 1) * 1_000_000),
+    )
+
+
+def budget_meter(project_id: ProjectId, window: str, limit_nano: int, used: int, now_us: int) -> Meter:
+    """The meter of one budget."""
+    if window == "none":
+        return Meter("budget_exceeded", "project_budget", project_id, limit_nano, used)
+    meter = CalendarMeter("budget_exceeded", "project_budget", project_id, limit_nano, window, now_us)
+    meter.used = used
+    return meter
+
+
+class Roll:
+    """Loaded accounts by id and by keyed hash; one loop's own."""
+
+    def __init__(self, database: Database, clock: Clock, per_second: float) -> None:
+        self._database = database
+        self._clock = clock
+        self._per_second = per_second
+        self._version = 0
+        self._by_digest: dict[bytes, KeyId] = {}
+        self._loading: dict[bytes | KeyId, asyncio.Task[KeyAccount | None]] = {}
+        self.keys: dict[KeyId, KeyAccount] = {}
+        self.users: dict[UserId, UserAccount] = {}
+        self.projects: dict[ProjectId, ProjectAccount] = {}
+
+    def changed(self) -> None:
+        """Management has committed something: a load that is under way must read again."""
+        self._version += 1
+
+    async def find_by_digest(self, digest: bytes) -> KeyAccount | None:
+        """The account of the key with this keyed hash. Raises StoreUnavailable, never a false None."""
+        key_id = self._by_digest.get(digest)
+        if key_id is not None:
+            return self.keys[key_id]
+        account = await self._load(digest, lambda connection: find_key_by_digest(connection, digest))
+        if account is not None:
+            self._by_digest[digest] = account.terms.principal.key_id
+        return account
+
+    async def find(self, key_id: KeyId) -> KeyAccount | None:
+        """The account of a key by its id."""
+        account = self.keys.get(key_id)
+        if account is not None:
+            return account
+        return await self._load(key_id, lambda connection: find_key(connection, key_id))
+
+    async def _load(self, name: bytes | KeyId, find: Callable[[Connection], ApiKey | None]) -> KeyAccount | None:
+        task = self._loading.get(name)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._read(find))
+            self._loading[name] = task
+            task.add_done_callback(lambda _: self._loading.pop(name, None))
+        return await asyncio.shield(task)
+
+    async def _read(self, find: Callable[[Connection], ApiKey | None]) -> KeyAccount | None:
+        while True:
+            version = self._version
+            dossier = await self._database.read(partial(read_dossier, find=find, now_us=self._clock.now_us()))
+            if version == self._version:
+                return None if dossier is None else self._install(dossier)
+
+    def _install(self, dossier: Dossier) -> KeyAccount:
+        key_id = dossier.key.id
+        known = self.keys.get(key_id)
+        if known is not None:
+            return known
+        user = self.users.get(dossier.user.id)
+        if user is None:
+            user = self._install_user(dossier)
+        project = self.projects.get(dossier.project.id)
+        if project is None:
+            project = self._install_project(dossier)
+        account = KeyAccount(key_terms(dossier.key, dossier.user), user, project, dossier.key_used, self._per_second)
+        self._count_recent(dossier, [entry for entry in dossier.recent if entry.key_id == key_id], account)
+        self.keys[key_id] = account
+        return account
+
+    def _install_user(self, dossier: Dossier) -> UserAccount:
+        balance = dossier.balance
+        meter = Meter("insufficient_balance", "balance", dossier.user.id, balance.credited_nano, balance.charged_nano)
+        user = UserAccount(user_terms(dossier.user, dossier.tier), meter)
+        self._count_recent(dossier, dossier.recent, user)
+        self.users[dossier.user.id] = user
+        return user
+
+    def _install_project(self, dossier: Dossier) -> ProjectAccount:
+        now_us = self._clock.now_us()
+        project_id = dossier.project.id
+        budgets = {
+            window: budget_meter(project_id, window, limit_nano, used, now_us)
+            for window, (limit_nano, used) in dossier.budgets.items()
+        }
+        project = ProjectAccount(project_id, dossier.project.active, budgets)
+        self.projects[project_id] = project
+        return project
+
+    def _count_recent(self, dossier: Dossier, recent: list[RecentUse], account: UserAccount | KeyAccount) -> None:
+        """Bring the minute windows up to what the last minute saw before this process."""
+        steady_s = self._clock.monotonic_s()
+        now_us = self._clock.now_us()
+        if account.requests is not None:
+            opened = sorted(entry.opened_us for entry in recent if entry.attempt == 1)
+            for then_us in opened:
+                account.requests.add(int(steady_s - (now_us - then_us) / 1e6), 1)
+        if account.tokens is not None:
+            for entry in recent:
+                account.tokens.add(int(steady_s - (now_us - entry.settled_us) / 1e6), entry.tokens)
