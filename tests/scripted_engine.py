@@ -216,6 +216,18 @@ def error_body(status: int, message: str, kind: str, **more: Any) -> Json:
     return {"error": {"code": status, "message": message, "type": kind, **more}}
 
 
+def speed_of(phase: str, tokens: int, took_ms: float) -> Json:
+    """One half of ``timings``."""
+    each_ms = took_ms / max(1, tokens)
+    per_second = 1000 / each_ms if each_ms else 0.0
+    return {
+        f"{phase}_n": tokens,
+        f"{phase}_ms": took_ms,
+        f"{phase}_per_token_ms": each_ms,
+        f"{phase}_per_second": per_second,
+    }
+
+
 def split_words(text: str) -> list[str]:
     return re.findall(r"\S+\s*|\s+", text)
 
@@ -616,13 +628,10 @@ class Answer:
             return {}
         usage = self.usage()
         cached = usage["prompt_tokens_details"]["cached_tokens"]
-        timings = {
-            "cache_n": cached,
-            "prompt_n": usage["prompt_tokens"] - cached,
-            "prompt_ms": 1.0,
-            "predicted_n": usage["completion_tokens"],
-            "predicted_ms": round((time.monotonic() - self.started) * 1000, 3),
-        }
+        took_ms = round((time.monotonic() - self.started) * 1000, 3)
+        timings = {"cache_n": cached}
+        timings |= speed_of("prompt", usage["prompt_tokens"] - cached, 1.0)
+        timings |= speed_of("predicted", usage["completion_tokens"], took_ms)
         return {"usage": usage, "timings": timings}
 
 
