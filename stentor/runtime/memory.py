@@ -26,11 +26,12 @@ class ContextPlan(msgspec.Struct, frozen=True):
     needed_bytes: int
 
 
-def plan_context(header: GgufHeader, spec: ModelSpec, ctx: int, free_bytes: int) -> ContextPlan:
+def plan_context(header: GgufHeader, spec: ModelSpec, ctx: int, free_bytes: int | None) -> ContextPlan:
     """``ctx`` tokens a request, at most what the model was trained for, on as many places as memory allows.
 
     ``ctx`` is a promise to each request, so places are given up before tokens are. Raises LaunchRefused with the
     numbers when not even one place fits. needed = weights + places × ctx × cache bytes a token + reserve for buffers.
+    ``free_bytes`` None: memory is not looked at.
     """
     ctx = min(ctx, header.trained_ctx) if header.trained_ctx else ctx
     token_bytes = header.kv_elements * (_CACHE_BYTES[spec.cache_type_k] + _CACHE_BYTES[spec.cache_type_v]) / 2
@@ -38,8 +39,9 @@ def plan_context(header: GgufHeader, spec: ModelSpec, ctx: int, free_bytes: int)
     place_bytes = int(ctx * token_bytes)
     for places in range(spec.parallel, 0, -1):
         needed_bytes = fixed_bytes + places * place_bytes
-        if needed_bytes <= free_bytes:
+        if free_bytes is None or needed_bytes <= free_bytes:
             return ContextPlan(ctx, places, needed_bytes)
+    assert free_bytes is not None
     room_tokens = int((free_bytes - fixed_bytes) / token_bytes) if token_bytes else 0
     advice = f"set ctx to at most {room_tokens}" if room_tokens >= 512 else "take a smaller model or quantization"
     raise LaunchRefused(

@@ -171,7 +171,7 @@ class Pool:
 
     def find_refusal(self) -> Refused | None:
         """Why waiting is hopeless now, or None."""
-        if not self.instances or any(_is_hopeful(instance.process) for instance in self.instances):
+        if self._stops or not self.instances or any(_is_hopeful(instance.process) for instance in self.instances):
             return None
         return self.refuse_broken()
 
@@ -260,4 +260,4 @@ class Pool:
 
 
 def _is_hopeful(process: EngineProcess) -> bool:
-    return process.state != "failed" or not process.breaker.is_open
+    return process.is_wanted and not (process.state == "failed" and process.breaker.is_open)

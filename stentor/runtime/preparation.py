@@ -45,8 +45,7 @@ class Preparation:
         if spec.engine != "command":
             weights = await self._fetch(spec)
             header = await asyncio.to_thread(_read_weights, spec, weights)
-            limit_mb = self._settings.memory_limit_mb
-            plan = plan_context(header, spec, ctx, find_free_bytes(limit_mb))
+            plan = plan_context(header, spec, ctx, self._free_bytes(spec))
             ctx, places = plan.ctx, plan.places
         order = LaunchOrder(spec=spec, port=port, weights=weights, ctx=ctx, places=places, threads=threads)
         return await self._launchers[spec.engine].prepare(order)
@@ -55,6 +54,12 @@ class Preparation:
         """Say in the catalogue what a running engine really holds per request."""
         if context_size is not None:
             self._catalogue.correct_context(model, context_size)
+
+    def _free_bytes(self, spec: ModelSpec) -> int | None:
+        # An external server and an explicit number of GPU layers put the weights where this machine's RAM says nothing.
+        if spec.engine != "llama" or spec.gpu_layers > 0:
+            return None
+        return find_free_bytes(self._settings.memory_limit_mb)
 
     async def _fetch(self, spec: ModelSpec) -> Path:
         # Two instances of one model must not download it twice.

@@ -15,6 +15,7 @@ import msgspec
 from stentor.runtime import procfs
 
 TAG_VARIABLE = "STENTOR_ENGINE_TAG"
+KEY_SUFFIX = ".key"
 
 
 class RosterEntry(msgspec.Struct, frozen=True):
@@ -60,6 +61,8 @@ class Roster:
         for entry in left:
             for stat in choose_victims(entry, self._boot_id, procfs.list_group):
                 _kill(stat.pid)
+        for key_file in self._path.parent.glob(f"*{KEY_SUFFIX}"):
+            key_file.unlink(missing_ok=True)
         self._save()
         return left
 
@@ -71,7 +74,7 @@ class Roster:
             return []
 
     def _save(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = self._path.with_suffix(".new")
         fresh.write_bytes(msgspec.json.format(msgspec.json.encode(list(self._entries.values()))))
         fresh.replace(self._path)

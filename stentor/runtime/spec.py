@@ -53,8 +53,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     threads: _COUNT | None = None
     preload: bool = False
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
-    batch: _COUNT | Annotated[int, msgspec.Meta(ge=1)] | None = None
-    ubatch: _COUNT | Annotated[int, msgspec.Meta(ge=1)] | None = None
+    batch: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    ubatch: Annotated[int, msgspec.Meta(ge=1)] | None = None
     cache_type_k: CacheType = "f16"
     cache_type_v: CacheType = "f16"
     cache_ram_mib: Annotated[int, msgspec.Meta(ge=0)] = 0

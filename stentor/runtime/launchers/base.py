@@ -87,4 +87,4 @@ def choose_environment(base: Mapping[str, str], extra: Mapping[str, str]) -> dic
 
 def wrap_program(argv: tuple[str, ...], parent: int) -> tuple[str, ...]:
     """``argv`` behind the parent-death launcher, to be spawned by process ``parent``."""
-    return (sys.executable, "-m", "stentor.engines.exec", str(parent), "--", *argv)
+    return (sys.executable, "-P", "-m", "stentor.engines.exec", str(parent), "--", *argv)

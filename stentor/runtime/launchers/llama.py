@@ -38,7 +38,7 @@ class LlamaLauncher:
             "chat_template": spec.chat_template,
         }
         return Launch(
-            argv=(sys.executable, "-m", "stentor.engines.llama"),
+            argv=(sys.executable, "-P", "-m", "stentor.engines.llama"),
             environment=choose_environment(self._environment, spec.env),
             stdin=msgspec.json.encode(config) + b"\n",
             token=token,
