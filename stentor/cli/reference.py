@@ -44,9 +44,10 @@ def settings_page() -> str:
     """Every setting, by group; then the keys of a model's table."""
     opening = (
         "Defaults are overridden by `stentor.toml` (`--config`, else `./stentor.toml`, else "
-        "`{DATA_DIR}/stentor.toml`), that by the environment (`STENTOR_` + the name), and that by the command line (`--` + the name in lower case "
-        "with dashes). In the file a setting's name is written in lower case. Relative paths start from the file's "
-        "folder, elsewhere from the working directory. An empty environment variable counts as not set."
+        "`{DATA_DIR}/stentor.toml`), that by the environment (`STENTOR_` + the name), and that by the command line "
+        "(`--` + the name in lower case with dashes). In the file a setting's name is written in lower case. Relative "
+        "paths start from the file's folder, elsewhere from the working directory. An empty environment variable "
+        "counts as not set."
     )
     aliases = (
         "Aliases are read from the environment. If two names for one setting have different values, the server does "

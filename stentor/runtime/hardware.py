@@ -59,8 +59,13 @@ def _read_cpuinfo() -> tuple[str, frozenset[str]]:
         text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
     except OSError:
         return "", frozenset()
-    fields = dict((part.strip() for part in line.split(":", 1)) for line in reversed(text.splitlines()) if ":" in line)
-    return fields.get("model name", ""), frozenset(fields.get("flags", fields.get("Features", "")).split())
+    fields: dict[str, str] = {}
+    for line in text.splitlines():
+        name, colon, value = line.partition(":")
+        if colon:
+            fields.setdefault(name.strip(), value.strip())
+    flags = fields.get("flags") or fields.get("Features") or ""
+    return fields.get("model name", ""), frozenset(flags.split())
 
 
 def _read_memory_limit() -> int | None:

@@ -75,10 +75,10 @@ class File(msgspec.Struct, frozen=True):
         return f"{self.path}:{begin + 1}" if section is not None else str(self.path)
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """«; did you mean X?», or nothing where no known name is near."""
-    close = get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+def nearest(word: str, known: Iterable[str], prefix: str = "") -> str:
+    """«; did you mean X?», or nothing where no known name is near. ``prefix`` is common to all and is not compared."""
+    close = get_close_matches(word.removeprefix(prefix), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def parse_value(setting: Setting, raw: Any, base: Path, spelled: str, origin: str) -> Given:
@@ -188,11 +188,11 @@ def environment_layer(environ: Mapping[str, str], cwd: Path, compat: bool) -> tu
 
 
 def _unknown_names(environ: Mapping[str, str]) -> list[Notice]:
-    known = {PREFIX + name for name in (*BY_NAME, CONFIG_NAME)}
+    known = (*BY_NAME, CONFIG_NAME)
     return [
-        Notice("unknown", f"{name} (environment) is not a setting{nearest(name, known)}")
+        Notice("unknown", f"{name} (environment) is not a setting{nearest(name, known, PREFIX)}")
         for name in sorted(environ)
-        if name.startswith(PREFIX) and name not in known
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in known
     ]
 
 

@@ -71,7 +71,7 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
     if engine_bin is not None and "command" not in entry:
         entry.setdefault("engine", "llama-server")
     try:
-        spec = msgspec.convert(entry, ModelSpec)
+        spec = msgspec.convert(entry, ModelSpec, dec_hook=_make_path)
         validate_spec(spec)
         return spec
     except InvalidModel as error:
@@ -81,6 +81,12 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
         key = re.sub(r"[^a-z_].*", "", path.removeprefix(".").rstrip("`"))
         place = file.place(key, section) if key else file.place("", section)
         raise SettingsError(f"{key or 'models'} ({place}): {problem}.") from None
+
+
+def _make_path(kind: type, value: Any) -> Any:
+    if kind is not Path or not isinstance(value, str):
+        raise TypeError(f"Expected a path, got {value!r}")
+    return Path(value)
 
 
 def _anchor(source: str, base: Path) -> str:

@@ -1,0 +1,77 @@
+"""How sources are written."""
+
+from pathlib import Path
+
+import pytest
+
+from stentor.runtime.downloads import Requirement
+from stentor.runtime.sources import KNOWN, FileSource, PypiSource, SourceError, parse_source
+from stentor.settings.models import STARTER_SOURCE
+
+SHA = "ab" * 32
+
+
+def test_a_wheel_source_has_packages_member_and_sum():
+    assert parse_source(f"pypi:a-b==1.0+c==2.0.post1#d/e.gguf@sha256={SHA}") == PypiSource(
+        (Requirement("a-b", "1.0"), Requirement("c", "2.0.post1")), "d/e.gguf", SHA
+    )
+
+
+def test_a_file_source_is_a_path():
+    assert parse_source("file:/m/x.gguf") == FileSource(Path("/m/x.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("member", "name"),
+    [
+        ("d/e.gguf", "e.gguf"),
+        ("*/data/e.gguf.part*", "e.gguf"),
+        ("*/e.gguf-*", "e.gguf"),
+        ("*/part.bin", "part.bin"),
+    ],
+)
+def test_the_file_is_named_after_the_member(member, name):
+    source = parse_source(f"pypi:a==1#{member}")
+    assert isinstance(source, PypiSource)
+    assert source.name == name
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model.gguf",
+        "https://example.org/x.gguf",
+        "pypi:",
+        "pypi:a#m",
+        "pypi:a==1",
+        "pypi:a==1#",
+        "pypi:a>=1#m",
+        "pypi:a==1.*#m",
+        "pypi:--evil==1#m",
+        "pypi:a b==1#m",
+        "pypi:a==1+#m",
+        "pypi:a==1#../m",
+        "pypi:a==1#/m",
+        "pypi:a==1#b/../../m",
+        "pypi:a==1#b\\m",
+        "pypi:a==1#c:m",
+        "pypi:a==1#*",
+        "pypi:a==1#m@sha256=abc",
+        f"pypi:a==1#m@sha256={SHA.upper()}",
+        "file:",
+    ],
+)
+def test_what_is_not_a_source_is_refused_and_quoted(text):
+    with pytest.raises(SourceError) as refusal:
+        parse_source(text)
+    assert repr(text) in str(refusal.value)
+
+
+def test_the_hub_is_refused_with_what_to_do():
+    with pytest.raises(SourceError, match=r"can't fetch from yet.*file:/path"):
+        parse_source("hf:org/repo:Q4_K_M")
+
+
+def test_the_starter_is_known_by_its_sums():
+    assert len(KNOWN[STARTER_SOURCE].sha256) == 64
+    assert len(KNOWN[STARTER_SOURCE].wheel_sha256[0]) == 64
