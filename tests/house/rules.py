@@ -98,7 +98,7 @@ def environment_is_read_by_settings(source: Source) -> Found:
     if source.lies_in("stentor/settings/", "stentor/engines/"):
         return
     handed_over: set[int] = set()
-    if source.lies_in("stentor/cli/", "stentor/app.py"):
+    if source.lies_in("stentor/cli/", "stentor/app/"):
         calls = (node for node in ast.walk(source.tree) if isinstance(node, ast.Call))
         handed_over = {id(each) for call in calls for each in (*call.args, *(word.value for word in call.keywords))}
     for node in ast.walk(source.tree):
