@@ -48,7 +48,7 @@ def pull(source: str, as_json: bool, **place: Any) -> None:
 
 @models.command("start")
 @click.argument("model")
-@click.option("--instances", type=click.IntRange(1, 64), default=1, show_default=True)
+@click.option("--instances", type=click.IntRange(1, 64), default=1, show_default=True, help="At least so many.")
 @json_option
 @place_options
 def start(model: str, instances: int, as_json: bool, **place: Any) -> None:

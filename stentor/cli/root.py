@@ -14,7 +14,7 @@ from stentor.cli.serving import serve, up
 from stentor.cli.usage import usage
 from stentor.cli.users import users
 from stentor.core.errors import StentorError
-from stentor.version import VERSION
+from stentor.core.lazy import load
 
 EXIT_PROBLEM = 1
 EXIT_USAGE = 2
@@ -29,7 +29,7 @@ def root() -> None:
 @click.command()
 def version() -> None:
     """Print the version."""
-    click.echo(VERSION)
+    click.echo(load("stentor.version").VERSION)
 
 
 for command in (up, serve, models, keys, users, usage, db, doctor, chat, config_command, version):

@@ -31,7 +31,7 @@ def list_users(as_json: bool, **place: Any) -> None:
 @users.command("create")
 @click.argument("name")
 @click.option("--email", help="Their address.")
-@click.option("--role", type=click.Choice(["user", "admin"]), default="user", show_default=True)
+@click.option("--role", type=click.Choice(["user", "admin"]), default="user", show_default=True, help="Admins manage.")
 @click.option("--tier", default=None, help="payg (prepaid balance), sub, or admin. [default: sub, for admins admin]")
 @json_option
 @place_options

@@ -1,0 +1,68 @@
+"""What the first and the later starts say."""
+
+import json
+import shlex
+
+import msgspec
+import pytest
+
+from stentor.cli.serving import announce_json, describe_ready, fetch_missing
+from stentor.core.errors import StentorError
+from stentor.settings import load_settings
+
+
+class Ready(msgspec.Struct):
+    base_url: str = "http://127.0.0.1:4000/v1"
+    api_key: str | None = "sk-first"
+    admin_user: str = "admin"
+    admin_password: str | None = "secret-once"
+    model: str | None = "smollm2-135m-instruct"
+
+
+def test_the_first_start_shows_what_is_shown_once():
+    text = describe_ready(Ready(), "No GPU found.")
+    for part in ("http://127.0.0.1:4000/v1", "admin / secret-once", "sk-first", "No GPU found.", "shown this once"):
+        assert part in text
+
+
+def test_a_later_start_shows_no_secret_and_says_how_to_make_a_key():
+    text = describe_ready(Ready(api_key=None, admin_password=None), "No GPU found.")
+    assert "shown this once" not in text
+    assert "stentor keys create" in text
+    assert "$STENTOR_API_KEY" in text
+
+
+def test_the_curl_can_be_pasted():
+    text = describe_ready(Ready(), "")
+    command = shlex.split(text[text.index("  curl ") : text.index("Stop with")])
+    assert command[:3] == ["curl", "-N", "http://127.0.0.1:4000/v1/chat/completions"]
+    assert "Authorization: Bearer sk-first" in command
+    body = json.loads(command[command.index("-d") + 1])
+    assert body["stream"] is True
+    assert body["model"] == "smollm2-135m-instruct"
+
+
+def test_json_is_one_line_with_exactly_the_promised_fields(capsys):
+    announce_json(Ready(api_key=None, admin_password=None))
+    out = capsys.readouterr().out
+    assert out.count("\n") == 1
+    assert json.loads(out) == {
+        "base_url": "http://127.0.0.1:4000/v1",
+        "api_key": None,
+        "admin_user": "admin",
+        "admin_password": None,
+        "model": "smollm2-135m-instruct",
+    }
+
+
+def test_a_missing_only_model_stops_the_start(tmp_path):
+    settings, _ = load_settings({"models": ("gone.gguf",)}, {}, tmp_path)
+    with pytest.raises(StentorError, match=r"gone\.gguf does not exist"):
+        fetch_missing(settings)
+
+
+def test_one_missing_model_of_two_is_a_warning(tmp_path, capsys):
+    (tmp_path / "there.gguf").write_bytes(b"GGUF....")
+    settings, _ = load_settings({"models": ("gone.gguf", "there.gguf")}, {}, tmp_path)
+    fetch_missing(settings)
+    assert "gone.gguf does not exist" in capsys.readouterr().err
