@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from stentor.core.books import Close, Grant, Settled
 from stentor.core.errors import StentorError
 from stentor.core.lazy import load
+from stentor.telemetry.scrub import scrub_text
 from stentor.telemetry.settings import TelemetrySettings
 
 OPERATIONS = {
@@ -124,6 +125,7 @@ class OtelTracer:
     def start(self, endpoint: str, model: str, *, stream: bool, traceparent: str | None) -> Span:
         """Begin a CLIENT span named ``<operation> <model>``; a malformed ``traceparent`` starts a trace of its own."""
         operation = OPERATIONS.get(endpoint, "generate_content")
+        model = scrub_text(model)  # what the client wrote, before anything was resolved
         parent = self._propagator.extract({"traceparent": traceparent}) if traceparent else None
         span = self._tracer.start_span(
             f"{operation} {model}",

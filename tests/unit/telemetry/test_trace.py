@@ -144,6 +144,14 @@ def test_no_span_carries_the_engines_token(recorder: Recorder) -> None:
     assert "engine-token" not in recorder.only_span().to_json()
 
 
+def test_a_model_name_that_is_none_is_scrubbed_and_cut(recorder: Recorder) -> None:
+    asked = "sk-" + "aB3dE6gH9" * 5 + "x" * 5000
+    recorder.tracer.start("/v1/completions", asked, stream=False, traceparent=None).refuse("model_not_found")
+    span = recorder.only_span()
+    assert "aB3dE6" not in span.to_json()
+    assert len(span.name) < 400
+
+
 def test_without_an_endpoint_nothing_is_traced() -> None:
     tracer = open_tracer(TelemetrySettings(), "1.0")
     assert isinstance(tracer, NoTracer)
