@@ -22,6 +22,7 @@ EXIT_BAD_MODEL = 65
 EXIT_UNAVAILABLE = 69
 _CONFIG_MAX_BYTES = 1 << 20
 _GGUF_MAGIC = b"GGUF"
+_KEPT: list[socket.socket] = []
 
 
 class LlamaConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +39,7 @@ class LlamaConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     batch: int | None = None
     ubatch: int | None = None
     gpu_layers: int = -1
+    pooling: str = ""
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     cache_ram_mib: int = 0
@@ -98,8 +100,8 @@ def _set_batches(xlc: Any, parameters: Any, config: LlamaConfig) -> None:
         parameters.embedding = True
         # The whole input must fit one physical batch, or the engine answers 500.
         parameters.n_batch = parameters.n_ubatch = config.ctx
-    if config.type == "reranker":
-        parameters.pooling_type = xlc.llama_pooling_type.LLAMA_POOLING_TYPE_RANK
+    if config.pooling:
+        parameters.pooling_type = getattr(xlc.llama_pooling_type, f"LLAMA_POOLING_TYPE_{config.pooling.upper()}")
     if config.batch is not None:
         parameters.n_batch = config.batch
     if config.ubatch is not None:
@@ -125,9 +127,10 @@ def serve(config: LlamaConfig) -> None:
         if _is_port_taken(config.port):
             _end(EXIT_UNAVAILABLE, f"error: port {config.port} is taken by another program")
         _end(EXIT_BAD_MODEL, f"error: llama.cpp can't load {config.model_path}: {failure} (the lines above say why)")
+    signalled = _catch_signals()
     sys.stderr.write(f"serving {config.alias} at {server.listening_address}\n")
     sys.stderr.flush()
-    _wait_for_signal()
+    signalled.recv(1)
     # Whatever still streams was given its time by the supervisor; the destructor would wait half a minute for it.
     _end(0, "stopping")
 
@@ -142,8 +145,8 @@ def _is_port_taken(port: int) -> bool:
     return False
 
 
-def _wait_for_signal() -> None:
-    """Block until SIGTERM or SIGINT.
+def _catch_signals() -> socket.socket:
+    """A socket on which a byte arrives with SIGTERM or SIGINT.
 
     Handlers are set only now: the constructor holds the interpreter lock, so until here the default action (end at
     once) is the only one that works. The wake-up socket is needed as any of llama.cpp's threads may get the signal.
@@ -157,7 +160,9 @@ def _wait_for_signal() -> None:
     signal.set_wakeup_fd(writer.fileno())
     signal.signal(signal.SIGTERM, note)
     signal.signal(signal.SIGINT, note)
-    reader.recv(1)
+    # The writing end must live as long as the handlers.
+    _KEPT.append(writer)
+    return reader
 
 
 def main() -> None:

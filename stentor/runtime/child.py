@@ -12,7 +12,7 @@ from stentor.runtime.launchers.base import Launch, wrap_program
 LOG_LINES = 200
 _LINE_MAX_BYTES = 2_000
 _STDIN_TIMEOUT_S = 10.0
-_LOG_END_S = 0.5
+_LOG_END_S = 2.0
 
 
 class LogPipe(asyncio.Protocol):
@@ -101,6 +101,8 @@ class Child:
     async def wait(self) -> int:
         """Wait for the child's end, and shortly for its last lines; returns the exit status."""
         status = await self._process.wait()
+        # What the child started itself would keep its output open, and must not outlive it in any case.
+        self.signal_group(signal.SIGKILL)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOG_END_S):
                 await self.log.ended.wait()

@@ -29,7 +29,7 @@ class InvalidGguf(StentorError):
 
 class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     """``trained_ctx`` is the longest context the model was trained for, ``kv_elements`` the cache's numbers per token,
-    ``file_bytes`` the size of the weights; 0 where the file doesn't say.
+    ``file_bytes`` the size of the weights; 0 where the file doesn't say. ``has_pooling``: it says how to pool.
     """
 
     architecture: str
@@ -37,6 +37,7 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     trained_ctx: int
     kv_elements: int
     file_bytes: int
+    has_pooling: bool = False
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -50,6 +51,7 @@ def read_header(path: Path) -> GgufHeader:
         trained_ctx=_integer(pairs, f"{architecture}.context_length"),
         kv_elements=count_kv_elements(architecture, pairs),
         file_bytes=path.stat().st_size,
+        has_pooling=f"{architecture}.pooling_type" in pairs,
     )
 
 

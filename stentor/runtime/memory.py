@@ -7,7 +7,7 @@ import psutil
 
 from stentor.runtime.gguf import GgufHeader
 from stentor.runtime.launchers.base import LaunchRefused
-from stentor.runtime.spec import ModelSpec
+from stentor.runtime.spec import ModelSpec, Pooling
 
 MIB = 1 << 20
 # Bytes per number of the cache types: ggml's block sizes (bytes per block / numbers per block).
@@ -49,6 +49,15 @@ def plan_context(header: GgufHeader, spec: ModelSpec, ctx: int, free_bytes: int 
         f"{free_bytes // MIB} MiB are free. Stop another model, or {advice}.",
         public="there is not enough free memory for it",
     )
+
+
+def choose_pooling(header: GgufHeader, spec: ModelSpec) -> Pooling:
+    """How token vectors become one: as the operator says, as the model says (empty), else their mean."""
+    if spec.type == "reranker":
+        return "rank"
+    if spec.pooling or header.has_pooling or spec.type not in ("embedding", "vision-embedding"):
+        return spec.pooling
+    return "mean"
 
 
 def find_free_bytes(limit_mb: int | None) -> int:

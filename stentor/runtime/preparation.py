@@ -9,7 +9,7 @@ from stentor.core.ids import ModelId
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.gguf import GgufHeader, InvalidGguf, read_header
 from stentor.runtime.launchers.base import Launch, Launcher, LaunchOrder, LaunchRefused
-from stentor.runtime.memory import choose_threads, find_free_bytes, plan_context
+from stentor.runtime.memory import choose_pooling, choose_threads, find_free_bytes, plan_context
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.spec import EngineKind, ModelSpec
 
@@ -42,12 +42,15 @@ class Preparation:
         """The child that serves ``spec`` at ``port``. Raises StentorError, LaunchRefused where a retry can't help."""
         threads = spec.threads or choose_threads(self._settings.default_threads)
         ctx, places, weights = spec.ctx or self._settings.default_ctx, spec.parallel, None
+        pooling = spec.pooling
         if spec.engine != "command":
             weights = await self._fetch(spec)
             header = await asyncio.to_thread(_read_weights, spec, weights)
             plan = plan_context(header, spec, ctx, self._free_bytes(spec))
-            ctx, places = plan.ctx, plan.places
-        order = LaunchOrder(spec=spec, port=port, weights=weights, ctx=ctx, places=places, threads=threads)
+            ctx, places, pooling = plan.ctx, plan.places, choose_pooling(header, spec)
+        order = LaunchOrder(
+            spec=spec, port=port, weights=weights, ctx=ctx, places=places, threads=threads, pooling=pooling
+        )
         return await self._launchers[spec.engine].prepare(order)
 
     def note_context(self, model: ModelId, context_size: int | None) -> None:

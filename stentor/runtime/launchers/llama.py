@@ -32,6 +32,7 @@ class LlamaLauncher:
             "batch": spec.batch,
             "ubatch": spec.ubatch,
             "gpu_layers": spec.gpu_layers,
+            "pooling": order.pooling,
             "cache_type_k": spec.cache_type_k,
             "cache_type_v": spec.cache_type_v,
             "cache_ram_mib": spec.cache_ram_mib,

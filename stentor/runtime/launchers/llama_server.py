@@ -79,6 +79,8 @@ def find_unknown_argument(arguments: Sequence[str], abilities: ServerAbilities) 
         name = argument.partition("=")[0]
         if name in _OURS:
             return f"'{name}' is set by the server itself and can't be an extra argument."
+        if name != argument:
+            return f"write '{name}' and its value as two arguments; llama-server does not read '{argument}'."
         if name in abilities.removed:
             return (
                 f"'{name}' was removed from this llama-server ({abilities.version}); its --help says what came instead."
@@ -105,6 +107,8 @@ def choose_wishes(order: LaunchOrder, key_file: Path) -> list[Wish]:
     ]
     if spec.gpu_layers >= 0:
         wishes.append((("--n-gpu-layers", "--gpu-layers"), str(spec.gpu_layers)))
+    if order.pooling:
+        wishes.append((("--pooling",), order.pooling))
     return wishes + _choose_batches(spec, order.ctx)
 
 
