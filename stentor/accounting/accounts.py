@@ -3,7 +3,7 @@
 import msgspec
 
 from stentor.accounting.meters import Gauge, Meter, Minute, Pace
-from stentor.core.ids import ProjectId, UserId
+from stentor.core.ids import ProjectId, TierId, UserId
 from stentor.core.principal import Principal
 
 
@@ -11,6 +11,7 @@ class UserTerms(msgspec.Struct, frozen=True):
     """What a user's tier allows, over all keys; None: no limit. ``prepaid``: requests are paid from the balance."""
 
     id: UserId
+    tier_id: TierId
     active: bool
     prepaid: bool
     requests_per_minute: int | None

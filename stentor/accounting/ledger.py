@@ -6,6 +6,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from stentor.accounting import table
+from stentor.accounting.meters import calendar_window
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ProjectId, UserId
 
@@ -107,11 +108,20 @@ def budget_used(connection: Connection, project_id: ProjectId, window: str, wind
     return 0 if found is None else found[1]
 
 
+def clear_budget(connection: Connection, project_id: ProjectId, window: str) -> None:
+    """Forget what was counted for a budget, in all its windows."""
+    table.delete_buckets(connection, "project_budget", project_id, window)
+
+
 def start_budget(connection: Connection, project_id: ProjectId, window: str, window_start: int, limit_nano: int) -> int:
-    """Make a budget's bucket from the events of its window; returns what they used."""
+    """Make a budget's bucket agree with all events of its window.
+
+    Returns how much of that had not been counted in the bucket yet: settlements that knew of the budget already have.
+    """
+    counted = budget_used(connection, project_id, window, window_start)
     used = table.sum_project_cost(connection, project_id, window_start, None)
     table.set_bucket(connection, ("project_budget", project_id, window, window_start), limit_nano, used)
-    return used
+    return used - counted
 
 
 class Mismatch(msgspec.Struct, frozen=True):
@@ -134,6 +144,11 @@ def check_books(connection: Connection) -> list[Mismatch]:
             found.append(Mismatch("balance", subject, "credited", credited.get(subject, 0), paid.get(subject, 0)))
     found += _compare(connection, "key_tokens", table.sum_events(connection, "key_id", "tokens"))
     found += _compare(connection, "key_spending", table.sum_events(connection, "key_id", "cost_nano"))
+    for subject, window, start, _, used in table.list_buckets(connection, "project_budget"):
+        end = None if window == "none" else calendar_window(window, start)[1]
+        cost = table.sum_project_cost(connection, subject, start, end)
+        if cost != used:
+            found.append(Mismatch("project_budget", subject, "used", used, cost))
     return found
 
 

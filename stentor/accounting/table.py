@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, func, insert, select, tuple_
+from sqlalchemy import Connection, Row, case, delete, func, insert, select, tuple_
 from sqlalchemy.dialects.sqlite import insert as upsert
 
 from stentor.store.bulk import BulkInsert
@@ -68,6 +68,13 @@ def set_bucket(connection: Connection, key: BucketKey, capacity: int | None, use
             index_elements=[bucket.c.kind, bucket.c.subject, bucket.c.window, bucket.c.window_start],
             set_={"capacity": capacity, "used": used},
         )
+    )
+
+
+def delete_buckets(connection: Connection, kind: str, subject: str, window: str) -> None:
+    """Remove a subject's buckets of one kind of window."""
+    connection.execute(
+        delete(bucket).where(bucket.c.kind == kind, bucket.c.subject == subject, bucket.c.window == window)
     )
 
 

@@ -222,8 +222,6 @@ class LocalBooks:
             cost = price_usage(running.price, usage)
             tokens = usage.input_tokens + usage.output_tokens
         charge = settle(running.hold, cost, tokens, now)
-        if charge.absorbed_nano:
-            self._tell_absorbed(running, charge.absorbed_nano)
         place = running.place
         assert place is not None
         settlement = Settlement(usage, charge, _event(running, place, end, usage, charge, now.us))
@@ -319,17 +317,6 @@ class LocalBooks:
             _clamp(usage.characters, _MOST),
             usage.estimated,
         )
-
-    def _tell_absorbed(self, running: _Running, absorbed_nano: int) -> None:
-        if self._log is not None:
-            self._log.event(
-                "cost_absorbed",
-                level="warning",
-                request_id=running.ask.request_id,
-                model=running.model.id,
-                absorbed_nano=absorbed_nano,
-                reserved_nano=running.hold.nano,
-            )
 
 
 def _count_both(input_text: str, output_text: str) -> tuple[int, int]:

@@ -42,7 +42,7 @@ class Dossier(msgspec.Struct, frozen=True):
 def user_terms(user: User, tier: Tier) -> UserTerms:
     """A user's limits, from their tier."""
     return UserTerms(
-        user.id, user.active, tier.prepaid, tier.requests_per_minute, tier.tokens_per_minute, tier.concurrency
+        user.id, tier.id, user.active, tier.prepaid, tier.requests_per_minute, tier.tokens_per_minute, tier.concurrency
     )
 
 
@@ -198,3 +198,72 @@ class Roll:
         if account.tokens is not None:
             for entry in recent:
                 account.tokens.add(int(steady_s - (now_us - entry.settled_us) / 1e6), entry.tokens)
+
+    # -- what management changed; each value is the one that was committed ---------------------------------------------
+
+    def change_key(self, key: ApiKey) -> None:
+        """A key got an end."""
+        self.changed()
+        account = self.keys.get(key.id)
+        if account is not None:
+            principal = msgspec.structs.replace(account.terms.principal, expires_us=key.ends_us())
+            account.terms = msgspec.structs.replace(account.terms, principal=principal, ends_us=key.ends_us())
+
+    def change_user(self, user: User, tier: Tier) -> list[KeyId]:
+        """A user was let in, shut out or moved to another tier; returns their loaded keys."""
+        self.changed()
+        account = self.users.get(user.id)
+        if account is None:
+            return []
+        account.change(user_terms(user, tier))
+        mine = [key_id for key_id, key in self.keys.items() if key.user is account]
+        for key_id in mine:
+            key = self.keys[key_id]
+            principal = msgspec.structs.replace(key.terms.principal, tier_id=tier.id)
+            key.terms = msgspec.structs.replace(key.terms, principal=principal)
+            key.gather()
+        return mine
+
+    def change_tier(self, tier: Tier) -> None:
+        """A tier got other limits."""
+        self.changed()
+        users = {user for user in self.users.values() if user.terms.tier_id == tier.id}
+        for user in users:
+            user.change(
+                msgspec.structs.replace(
+                    user.terms,
+                    prepaid=tier.prepaid,
+                    requests_per_minute=tier.requests_per_minute,
+                    tokens_per_minute=tier.tokens_per_minute,
+                    concurrency=tier.concurrency,
+                )
+            )
+        for key in self.keys.values():
+            if key.user in users:
+                key.gather()
+
+    def change_balance(self, user_id: UserId, credited_nano: int) -> None:
+        """Something was paid in or taken off."""
+        self.changed()
+        user = self.users.get(user_id)
+        if user is not None:
+            user.balance.limit = credited_nano
+
+    def change_budget(self, project_id: ProjectId, window: str, limit_nano: int | None, used: int) -> Meter | None:
+        """A budget was set or (None) removed; returns the meter of one that is new to a loaded project."""
+        self.changed()
+        project = self.projects.get(project_id)
+        if project is None:
+            return None
+        known = project.budgets.pop(window, None)
+        fresh = None
+        if limit_nano is not None and known is not None:
+            known.limit = limit_nano
+            project.budgets[window] = known
+        elif limit_nano is not None:
+            fresh = budget_meter(project_id, window, limit_nano, used, self._clock.now_us())
+            project.budgets[window] = fresh
+        for key in self.keys.values():
+            if key.project is project:
+                key.gather()
+        return fresh

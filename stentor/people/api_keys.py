@@ -120,6 +120,11 @@ def revoke_key(connection: Connection, key_id: KeyId, now_us: int) -> ApiKey:
     return key
 
 
+def restore_key(connection: Connection, key_id: KeyId) -> None:
+    """Let a revoked key work again: only for the operator's fixed key, whose text is theirs."""
+    table.update_key(connection, key_id, {"revoked_us": None})
+
+
 def end_with_grace(connection: Connection, key_id: KeyId, grace_until_us: int) -> ApiKey:
     """Let a key that was replaced work a little longer. A shorter end that was set before stays."""
     key = get_key(connection, key_id)
