@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import quote
 
 from stentor.cli.client import START_TIMEOUT_S, AdminClient
 from stentor.core.errors import StentorError
@@ -91,10 +92,10 @@ class HttpBackend:
         return self._post("/api-keys", ask)
 
     def revoke_key(self, key_id: str) -> Row:
-        return self._post(f"/api-keys/{key_id}/revoke", {})
+        return self._post(f"/api-keys/{_segment(key_id)}/revoke", {})
 
     def rotate_key(self, key_id: str, grace_s: int) -> Row:
-        return self._post(f"/api-keys/{key_id}/rotate", {"grace_s": grace_s})
+        return self._post(f"/api-keys/{_segment(key_id)}/rotate", {"grace_s": grace_s})
 
     def list_users(self) -> list[Row]:
         return self._pages("/users", {}, None)
@@ -103,7 +104,7 @@ class HttpBackend:
         return self._post("/users", ask)
 
     def top_up(self, user_id: str, amount_nano: int, note: str) -> Row:
-        return self._post(f"/users/{user_id}/topup", {"amount_nano": amount_nano, "note": note})
+        return self._post(f"/users/{_segment(user_id)}/topup", {"amount_nano": amount_nano, "note": note})
 
     def list_usage(self, filters: Row, limit: int) -> list[Row]:
         return self._pages("/usage", filters, limit)
@@ -112,10 +113,10 @@ class HttpBackend:
         return self._pages("/models", {}, None)
 
     def start_model(self, model: str, instances: int) -> Row:
-        return self._post(f"/models/{model}/start", {"instances": instances}, START_TIMEOUT_S)
+        return self._post(f"/models/{_segment(model)}/start", {"instances": instances}, START_TIMEOUT_S)
 
     def stop_model(self, model: str) -> Row:
-        return self._post(f"/models/{model}/stop", {}, START_TIMEOUT_S)
+        return self._post(f"/models/{_segment(model)}/stop", {}, START_TIMEOUT_S)
 
     def list_slots(self) -> list[Row]:
         return self._pages("/slots", {}, None)
@@ -139,6 +140,11 @@ class HttpBackend:
             after = page.get("next") if isinstance(page, dict) else None
             if not fresh or after is None or (limit is not None and len(rows) >= limit):
                 return rows if limit is None else rows[:limit]
+
+
+def _segment(text: str) -> str:
+    """Text as one segment of a path."""
+    return quote(text, safe="")
 
 
 def _rows(answer: Any) -> list[Row]:

@@ -43,7 +43,10 @@ def test_broken_spans_are_refused(text):
 def test_a_moment_is_a_span_from_now_or_a_date():
     now_us = datetime.now(UTC).timestamp() * 1e6
     assert Moment().convert("1h", None, None) == pytest.approx(now_us + 3600e6, abs=5e6)
-    assert Moment().convert("2100-01-31T12:00+01:00", None, None) == 4105062000 * 1_000_000
+    assert (
+        Moment().convert("2100-01-31T12:00+01:00", None, None)
+        == datetime(2100, 1, 31, 11, tzinfo=UTC).timestamp() * 1e6
+    )
 
 
 @pytest.mark.parametrize("text", ["2001-01-01", "soon", "2100-13-01"])
