@@ -1,15 +1,14 @@
-"""What commands may ask, and of whom: the running server over its socket, else the same parts opened in this process.
+"""Whom commands ask: the running server over its socket, else the same parts opened in this process.
 
-Answers are plain JSON values in both cases, shaped as the admin API's.
+Both answer through the admin API, so a command can't tell them apart.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from stentor.cli.client import START_TIMEOUT_S, AdminClient
+from stentor.cli.client import AdminClient, SocketTransport, Transport
 from stentor.core.errors import StentorError
 from stentor.core.lazy import load
 from stentor.store.lock import find_holder
@@ -18,110 +17,66 @@ if TYPE_CHECKING:
     from stentor.settings import Settings
 
 Row = dict[str, Any]
+PAGE = 200
+START_TIMEOUT_S = 1800.0
 
 
-class Backend(Protocol):
-    """Management of keys, users, usage and models."""
+class Backend:
+    """Keys, users, usage, models and engines, as the admin API answers about them: plain JSON values."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._client = AdminClient(transport)
 
     def list_keys(self) -> list[Row]:
         """All API keys, newest first, never their texts."""
-        ...
-
-    def add_key(self, ask: Row) -> Row:
-        """Make a key; the answer holds its text as ``key``, this once."""
-        ...
-
-    def revoke_key(self, key_id: str) -> Row:
-        """End a key now."""
-        ...
-
-    def rotate_key(self, key_id: str, grace_s: int) -> Row:
-        """Replace a key by a new one with the same rights; the old one works for ``grace_s`` more seconds."""
-        ...
-
-    def list_users(self) -> list[Row]:
-        """All users, by name."""
-        ...
-
-    def add_user(self, ask: Row) -> Row:
-        """Make a user."""
-        ...
-
-    def top_up(self, user_id: str, amount_nano: int, note: str) -> Row:
-        """Add to (or take from) a user's balance."""
-        ...
-
-    def list_usage(self, filters: Row, limit: int) -> list[Row]:
-        """Usage events, newest first."""
-        ...
-
-    def list_models(self) -> list[Row]:
-        """All models of the catalogue with their state."""
-        ...
-
-    def start_model(self, model: str, instances: int) -> Row:
-        """Bring a model up; returns when it answers."""
-        ...
-
-    def stop_model(self, model: str) -> Row:
-        """Let a model's requests end and stop it."""
-        ...
-
-    def list_slots(self) -> list[Row]:
-        """Engine processes by port."""
-        ...
-
-    def read_doctor(self) -> list[Row]:
-        """What the books and the engines say of their own health."""
-        ...
-
-
-PAGE = 200
-
-
-class HttpBackend:
-    """The running server."""
-
-    def __init__(self, socket_path: Path) -> None:
-        self._client = AdminClient(socket_path)
-
-    def list_keys(self) -> list[Row]:
         return self._pages("/api-keys", {}, None)
 
     def add_key(self, ask: Row) -> Row:
+        """Make a key; the answer holds its text as ``key``, this once."""
         return self._post("/api-keys", ask)
 
     def revoke_key(self, key_id: str) -> Row:
+        """End a key now."""
         return self._post(f"/api-keys/{_segment(key_id)}/revoke", {})
 
     def rotate_key(self, key_id: str, grace_s: int) -> Row:
+        """Replace a key by a new one with the same rights; the old one works for ``grace_s`` more seconds."""
         return self._post(f"/api-keys/{_segment(key_id)}/rotate", {"grace_s": grace_s})
 
     def list_users(self) -> list[Row]:
+        """All users, by name."""
         return self._pages("/users", {}, None)
 
     def add_user(self, ask: Row) -> Row:
+        """Make a user."""
         return self._post("/users", ask)
 
     def top_up(self, user_id: str, amount_nano: int, note: str) -> Row:
+        """Add to (or take from) a user's balance."""
         return self._post(f"/users/{_segment(user_id)}/topup", {"amount_nano": amount_nano, "note": note})
 
     def list_usage(self, filters: Row, limit: int) -> list[Row]:
+        """Usage events, newest first."""
         return self._pages("/usage", filters, limit)
 
     def list_models(self) -> list[Row]:
+        """All models of the catalogue with their state."""
         return self._pages("/models", {}, None)
 
     def start_model(self, model: str, instances: int) -> Row:
+        """Bring a model up; returns when it answers."""
         return self._post(f"/models/{_segment(model)}/start", {"instances": instances}, START_TIMEOUT_S)
 
     def stop_model(self, model: str) -> Row:
+        """Let a model's requests end and stop it."""
         return self._post(f"/models/{_segment(model)}/stop", {}, START_TIMEOUT_S)
 
     def list_slots(self) -> list[Row]:
+        """Engine processes by port."""
         return self._pages("/slots", {}, None)
 
     def read_doctor(self) -> list[Row]:
+        """What the books say of their own health."""
         return _rows(self._client.call("GET", "/doctor"))
 
     def _post(self, path: str, body: Row, timeout_s: float = 60.0) -> Row:
@@ -157,17 +112,17 @@ def _rows(answer: Any) -> list[Row]:
 def open_backend(settings: "Settings") -> Iterator[Backend]:
     """The running server if there is one, else the books opened here, under the data folder's lock."""
     if find_holder(settings.data_dir) is not None:
-        yield HttpBackend(settings.admin_socket)
+        yield Backend(SocketTransport(settings.admin_socket))
         return
-    with load("stentor.cli.offline").open_offline(settings) as backend:
-        yield backend
+    with load("stentor.cli.offline").open_transport(settings) as transport:
+        yield Backend(transport)
 
 
-def require_server(settings: "Settings", purpose: str) -> HttpBackend:
+def require_server(settings: "Settings", purpose: str) -> Backend:
     """The running server. Raises StentorError where there is none, saying what it is needed for."""
     if find_holder(settings.data_dir) is None:
         raise StentorError(
             f"No server is running on {settings.data_dir}; {purpose} needs one. Start it with `stentor up`, or name "
             "its folder with --data-dir."
         )
-    return HttpBackend(settings.admin_socket)
+    return Backend(SocketTransport(settings.admin_socket))

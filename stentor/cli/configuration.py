@@ -15,7 +15,7 @@ from stentor.core.lazy import load
 @place_options
 def config_command(show_all: bool, as_json: bool, **place: Any) -> None:
     """Show the settings in use and where they come from; secrets are masked."""
-    settings = read_settings(place)
+    settings = read_settings(place, tell=True)
     declared, compose = load("stentor.settings.declared"), load("stentor.settings.compose")
     rows: list[Row] = [
         {

@@ -22,7 +22,7 @@ _MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "problem": ("✗",
 @place_options
 def doctor(as_json: bool, **place: Any) -> int:
     """Look at everything Stentor needs, and say what to do; exit status 1 if there is a problem."""
-    settings = read_settings(place)
+    settings = read_settings(place, tell=not as_json)
     findings = [*examine_machine(settings), *_books(settings)]
     failed = any(finding.status == "problem" for finding in findings)
     if as_json:

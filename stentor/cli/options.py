@@ -35,9 +35,10 @@ def setting_options(command: Command) -> Command:
     return place_options(command)
 
 
-def read_settings(overrides: dict[str, Any]) -> "Settings":
-    """Settings of this process; what there is to tell about them goes to stderr."""
+def read_settings(overrides: dict[str, Any], *, tell: bool = False) -> "Settings":
+    """Settings of this process; misspelt names are told on stderr, and everything else there is to tell if asked."""
     settings, notices = load("stentor.settings").load_settings(overrides, os.environ, Path.cwd())
     for notice in notices:
-        click.echo(f"stentor: {notice.text}", err=True)
+        if tell or notice.kind == "unknown":
+            click.echo(f"stentor: {notice.text}", err=True)
     return settings  # type: ignore[no-any-return]

@@ -47,7 +47,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @setting_options
 def up(as_json: bool, admin_key: bool, **overrides: Any) -> int:
     """Start the server, and at the first start all that it needs: a model, an admin, an API key."""
-    settings = read_settings(overrides)
+    settings = read_settings(overrides, tell=True)
     fetch_missing(settings)
     return _run(settings, announce_json if as_json else _announcer(settings), admin_key)
 
@@ -57,7 +57,7 @@ def up(as_json: bool, admin_key: bool, **overrides: Any) -> int:
 @setting_options
 def serve(**overrides: Any) -> int:
     """Start the server with the models of the settings."""
-    settings = read_settings(overrides)
+    settings = read_settings(overrides, tell=True)
     fetch_missing(settings)
     return _run(settings, _announcer(settings), False)
 

@@ -35,7 +35,7 @@ def _latency(row: Row) -> str:
 
 
 _COLUMNS = (
-    ("time", time_of("created_us")),
+    ("time", time_of("settled_us")),
     ("request_id", plain("request_id")),
     ("model", plain("model")),
     ("in", plain("input_tokens")),

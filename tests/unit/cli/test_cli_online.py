@@ -59,7 +59,7 @@ def test_usage_filters_travel_as_a_query(admin, stentor):
 
 def test_usage_shows_tokens_and_cost(admin, stentor):
     event = {"request_id": "0192-abc", "model": "m", "input_tokens": 7, "cached_tokens": 0, "output_tokens": 9}
-    event |= {"cost_nano": 2500, "status": "completed", "latency_us": 1_500_000, "created_us": 1_700_000_000_000_000}
+    event |= {"cost_nano": 2500, "status": "completed", "latency_us": 1_500_000, "settled_us": 1_700_000_000_000_000}
     admin.answers["GET /admin/api/usage"] = 200, {"data": [event]}
     out = stentor("usage")[1]
     for part in ("0192-abc", " 7 ", " 9 ", "$0.0000025", "completed", "1.50 s"):
@@ -128,8 +128,8 @@ def test_models_are_started_and_stopped(admin, stentor):
     [
         ((404, {"detail": "There is no API key with the id 'k9'."}), "There is no API key with the id 'k9'."),
         ((422, {"detail": [{"msg": "too short"}, {"msg": "too long"}]}), "too short; too long"),
-        ((500, {}), "The running server refused with status 500."),
-        ((200, b"<html>"), "The running server answered something that is not JSON (status 200)."),
+        ((500, {}), "The server refused with status 500."),
+        ((200, b"<html>"), "The server answered something that is not JSON (status 200)."),
     ],
 )
 def test_a_refusal_is_one_line_and_status_1(admin, stentor, answer, said):
