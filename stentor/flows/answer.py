@@ -21,6 +21,9 @@ _PROGRESS = b'"prompt_progress"'
 _ERROR = b'"error"'
 _DONE = b"[DONE]"
 
+NOTHING = msgspec.Raw()
+NULL = msgspec.Raw(b"null")
+
 
 class EngineRubbish(ValueError):
     """The engine's answer isn't what the protocol says; the text says where."""
@@ -70,7 +73,7 @@ class Frame(msgspec.Struct):
     usage: WireUsage | None = None
     timings: Timings | None = None
     prompt_progress: _Progress | None = None
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = NOTHING
 
 
 _decode_frame = msgspec.json.Decoder(Frame).decode
@@ -129,7 +132,7 @@ class AnswerMeter:
             parts = _decode_frame(data)
         except (msgspec.DecodeError, RecursionError) as error:
             raise EngineRubbish(f"the engine sent a frame that can't be read: {error}") from None
-        if parts.error is not None:
+        if parts.error not in (NOTHING, NULL):
             raise EngineError(bytes(parts.error).decode(errors="replace")[:500])
         if parts.prompt_progress is not None:
             self._progress = parts.prompt_progress

@@ -5,7 +5,7 @@ from typing import Any
 import msgspec
 
 from stentor.core.books import Usage
-from stentor.flows.answer import AnswerMeter, EngineError, EngineRubbish, WireUsage, wire_usage
+from stentor.flows.answer import NOTHING, NULL, AnswerMeter, EngineError, EngineRubbish, WireUsage, wire_usage
 from stentor.flows.ask import Kind
 from stentor.flows.frames import FrameSplitter, frame_data
 
@@ -51,10 +51,10 @@ class _Chunk(msgspec.Struct):
     created: int | None = None
     model: str | None = None
     system_fingerprint: str | None = None
-    timings: msgspec.Raw | None = None
+    timings: msgspec.Raw = NOTHING
     usage: WireUsage | None = None
-    prompt_progress: msgspec.Raw | None = None
-    error: msgspec.Raw | None = None
+    prompt_progress: msgspec.Raw = NOTHING
+    error: msgspec.Raw = NOTHING
 
 
 _decode_chunks = msgspec.json.Decoder(list[_Chunk | None]).decode
@@ -148,7 +148,7 @@ class Assembly:
     def read(self, meter: AnswerMeter) -> None:
         """Read the answer, and let ``meter`` know what it used. Raises EngineError, EngineRubbish."""
         for chunk in self._decode():
-            if chunk is not None and chunk.prompt_progress is None:
+            if chunk is not None and chunk.prompt_progress == NOTHING:
                 self._take(chunk, meter)
 
     def _decode(self) -> list[_Chunk | None]:
@@ -168,11 +168,11 @@ class Assembly:
             raise EngineRubbish(f"the engine sent a frame that can't be read: {error}") from None
 
     def _take(self, chunk: _Chunk, meter: AnswerMeter) -> None:
-        if chunk.error is not None:
+        if chunk.error not in (NOTHING, NULL):
             raise EngineError(bytes(chunk.error).decode(errors="replace")[:500])
         if self._head is None:
             self._head = chunk
-        if chunk.timings is not None:
+        if chunk.timings != NOTHING:
             self._timings = chunk.timings
         if chunk.usage is not None:
             meter.take_usage(chunk.usage)

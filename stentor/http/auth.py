@@ -30,7 +30,7 @@ def _missing_key() -> Refused:
 def _unknown_key() -> Refused:
     return Refused(
         "invalid_api_key",
-        "This API key is unknown, revoked or expired. 'stentor keys list' shows all keys, 'stentor keys create' makes one.",
+        "This API key is unknown, revoked or expired. 'stentor keys list' shows all, 'stentor keys create' makes one.",
     )
 
 

@@ -37,7 +37,7 @@ class HostGuard:
         if not self._any and not self._is_own(_without_port(host)):
             raise Refused(
                 "host_not_allowed",
-                f"This server doesn't answer to the host '{host[:100]}'; the operator can add it to STENTOR_ALLOWED_HOSTS.",
+                f"This server isn't called '{host[:100]}'; the operator can add names to STENTOR_ALLOWED_HOSTS.",
             )
         if header is not None and len(self._known) < 1000:
             self._known.add(header)

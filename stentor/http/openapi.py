@@ -13,7 +13,7 @@ _ACCESS_TEXT = {
     "public": "Anyone may call this.",
     "key": "Needs an API key with the scope '{scope}'.",
     "admin": "Needs an API key with the scope 'admin', or the server's own Unix socket.",
-    "metrics": "Needs an API key with the scope 'admin', but not on this machine while the server listens on loopback alone.",
+    "metrics": "Needs a key with the scope 'admin'; open on this machine while the server listens on loopback alone.",
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
-from stentor.core.scheduler import InstanceCard, ModelCard, ModelState
+from stentor.core.scheduler import InstanceCard, InstanceState, ModelCard, ModelState
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.launchers.base import Launcher
 from stentor.runtime.launchers.command import CommandLauncher
@@ -134,6 +134,18 @@ class LocalScheduler:
     def count_waiting(self) -> int:
         """Requests that wait for a place now."""
         return sum(pool.queue.length for pool in self._pools.values())
+
+    def waiting_by_model(self) -> dict[ModelId, int]:
+        """Requests that wait for a place, by model."""
+        return {model: pool.queue.length for model, pool in self._pools.items()}
+
+    def running_by_model(self) -> dict[ModelId, int]:
+        """Requests that hold a place, by model."""
+        return {model: sum(each.running for each in pool.instances) for model, pool in self._pools.items()}
+
+    def instance_states(self) -> list[tuple[ModelId, InstanceState]]:
+        """The model and state of every engine process."""
+        return [(ModelId(each.pool.spec.id), each.process.state) for each in self._instances.values()]
 
     def count_active_slots(self) -> int:
         """Engine processes that hold a slot port."""

@@ -1,0 +1,89 @@
+"""The node authority put together: store, keyring, books, scheduler, metrics."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from stentor.accounting.settings import AccountingSettings
+from stentor.app.machine import ThisMachine
+from stentor.control.books import LocalBooks
+from stentor.control.first_run import ensure_first_run, ensure_fixed_key
+from stentor.control.management import Management
+from stentor.control.observed import ObservedBooks
+from stentor.control.operations import Operations
+from stentor.control.wanted import FirstRun
+from stentor.core.clock import Clock, SystemClock
+from stentor.core.ids import ModelId
+from stentor.runtime.scheduler import LocalScheduler
+from stentor.runtime.sources import Sources
+from stentor.settings import Settings
+from stentor.store.database import Database
+from stentor.telemetry.logs import Log
+from stentor.telemetry.metrics import Metrics, Samples
+from stentor.vault.keyring import Keyring
+from stentor.version import VERSION
+
+
+class Authority:
+    """Everything of which there is exactly one per machine. Make it with :meth:`open`, on the main thread's loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        database: Database,
+        keyring: Keyring,
+        scheduler: LocalScheduler,
+        books: LocalBooks,
+        log: Log,
+    ) -> None:
+        clock: Clock = SystemClock()
+        self._log = log
+        self.settings = settings
+        self.database = database
+        self.keyring = keyring
+        self.scheduler = scheduler
+        self.metrics = Metrics(VERSION)
+        self.books = ObservedBooks(books, self.metrics, log)
+        self.management = Management(database, books, keyring, clock)
+        self.operations = Operations(self.management, scheduler, ThisMachine(settings.data_dir))
+        self._watch_gauges()
+
+    @classmethod
+    async def open(cls, settings: Settings, database: Database, log: Log) -> "Authority":
+        """Open the vault and the books of ``database``. Raises StentorError."""
+        clock: Clock = SystemClock()
+        keyring = await database.write(lambda connection: Keyring.open(connection, settings.vault, clock.now_us()))
+        scheduler = LocalScheduler(
+            settings.runtime, Sources(settings.model_cache, settings.environ), settings.environ, clock
+        )
+        accounting = AccountingSettings(settings.default_max_tokens, settings.rate_limit_qps)
+        books = await LocalBooks.start(database, scheduler, accounting, clock, log)
+        return cls(settings, database, keyring, scheduler, books, log)
+
+    async def first_run(self, *, admin_key: bool) -> FirstRun | None:
+        """What has to be there before anybody can do anything; returns what was made and is shown once."""
+        clock: Clock = SystemClock()
+        made = await ensure_first_run(self.database, self.keyring, clock, admin_key=admin_key)
+        await ensure_fixed_key(self.database, self.keyring, clock, self.settings.api_key)
+        return made
+
+    def _watch_gauges(self) -> None:
+        watch = self.metrics.watch
+        watch("stentor_open_requests", lambda: self.books.open_requests)
+        watch("stentor_store_problem", lambda: float(self.database.problem() is not None))
+        watch("stentor_log_events_dropped_total", lambda: self._log.dropped_events)
+        watch("stentor_log_fields_dropped_total", lambda: self._log.dropped_fields)
+        watch("stentor_queue_depth", lambda: _by_model(self.scheduler.waiting_by_model()))
+        watch("stentor_running_requests", lambda: _by_model(self.scheduler.running_by_model()))
+        watch("stentor_instances", self._count_instances)
+
+    def _count_instances(self) -> Samples:
+        counts = Counter((str(model), state) for model, state in self.scheduler.instance_states())
+        return [(labels, float(count)) for labels, count in counts.items()]
+
+    async def render_metrics(self) -> bytes:
+        """The exposition text of the whole server."""
+        return self.metrics.render()
+
+
+def _by_model(counts: Mapping[ModelId, int]) -> Samples:
+    return [((str(model),), float(count)) for model, count in counts.items()]

@@ -1,0 +1,266 @@
+"""The running server: what is opened in which order, and closed in the opposite one."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvloop
+
+from stentor.app.authority import Authority
+from stentor.app.gateway import GatewayParts, HttpServer, tune_collector
+from stentor.app.worker import WorkerHello
+from stentor.control.desk import Desk
+from stentor.control.first_run import ADMIN
+from stentor.control.workers import Workers, listen
+from stentor.core.errors import StentorError
+from stentor.core.ids import ModelId
+from stentor.core.operator import OperatorAnswer, OperatorCall
+from stentor.http.admin.handlers import AdminEndpoints
+from stentor.http.gateway import Gateway, HttpSettings
+from stentor.http.loopback import call_app
+from stentor.settings import Settings
+from stentor.store.database import Database
+from stentor.telemetry.logs import Log, route_crashes, route_stdlib
+from stentor.telemetry.trace import NoTracer, open_tracer
+from stentor.version import VERSION
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+PRELOAD_NOTICE_S = 0.25
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """How to reach a server that is ready. ``api_key`` and ``admin_password`` are set at the first start alone."""
+
+    base_url: str
+    api_key: str | None
+    admin_user: str
+    admin_password: str | None
+    model: str | None
+
+
+EndHttp = Callable[[float], Coroutine[Any, Any, None]]
+OnReady = Callable[[Ready], None]
+
+
+def run(settings: Settings, *, on_ready: OnReady, admin_key: bool = False) -> int:
+    """Serve until SIGTERM or SIGINT; the exit status. Raises StentorError when the server can't start."""
+    log = Log(settings.telemetry)
+    route_stdlib(log)
+    route_crashes(log)
+    try:
+        database = Database.open(settings.store)
+        try:
+            return uvloop.run(_Server(settings, database, log).run(on_ready, admin_key))
+        finally:
+            database.close()
+    finally:
+        log.close()
+
+
+class _Server:
+    """One run of the server."""
+
+    def __init__(self, settings: Settings, database: Database, log: Log) -> None:
+        self._settings = settings
+        self._database = database
+        self._log = log
+        self._stop = asyncio.Event()
+        self._hurry = asyncio.Event()
+
+    async def run(self, on_ready: OnReady, admin_key: bool) -> int:
+        """From the first open to the last close."""
+        settings = self._settings
+        first_socket = _listen(settings)
+        async with contextlib.AsyncExitStack() as stack:
+            stack.callback(first_socket.close)
+            authority = await Authority.open(settings, self._database, self._log)
+            first = await authority.first_run(admin_key=admin_key)
+            self._watch_signals()
+            gateway = self._gateway(authority)
+            stack.push_async_callback(gateway.close)
+            await self._serve_operator(stack, authority, gateway)
+            running = asyncio.create_task(authority.scheduler.run(), name="scheduler")
+            stack.push_async_callback(_finish, running)
+            await self._start_models(authority)
+            end_http = self._start_http(authority, gateway, first_socket)
+            tune_collector()
+            on_ready(
+                Ready(
+                    base_url=f"{_url(settings, first_socket)}/v1",
+                    api_key=first.api_key if first else None,
+                    admin_user=ADMIN,
+                    admin_password=first.admin_password if first else None,
+                    model=await _first_model(authority),
+                )
+            )
+            self._log.event("server_ready", address=_url(settings, first_socket), version=VERSION, pid=os.getpid())
+            await self._stop.wait()
+            await self._end(authority, gateway, end_http)
+        self._log.event("server_stopped")
+        return 0
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+
+        def stop(number: int) -> None:
+            if self._stop.is_set():
+                self._hurry.set()
+            self._log.event("server_stopping", signal=number)
+            self._stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop, number)
+
+    def _gateway(self, authority: Authority) -> GatewayParts:
+        settings = self._settings
+        tracer = open_tracer(settings.telemetry, VERSION) if settings.gateway_workers == 1 else NoTracer()
+        return GatewayParts(
+            _http_settings(settings),
+            authority.books,
+            authority.scheduler,
+            authority.keyring.pepper(),
+            tracer,
+            self._log,
+        )
+
+    async def _serve_operator(
+        self, stack: contextlib.AsyncExitStack, authority: Authority, gateway: GatewayParts
+    ) -> None:
+        path = self._settings.admin_socket
+        self._operators = AdminEndpoints(authority.operations).handlers()
+        app = gateway.app(self._operators, authority.render_metrics, operator_socket=True)
+        self._operate = _operator_calls(app)
+        server = HttpServer(app)
+        server.begin(_listen_unix(path))
+        stack.callback(path.unlink, missing_ok=True)
+        stack.push_async_callback(server.end)
+
+    def _start_http(self, authority: Authority, gateway: GatewayParts, first_socket: socket.socket) -> EndHttp:
+        settings = self._settings
+        if settings.gateway_workers == 1:
+            server = HttpServer(gateway.app(self._operators, authority.render_metrics))
+            server.begin(first_socket)
+
+            async def end_alone(drain_s: float) -> None:
+                server.should_exit = True
+                await gateway.drain(drain_s)
+                await server.end()
+
+            return end_alone
+        host, port = first_socket.getsockname()[:2]
+        workers = Workers(
+            authority.books,
+            lambda owner: Desk(owner, authority.books, authority.scheduler, self._operate),
+            _worker_command,
+            WorkerHello(_http_settings(settings), settings.telemetry, authority.keyring.pepper()),
+            self._log,
+        )
+        workers.start(host, port, settings.gateway_workers)
+        # The port is held until the workers have it; what connects in between is served by them or refused at once.
+        first_socket.close()
+        return workers.shutdown
+
+    async def _start_models(self, authority: Authority) -> None:
+        """Wait for the preloaded models; one that doesn't come up is told of, and doesn't hold up the rest."""
+        wanted = [spec for spec in self._settings.runtime.models if spec.preload]
+        starts = [asyncio.create_task(_start_model(authority, spec.id, spec.instances, self._log)) for spec in wanted]
+        if not starts:
+            return
+        stopping = asyncio.create_task(self._stop.wait())
+        everything = asyncio.ensure_future(asyncio.gather(*starts))
+        waits: list[asyncio.Future[Any]] = [everything, stopping]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        everything.cancel()
+
+    async def _end(self, authority: Authority, gateway: GatewayParts, end_http: EndHttp) -> None:
+        ending = asyncio.create_task(end_http(self._settings.drain_s))
+        hurrying = asyncio.create_task(self._hurry.wait())
+        await asyncio.wait([ending, hurrying], return_when=asyncio.FIRST_COMPLETED)
+        hurrying.cancel()
+        if not ending.done():
+            gateway.calls.interrupt_all("server_shutdown")
+        await authority.scheduler.shutdown(0.0 if ending.done() else 1.0)
+        await ending
+
+
+async def _start_model(authority: Authority, model: str, instances: int, log: Log) -> None:
+    try:
+        await authority.scheduler.start(ModelId(model), instances)
+    except StentorError as error:
+        log.event("model_unavailable", level="error", model=model, message=str(error))
+        print(f"stentor: {error}", file=sys.stderr)  # noqa: T201  # people watch the start; logs may go elsewhere
+
+
+async def _first_model(authority: Authority) -> str | None:
+    cards = await authority.scheduler.list_models()
+    ready = [card for card in cards if card.state == "ready"] or [card for card in cards if card.state != "failed"]
+    return ready[0].id if ready else None
+
+
+async def _finish(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+def _http_settings(settings: Settings) -> HttpSettings:
+    return HttpSettings(
+        body_max_bytes=settings.body_max_bytes,
+        allowed_hosts=settings.allowed_hosts,
+        cors_origins=settings.cors_origins,
+        open_metrics=settings.host in LOOPBACK,
+    )
+
+
+def _listen(settings: Settings) -> socket.socket:
+    try:
+        return listen(settings.host, settings.port, shared=settings.gateway_workers > 1)
+    except OSError as error:
+        raise StentorError(
+            f"Can't listen on {settings.host}:{settings.port}: {error.strerror or error}. "
+            "End what uses the port, or choose another one with --port or STENTOR_PORT."
+        ) from None
+
+
+def _listen_unix(path: Path) -> socket.socket:
+    """The operator's socket: whoever may open it is the operator, so nobody else may."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    mask = os.umask(0o177)
+    try:
+        # By way of the folder, since the path itself may be longer than sockets allow.
+        sock.bind(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.umask(mask)
+        os.close(folder)
+    sock.listen(64)
+    sock.setblocking(False)
+    return sock
+
+
+def _url(settings: Settings, sock: socket.socket) -> str:
+    if settings.public_url:
+        return settings.public_url.rstrip("/")
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _worker_command(line_fd: int, listen_fd: int) -> list[str]:
+    return [sys.executable, "-m", "stentor.app.worker", str(line_fd), str(listen_fd), str(os.getpid())]
+
+
+def _operator_calls(app: Gateway) -> Callable[[OperatorCall], Awaitable[OperatorAnswer]]:
+    async def operate(call: OperatorCall) -> OperatorAnswer:
+        return await call_app(app, call)
+
+    return operate

@@ -1,0 +1,192 @@
+"""Management as JSON rows: one shape for the admin API and for the command line beside a server that doesn't run."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol, TypeVar
+
+import msgspec
+
+from stentor.accounting.usage import UsageFilter
+from stentor.audit.log import Actor
+from stentor.control.management import Management
+from stentor.control.wanted import KeyAsk, UserAsk
+from stentor.core.errors import Refused
+from stentor.core.ids import ModelId
+from stentor.core.scheduler import ModelCard, Scheduler
+
+Row = dict[str, Any]
+Query = Mapping[str, str]
+T = TypeVar("T")
+
+PAGE_MAX = 1000
+INSTANCES_MAX = 64
+
+
+class _Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    grace_s: int = 0
+
+
+class _TopUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    amount_nano: int
+    note: str = ""
+    reference: str | None = None
+
+
+class _Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    instances: int = 1
+
+
+class Machine(Protocol):
+    """What the machine says of itself."""
+
+    def describe(self) -> Row:
+        """CPU, memory, disk, GPUs, as plain values."""
+        ...
+
+
+class Operations:
+    """Every management operation by name; ``body`` is decoded JSON, ``query`` the query string's last values."""
+
+    def __init__(self, management: Management, scheduler: Scheduler, machine: Machine) -> None:
+        self._management = management
+        self._scheduler = scheduler
+        self._machine = machine
+
+    async def list_keys(self, query: Query) -> Row:
+        """Keys, newest first."""
+        limit = _limit(query)
+        keys = await self._management.list_keys(user=_text(query, "user"), after=_text(query, "after"), limit=limit)
+        return _page([msgspec.to_builtins(key) for key in keys], keys[-1].id if len(keys) == limit else None)
+
+    async def create_key(self, actor: Actor, body: Any, creator: str | None = None) -> Row:
+        """A new key, with its text this once."""
+        made = await self._management.add_key(actor, _read(body, KeyAsk), creator=creator)  # type: ignore[arg-type]
+        return made.row()
+
+    async def revoke_key(self, actor: Actor, key_id: str) -> Row:
+        """End a key."""
+        row: Row = msgspec.to_builtins(await self._management.revoke_key(actor, key_id))
+        return row
+
+    async def rotate_key(self, actor: Actor, key_id: str, body: Any) -> Row:
+        """Replace a key."""
+        made = await self._management.rotate_key(actor, key_id, grace_s=_read(body, _Rotation).grace_s)
+        return made.row()
+
+    async def list_users(self, query: Query) -> Row:
+        """Users by name."""
+        limit = _limit(query)
+        views = await self._management.list_users(after=_text(query, "after") or "", limit=limit)
+        return _page([view.row() for view in views], views[-1].user.name if len(views) == limit else None)
+
+    async def create_user(self, actor: Actor, body: Any) -> Row:
+        """A new user."""
+        return (await self._management.add_user(actor, _read(body, UserAsk))).row()
+
+    async def top_up(self, actor: Actor, user: str, body: Any) -> Row:
+        """Add to a balance."""
+        ask = _read(body, _TopUp)
+        view = await self._management.top_up(actor, user, ask.amount_nano, note=ask.note, reference=ask.reference)
+        return view.row()
+
+    async def list_usage(self, query: Query) -> Row:
+        """Usage events, newest first."""
+        where = UsageFilter(
+            user_id=_text(query, "user"),
+            project_id=_text(query, "project"),
+            key_id=_text(query, "key"),
+            model=_text(query, "model"),
+            request_id=_text(query, "request_id"),
+            status=_text(query, "status"),
+            since_us=_number(query, "since_us"),
+            until_us=_number(query, "until_us"),
+        )
+        page = await self._management.list_usage(where, before=_cursor(query), limit=_limit(query))
+        after = f"{page.next[0]}.{page.next[1]}" if page.next is not None else None
+        return _page([msgspec.to_builtins(event) for event in page.events], after)
+
+    async def list_models(self) -> Row:
+        """The catalogue."""
+        return _page([msgspec.to_builtins(card) for card in await self._scheduler.list_models()], None)
+
+    async def start_model(self, name: str, body: Any) -> Row:
+        """Bring a model up."""
+        instances = _read(body, _Start).instances
+        if not 1 <= instances <= INSTANCES_MAX:
+            raise Refused("invalid_request", f"instances is {instances}; use 1 to {INSTANCES_MAX}.", param="instances")
+        card = await self._get_model(name)
+        await self._scheduler.start(card.id, instances)
+        return await self._describe(card.id)
+
+    async def stop_model(self, name: str) -> Row:
+        """Stop a model."""
+        card = await self._get_model(name)
+        await self._scheduler.stop(card.id)
+        return await self._describe(card.id)
+
+    async def _describe(self, model: ModelId) -> Row:
+        row: Row = msgspec.to_builtins(await self._get_model(model))
+        return row
+
+    async def _get_model(self, name: str) -> ModelCard:
+        card = await self._scheduler.find_model(name)
+        if card is None:
+            raise Refused("model_not_found", f"There is no model '{name[:128]}'; `stentor models list` shows all.")
+        return card
+
+    async def list_slots(self) -> Row:
+        """Engine processes."""
+        return _page([msgspec.to_builtins(card) for card in await self._scheduler.list_instances()], None)
+
+    async def doctor(self) -> Row:
+        """What the books say of themselves."""
+        return _page([msgspec.to_builtins(finding) for finding in await self._management.doctor_books()], None)
+
+    async def system(self) -> Row:
+        """The machine and its engines."""
+        return {**self._machine.describe(), "slots": (await self.list_slots())["data"]}
+
+
+def _page(rows: list[Row], after: object) -> Row:
+    return {"data": rows, "next": after}
+
+
+def _text(query: Query, name: str) -> str | None:
+    return query.get(name) or None
+
+
+def _number(query: Query, name: str) -> int | None:
+    text = query.get(name)
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise Refused("invalid_request", f"'{name}' is '{text[:40]}'; it must be a whole number.", param=name) from None
+
+
+def _limit(query: Query) -> int:
+    limit = _number(query, "limit")
+    if limit is None:
+        return 100
+    if not 1 <= limit <= PAGE_MAX:
+        raise Refused("invalid_request", f"'limit' is {limit}; it must be 1 to {PAGE_MAX}.", param="limit")
+    return limit
+
+
+def _cursor(query: Query) -> tuple[int, int] | None:
+    text = query.get("after")
+    if not text:
+        return None
+    time_us, _, row = text.partition(".")
+    if not (time_us.isdigit() and row.isdigit()):
+        raise Refused(
+            "invalid_request", f"'after' is '{text[:40]}'; send the 'next' of the page before.", param="after"
+        )
+    return int(time_us), int(row)
+
+
+def _read(body: Any, kind: type[T]) -> T:
+    try:
+        return msgspec.convert({} if body is None else body, kind)
+    except msgspec.ValidationError as error:
+        raise Refused("invalid_request", f"The body can't be used: {error}.") from None
