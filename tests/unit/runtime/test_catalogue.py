@@ -1,0 +1,150 @@
+"""Which model a name means, and which definitions are refused."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from stentor.core.errors import Refused
+from stentor.runtime.catalogue import Catalogue
+from stentor.runtime.spec import InvalidModel, ModelSpec
+
+ALL: frozenset[str] = frozenset()
+
+
+def model(name: str, **fields: Any) -> ModelSpec:
+    return ModelSpec(**{"id": name, "source": f"file:/models/{name}.gguf", **fields})
+
+
+@pytest.fixture
+def catalogue() -> Catalogue:
+    return Catalogue(
+        [
+            model("qwen3-8b", aliases=("fast", "Q"), ctx=4096),
+            model("qwen3-32b", source="hf:Qwen/Qwen3-32B-GGUF@main:Q4_K_M"),
+            model("minilm", type="embedding", upstream_model="all-minilm"),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("qwen3-8b", "qwen3-8b"),
+        ("fast", "qwen3-8b"),
+        ("Q", "qwen3-8b"),
+        ("Qwen/Qwen3-32B-GGUF:Q4_K_M", "qwen3-32b"),
+        ("Qwen3-32B-GGUF:Q4_K_M", "qwen3-32b"),
+        ("32B", "qwen3-32b"),
+        ("MINI", "minilm"),
+    ],
+)
+def test_names_resolve(catalogue: Catalogue, name: str, expected: str) -> None:
+    assert catalogue.resolve(name, ALL).id == expected
+
+
+@pytest.mark.parametrize("name", ["qwen3", "nothing-like-it", "", "auto", "default", "x" * 5000])
+def test_ambiguous_and_unknown_names_are_refused(catalogue: Catalogue, name: str) -> None:
+    with pytest.raises(Refused) as refusal:
+        catalogue.resolve(name, ALL)
+    assert refusal.value.code == "model_not_found"
+    assert refusal.value.param == "model"
+    assert len(refusal.value.message) < 600
+
+
+def test_a_refusal_names_the_nearest_models(catalogue: Catalogue) -> None:
+    with pytest.raises(Refused, match="qwen3-8b"):
+        catalogue.resolve("qwen3-9b", ALL)
+
+
+@pytest.mark.parametrize("name", ["", "auto", "default"])
+def test_no_name_means_the_only_text_model(name: str) -> None:
+    catalogue = Catalogue([model("chat"), model("vectors", type="embedding")])
+    assert catalogue.resolve(name, ALL).id == "chat"
+
+
+def test_an_alias_called_default_wins_over_ambiguity() -> None:
+    catalogue = Catalogue([model("one"), model("two", aliases=("default",))])
+    assert catalogue.resolve("default", ALL).id == "two"
+
+
+def test_what_a_key_may_not_use_does_not_exist_for_it(catalogue: Catalogue) -> None:
+    allowed = frozenset({"qwen3-8b"})
+    for name in ("qwen3-32b", "minilm", "Qwen3-32B-GGUF:Q4_K_M"):
+        with pytest.raises(Refused) as refusal:
+            catalogue.resolve(name, allowed)
+        assert "32b" not in refusal.value.message.replace(name, "")
+    assert catalogue.resolve("qwen3", allowed).id == "qwen3-8b"
+    assert catalogue.resolve("auto", allowed).id == "qwen3-8b"
+
+
+def test_a_key_without_models_is_told_so(catalogue: Catalogue) -> None:
+    with pytest.raises(Refused, match="No model is available to this key"):
+        catalogue.resolve("fast", frozenset({"gone"}))
+
+
+def test_served_models_say_what_a_request_needs(catalogue: Catalogue) -> None:
+    served = catalogue.resolve("fast", ALL)
+    assert (served.context_size, served.abilities, served.upstream_model) == (4096, ("text",), "qwen3-8b")
+    assert catalogue.resolve("qwen3-32b", ALL).context_size == 8192
+    assert catalogue.resolve("minilm", ALL).upstream_model == "all-minilm"
+    assert served.media_bound == 0
+
+
+def test_media_are_bounded_by_the_context_unless_told(catalogue: Catalogue) -> None:
+    seeing = Catalogue([model("eyes", type="vision", ctx=2048), model("ears", type="omni", media_bound=600)])
+    assert seeing.resolve("eyes", ALL).media_bound == 2048
+    assert seeing.resolve("ears", ALL).media_bound == 600
+
+
+def test_a_measured_context_replaces_the_declared_one(catalogue: Catalogue) -> None:
+    served = catalogue.resolve("fast", ALL)
+    catalogue.correct_context(served.id, 2048)
+    assert catalogue.resolve("qwen3-8b", ALL).context_size == 2048
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"source": ""}, "source is missing"),
+        ({"engine": "command"}, "needs a command"),
+        ({"engine": "command", "command": ("serve",)}, r"contains \$\{PORT\}"),
+        ({"engine": "command", "command": ("serve", "${PORT}"), "arguments": ("-v",)}, "write them into command"),
+        ({"command": ("serve", "${PORT}")}, "only for engine"),
+        ({"arguments": ("-v",)}, "only for engine"),
+        ({"env": {"LLAMA_ARG_PORT": "1"}}, "configure the engine unseen"),
+        ({"health_path": "health"}, "must begin with '/'"),
+        ({"id": "../etc/passwd"}, "the id may hold"),
+    ],
+)
+def test_definitions_that_cannot_work_are_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(InvalidModel, match=words):
+        Catalogue([model(fields.pop("id", "m"), **fields)])
+
+
+def test_the_port_may_come_by_environment() -> None:
+    spec = ModelSpec(id="m", engine="command", command=("serve",), env={"PORT": "${PORT}"})
+    assert Catalogue([spec]).resolve("m", ALL).engine == "command"
+
+
+def test_two_models_cannot_share_a_name() -> None:
+    with pytest.raises(InvalidModel, match="'a' is already taken by 'a'"):
+        Catalogue([model("a"), model("b", aliases=("a",))])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"id": "a", "unknown": 1},
+        {"id": "-a"},
+        {"id": "a" * 129},
+        {"id": "a/b"},
+        {"id": "a", "parallel": 0},
+        {"id": "a", "ctx": 4},
+        {"id": "a", "engine": "vllm"},
+        {"id": "a", "aliases": ["b c"]},
+    ],
+)
+def test_settings_of_a_model_are_checked_field_by_field(data: dict[str, Any]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert(data, ModelSpec)
