@@ -13,7 +13,7 @@ from stentor.core.operator import OperatorAnswer, OperatorCall
 if TYPE_CHECKING:
     from stentor.settings import Settings
 
-ACTOR = "cli"
+OPERATOR = ""
 
 
 class LoopbackTransport:
@@ -25,7 +25,7 @@ class LoopbackTransport:
     def send(self, method: str, target: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
         path, _, query = target.partition("?")
         try:
-            answer = self._answer(OperatorCall(method, unquote(path), query.encode(), body or b"", ACTOR))
+            answer = self._answer(OperatorCall(method, unquote(path), query.encode(), body or b"", OPERATOR))
         except TimeoutError:
             raise StentorError(f"The books gave no answer within {timeout_s:g} s.") from None
         return answer.status, answer.body

@@ -45,7 +45,10 @@ def test_help_names_every_command(place):
 
 
 def test_help_is_quick_and_loads_nothing_heavy(place):
-    code = f"import sys\nfrom stentor.cli.root import run\nrun(['--help'])\nprint([n for n in {HEAVY} if n in sys.modules])"
+    code = (
+        "import sys\n"
+        f"from stentor.cli.root import run\nrun(['--help'])\nprint([n for n in {HEAVY} if n in sys.modules])"
+    )
     seconds = []
     for _ in range(3):
         begun = time.perf_counter()
