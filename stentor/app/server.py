@@ -15,10 +15,10 @@ import uvloop
 
 from stentor.app.authority import Authority
 from stentor.app.gateway import GatewayParts, HttpServer, tune_collector
-from stentor.app.worker import WorkerHello
+from stentor.app.hello import WorkerHello
 from stentor.control.desk import Desk
 from stentor.control.first_run import ADMIN
-from stentor.control.workers import Workers, listen
+from stentor.control.workers import Workers, bind, start_listening
 from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
 from stentor.core.operator import OperatorAnswer, OperatorCall
@@ -89,7 +89,7 @@ class _Server:
             running = asyncio.create_task(authority.scheduler.run(), name="scheduler")
             stack.push_async_callback(_finish, running)
             await self._start_models(authority)
-            end_http = self._start_http(authority, gateway, first_socket)
+            end_http = await self._start_http(authority, gateway, first_socket)
             tune_collector()
             on_ready(
                 Ready(
@@ -142,7 +142,7 @@ class _Server:
         stack.callback(path.unlink, missing_ok=True)
         stack.push_async_callback(server.end)
 
-    def _start_http(self, authority: Authority, gateway: GatewayParts, first_socket: socket.socket) -> EndHttp:
+    async def _start_http(self, authority: Authority, gateway: GatewayParts, first_socket: socket.socket) -> EndHttp:
         settings = self._settings
         if settings.gateway_workers == 1:
             server = HttpServer(gateway.app(self._operators, authority.render_metrics))
@@ -162,9 +162,7 @@ class _Server:
             WorkerHello(_http_settings(settings), settings.telemetry, authority.keyring.pepper()),
             self._log,
         )
-        workers.start(host, port, settings.gateway_workers)
-        # The port is held until the workers have it; what connects in between is served by them or refused at once.
-        first_socket.close()
+        await workers.start(host, port, settings.gateway_workers)
         return workers.shutdown
 
     async def _start_models(self, authority: Authority) -> None:
@@ -221,8 +219,15 @@ def _http_settings(settings: Settings) -> HttpSettings:
 
 
 def _listen(settings: Settings) -> socket.socket:
+    """The address taken: listened on by this process, or only held for the workers, who listen on it together."""
     try:
-        return listen(settings.host, settings.port, shared=settings.gateway_workers > 1)
+        alone = bind(settings.host, settings.port, shared=False)
+        if settings.gateway_workers == 1:
+            return start_listening(alone)
+        # Bound alone first: a port can be shared only by those who all want to, and another server might want to.
+        host, port = alone.getsockname()[:2]
+        alone.close()
+        return bind(host, port, shared=True)
     except OSError as error:
         raise StentorError(
             f"Can't listen on {settings.host}:{settings.port}: {error.strerror or error}. "

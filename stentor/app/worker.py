@@ -14,24 +14,15 @@ import msgspec
 import uvloop
 
 from stentor.app.gateway import GatewayParts, HttpServer, tune_collector
+from stentor.app.hello import WorkerHello
 from stentor.control.client import AuthorityClient
 from stentor.core.errors import StentorError
 from stentor.http.forward import OperatorForward
-from stentor.http.gateway import HttpSettings
-from stentor.telemetry.logs import Log
-from stentor.telemetry.settings import TelemetrySettings
+from stentor.telemetry.logs import Log, route_crashes, route_stdlib
 from stentor.telemetry.trace import open_tracer
 from stentor.version import VERSION
 
 LOST_EXIT_S = 1.5
-
-
-class WorkerHello(msgspec.Struct, array_like=True):
-    """What the authority tells a worker first: all it needs, and the one secret it needs, over a private socket."""
-
-    http: HttpSettings
-    telemetry: TelemetrySettings
-    pepper: bytes
 
 
 def main(argv: list[str]) -> int:
@@ -55,12 +46,15 @@ async def _serve(line: socket.socket, listening: socket.socket) -> int:
     authority = AuthorityClient()
     hello = msgspec.msgpack.decode(await authority.connect(line), type=WorkerHello)
     log = Log(hello.telemetry)
+    route_stdlib(log)
+    route_crashes(log)
     tracer = open_tracer(hello.telemetry, VERSION)
     parts = GatewayParts(hello.http, authority, authority, hello.pepper, tracer, log)
     forward = OperatorForward(authority)
     server = HttpServer(parts.app(forward.handlers(), forward.render_metrics))
     server.begin(listening)
     tune_collector()
+    authority.tell_ready()
     drain_s = await _wait_for_end(authority)
     if drain_s is None:
         # Without books nothing may be finished: what the client has is all it gets.
@@ -72,7 +66,7 @@ async def _serve(line: socket.socket, listening: socket.socket) -> int:
     await server.end()
     await parts.close()
     authority.hang_up()
-    tracer.close()
+    await asyncio.to_thread(tracer.close)
     log.close()
     return 0 if drain_s is not None else 1
 

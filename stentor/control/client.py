@@ -56,6 +56,11 @@ class AuthorityClient:
         async with asyncio.timeout(10):
             return await self._hello
 
+    def tell_ready(self) -> None:
+        """Say that this worker serves."""
+        if self._line is not None:
+            self._line.send(0, "ready", None)
+
     def hang_up(self) -> None:
         """Close the line."""
         if self._line is not None:

@@ -52,12 +52,17 @@ class Desk:
         self._tasks: set[asyncio.Task[None]] = set()
         self._opening: dict[int, asyncio.Task[None]] = {}
         self.lost = asyncio.Event()
+        self._on_ready: Callable[[], None] | None = None
 
     async def begin(self, sock: socket.socket, hello: Any) -> None:
         """Take over the socket and greet the worker; returns at once, the desk works until :attr:`lost`."""
         loop = asyncio.get_running_loop()
         _, self._line = await loop.create_connection(lambda: Line(self._take, self._on_lost), sock=sock)
         self._line.send(0, "hello", hello)
+
+    def on_ready(self, listener: Callable[[], None]) -> None:
+        """Call ``listener`` when the worker serves."""
+        self._on_ready = listener
 
     def tell_revoked(self, key_id: KeyId) -> None:
         """Pass on that a key stopped being valid."""
@@ -83,6 +88,10 @@ class Desk:
     def _take(self, number: int, name: str, payload: msgspec.Raw) -> None:
         if name == "withdraw":
             self._withdraw(_decode_withdrawal(payload))
+            return
+        if name == "ready":
+            if self._on_ready is not None:
+                self._on_ready()
             return
         task = asyncio.get_running_loop().create_task(self._answer(number, name, payload))
         self._tasks.add(task)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from stentor.control.desk import Desk, OwnedBooks
+from stentor.core.errors import StentorError
 from stentor.core.ids import KeyId
 from stentor.telemetry.logs import Log
 
@@ -14,11 +15,14 @@ RESPAWN_FIRST_S = 0.2
 RESPAWN_MAX_S = 10.0
 HEALTHY_AFTER_S = 30.0
 KILL_AFTER_S = 5.0
+READY_TIMEOUT_S = 20.0
+BACKLOG = 2048
 
 
-def listen(host: str, port: int, *, shared: bool) -> socket.socket:
-    """A listening TCP socket. ``shared``: several processes listen on the port, and the kernel spreads connections.
+def bind(host: str, port: int, *, shared: bool) -> socket.socket:
+    """A bound TCP socket that doesn't listen yet: it holds the port and gets no connection.
 
+    ``shared``: several sockets may listen on the port, and the kernel spreads connections over those that do.
     Raises OSError, as bind does.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -28,7 +32,16 @@ def listen(host: str, port: int, *, shared: bool) -> socket.socket:
         if shared:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         sock.bind((host, port))
-        sock.listen(2048)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def start_listening(sock: socket.socket) -> socket.socket:
+    """Let connections come in. Raises OSError."""
+    try:
+        sock.listen(BACKLOG)
         sock.setblocking(False)
     except BaseException:
         sock.close()
@@ -57,12 +70,31 @@ class Workers:
         self._keepers: list[asyncio.Task[None]] = []
         self._generations = 0
         self._closing = False
+        self._missing = 0
+        self._all_ready = asyncio.Event()
 
-    def start(self, host: str, port: int, count: int) -> None:
-        """Spawn and keep the workers. Call it on the main thread's loop."""
+    async def start(self, host: str, port: int, count: int) -> None:
+        """Spawn and keep the workers; returns when all of them serve. Call it on the main thread's loop.
+
+        Raises StentorError when they don't come up in time.
+        """
+        self._missing = count
         self._books.on_revoked(self._tell_revoked)
         for number in range(count):
             self._keepers.append(asyncio.create_task(self._keep(number, host, port), name=f"worker-{number}"))
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                await self._all_ready.wait()
+        except TimeoutError:
+            raise StentorError(
+                f"Only {count - self._missing} of {count} gateway workers came up within {READY_TIMEOUT_S:.0f} s; "
+                "the log says why."
+            ) from None
+
+    def _note_ready(self) -> None:
+        self._missing -= 1
+        if self._missing == 0:
+            self._all_ready.set()
 
     def pids(self) -> list[int]:
         """The workers' process ids."""
@@ -87,7 +119,8 @@ class Workers:
     async def _run_once(self, number: int, host: str, port: int) -> None:
         self._generations += 1
         desk = self._make_desk(f"worker-{number}.{self._generations}")
-        listening = listen(host, port, shared=True)
+        desk.on_ready(self._note_ready)
+        listening = start_listening(bind(host, port, shared=True))
         ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(
