@@ -1,52 +1,49 @@
-"""The books without a server: the admin API's application, opened for a few calls of the command line."""
+"""The management operations while no server runs: the same parts, opened under the same lock, in this process."""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import msgspec
 
 from stentor.app.authority import Authority
-from stentor.app.gateway import GatewayParts
-from stentor.core.operator import OperatorAnswer, OperatorCall
-from stentor.http.admin.handlers import AdminEndpoints
-from stentor.http.gateway import HttpSettings
-from stentor.http.loopback import call_app
+from stentor.audit.log import Actor
+from stentor.control.operations import Operations
 from stentor.settings import Settings
 from stentor.store.database import Database
 from stentor.telemetry.logs import Log
-from stentor.telemetry.settings import TelemetrySettings
-from stentor.telemetry.trace import NoTracer
+
+T = TypeVar("T")
+OPERATOR = Actor("operator", "cli")
 
 
 class Offline:
-    """An opened installation that serves nobody else; engines are not started. Close it to let a server in."""
+    """Runs operations one after the other. ``actor`` is who the audit names."""
 
-    def __init__(self, authority: Authority, database: Database, log: Log) -> None:
-        self._database = database
-        self._log = log
-        self._authority = authority
-        self._parts = GatewayParts(
-            HttpSettings(), authority.books, authority.scheduler, authority.keyring.pepper(), NoTracer(), log
-        )
-        operators = AdminEndpoints(authority.operations).handlers()
-        self._app = self._parts.app(operators, authority.render_metrics, operator_socket=True)
+    actor = OPERATOR
 
-    async def answer(self, call: OperatorCall) -> OperatorAnswer:
-        """Answer one request of the admin API."""
-        return await call_app(self._app, call)
+    def __init__(self, runner: asyncio.Runner, operations: Operations) -> None:
+        self._runner = runner
+        self._operations = operations
 
-    async def close(self) -> None:
-        """Close everything, last the lock on the data folder."""
-        self._authority.management.close()
-        await self._parts.close()
-        self._database.close()
-        self._log.close()
+    def do(self, work: Callable[[Operations], Coroutine[Any, Any, T]]) -> T:
+        """The result of ``work(operations)``."""
+        return self._runner.run(work(self._operations))
 
 
-async def open_offline(settings: Settings) -> Offline:
-    """Open the books of ``settings``. Raises StentorError where another process holds them or they can't be opened."""
-    log = Log(TelemetrySettings(log_level="error", log_format=settings.telemetry.log_format))
-    database: Database | None = None
+@contextmanager
+def open_offline(settings: Settings) -> Iterator[Offline]:
+    """Open store, vault and books of ``settings``; no engine is started. Raises StentorError."""
+    quiet = Log(msgspec.structs.replace(settings.telemetry, log_level="WARNING"))
+    database = Database.open(settings.store)
     try:
-        database = Database.open(settings.store)
-        return Offline(await Authority.open(settings, database, log), database, log)
-    except BaseException:
-        if database is not None:
-            database.close()
-        log.close()
-        raise
+        with asyncio.Runner() as runner:
+            authority = runner.run(Authority.open(settings, database, quiet))
+            try:
+                yield Offline(runner, authority.operations)
+            finally:
+                runner.run(authority.scheduler.shutdown(0.0))
+    finally:
+        database.close()
+        quiet.close()
