@@ -1,49 +1,54 @@
-"""The management operations while no server runs: the same parts, opened under the same lock, in this process."""
-
-import asyncio
-from collections.abc import Callable, Coroutine, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+"""Management while no server runs: the same parts and the same routes, opened under the same lock, in this process."""
 
 import msgspec
 
 from stentor.app.authority import Authority
-from stentor.audit.log import Actor
-from stentor.control.operations import Operations
+from stentor.app.gateway import GatewayParts
+from stentor.core.operator import OperatorAnswer, OperatorCall
+from stentor.http.admin.handlers import AdminEndpoints
+from stentor.http.gateway import HttpSettings
+from stentor.http.loopback import call_app
 from stentor.settings import Settings
 from stentor.store.database import Database
 from stentor.telemetry.logs import Log
-
-T = TypeVar("T")
-OPERATOR = Actor("operator", "cli")
+from stentor.telemetry.trace import NoTracer
 
 
 class Offline:
-    """Runs operations one after the other. ``actor`` is who the audit names."""
+    """Answers management requests until it is closed; no engine is started by itself."""
 
-    actor = OPERATOR
+    def __init__(self, database: Database, authority: Authority, gateway: GatewayParts, log: Log) -> None:
+        self._database = database
+        self._authority = authority
+        self._gateway = gateway
+        self._log = log
+        operators = AdminEndpoints(authority.operations).handlers()
+        self._app = gateway.app(operators, authority.render_metrics, operator_socket=True)
 
-    def __init__(self, runner: asyncio.Runner, operations: Operations) -> None:
-        self._runner = runner
-        self._operations = operations
+    async def answer(self, call: OperatorCall) -> OperatorAnswer:
+        """Answer one request as the running server would."""
+        return await call_app(self._app, call)
 
-    def do(self, work: Callable[[Operations], Coroutine[Any, Any, T]]) -> T:
-        """The result of ``work(operations)``."""
-        return self._runner.run(work(self._operations))
+    async def close(self) -> None:
+        """Close everything; the data folder is free again."""
+        self._authority.management.close()
+        await self._authority.scheduler.shutdown(0.0)
+        await self._gateway.close()
+        self._database.close()
+        self._log.close()
 
 
-@contextmanager
-def open_offline(settings: Settings) -> Iterator[Offline]:
-    """Open store, vault and books of ``settings``; no engine is started. Raises StentorError."""
-    quiet = Log(msgspec.structs.replace(settings.telemetry, log_level="WARNING"))
+async def open_offline(settings: Settings) -> Offline:
+    """Open store, vault and books of ``settings``. Raises StentorError."""
+    log = Log(msgspec.structs.replace(settings.telemetry, log_level="WARNING"))
     database = Database.open(settings.store)
     try:
-        with asyncio.Runner() as runner:
-            authority = runner.run(Authority.open(settings, database, quiet))
-            try:
-                yield Offline(runner, authority.operations)
-            finally:
-                runner.run(authority.scheduler.shutdown(0.0))
-    finally:
+        authority = await Authority.open(settings, database, log)
+    except BaseException:
         database.close()
-        quiet.close()
+        log.close()
+        raise
+    gateway = GatewayParts(
+        HttpSettings(), authority.books, authority.scheduler, authority.keyring.pepper(), NoTracer(), log
+    )
+    return Offline(database, authority, gateway, log)

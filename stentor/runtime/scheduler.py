@@ -49,7 +49,7 @@ class LocalScheduler:
         }
         self._preparation = Preparation(settings, self._catalogue, source, launchers)
         self._roster = Roster(settings.data_dir / "run" / "engines.json")
-        self._probe = Probe(settings.canary_timeout_s)
+        self._probe = Probe()
         slots = Slots(settings.slot_first_port, settings.slot_count)
         self._parts = ProcessParts(settings, self._probe, slots, self._roster)
         self._instances: dict[InstanceId, Instance] = {}
@@ -134,18 +134,6 @@ class LocalScheduler:
     def count_waiting(self) -> int:
         """Requests that wait for a place now."""
         return sum(pool.queue.length for pool in self._pools.values())
-
-    def waiting_by_model(self) -> dict[ModelId, int]:
-        """Requests that wait for a place, by model."""
-        return {model: pool.queue.length for model, pool in self._pools.items()}
-
-    def running_by_model(self) -> dict[ModelId, int]:
-        """Requests that hold a place, by model."""
-        return {model: sum(each.running for each in pool.instances) for model, pool in self._pools.items()}
-
-    def instance_states(self) -> list[tuple[ModelId, InstanceState]]:
-        """The model and state of every engine process."""
-        return [(ModelId(each.pool.spec.id), each.process.state) for each in self._instances.values()]
 
     def count_active_slots(self) -> int:
         """Engine processes that hold a slot port."""
