@@ -135,6 +135,18 @@ class LocalScheduler:
         """Requests that wait for a place now."""
         return sum(pool.queue.length for pool in self._pools.values())
 
+    def waiting_by_model(self) -> dict[ModelId, int]:
+        """Requests that wait for a place, by model."""
+        return {model: pool.queue.length for model, pool in self._pools.items()}
+
+    def running_by_model(self) -> dict[ModelId, int]:
+        """Requests that hold a place, by model."""
+        return {model: sum(each.running for each in pool.instances) for model, pool in self._pools.items()}
+
+    def instance_states(self) -> list[tuple[ModelId, InstanceState]]:
+        """Model and state of every instance that was ever wanted."""
+        return [(ModelId(each.process.spec.id), each.process.state) for each in self._instances.values()]
+
     def count_active_slots(self) -> int:
         """Engine processes that hold a slot port."""
         return sum(1 for instance in self._instances.values() if instance.process.pid is not None)
