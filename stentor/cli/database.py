@@ -41,7 +41,13 @@ def migrate(**place: Any) -> None:
         return
     with open_backend(settings):
         after = _inspect(settings)
-    moved = "made" if before.revision is None else "was up to date" if before.revision == after.revision else "brought up to date"
+    moved = (
+        "made"
+        if before.revision is None
+        else "was up to date"
+        if before.revision == after.revision
+        else "brought up to date"
+    )
     click.echo(f"{after.path} {moved}, schema {after.revision}.")
 
 

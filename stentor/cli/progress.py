@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from stentor.core.errors import StentorError
 from stentor.core.lazy import load
 
 if TYPE_CHECKING:
@@ -14,11 +15,23 @@ if TYPE_CHECKING:
 
 def fetch_model(settings: "Settings", source: str, name: str) -> Path:
     """The file of a source, fetched if it is not there. Raises FetchError or SourceError; Ctrl-C leaves nothing."""
+    _make_private(settings.data_dir)
     sources = load("stentor.runtime.sources").Sources(settings.model_cache, settings.environ)
     present: Path | None = sources.find(source)
     if present is not None or source.startswith("file:"):
         return asyncio.run(sources.fetch(source))  # type: ignore[no-any-return]
     return _fetch_with_bar(sources, source, name)
+
+
+def _make_private(folder: Path) -> None:
+    """The data folder, made for its owner alone: a model fetched into it may be the first thing there."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StentorError(
+            f"The data folder {folder} can't be made: {error.strerror}. Make it for this user, or name another with "
+            "--data-dir."
+        ) from None
 
 
 def _fetch_with_bar(sources, source: str, name: str) -> Path:  # type: ignore[no-untyped-def]
