@@ -13,6 +13,7 @@ LOG_LINES = 200
 _LINE_MAX_BYTES = 2_000
 _STDIN_TIMEOUT_S = 10.0
 _LOG_END_S = 2.0
+_KILLED_S = 10.0
 
 
 class LogPipe(asyncio.Protocol):
@@ -99,22 +100,24 @@ class Child:
         return self._process.returncode
 
     async def wait(self) -> int:
-        """Wait for the child's end, and shortly for its last lines; returns the exit status."""
+        """Wait for the child's end; returns the exit status. What it started itself is ended at once."""
         status = await self._process.wait()
-        # What the child started itself would keep its output open, and must not outlive it in any case.
         self.signal_group(signal.SIGKILL)
+        return status
+
+    async def finish_log(self) -> None:
+        """After the end: wait shortly for the last lines."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_LOG_END_S):
                 await self.log.ended.wait()
-        return status
 
     def signal_group(self, number: int) -> None:
         """Send a signal to the child and everything it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
-    async def end(self, grace_s: float) -> None:
-        """SIGTERM, after ``grace_s`` SIGKILL, SIGKILL for the rest of the group; returns when the child is gone."""
+    async def end(self, grace_s: float) -> bool:
+        """SIGTERM, after ``grace_s`` SIGKILL, SIGKILL for the rest of the group; whether the child is gone."""
         try:
             if self._process.returncode is None and grace_s > 0:
                 self.signal_group(signal.SIGTERM)
@@ -124,7 +127,13 @@ class Child:
         finally:
             self.signal_group(signal.SIGKILL)
             self._forget()
-        await self._process.wait()
+        try:
+            async with asyncio.timeout(_KILLED_S):
+                await self._process.wait()
+        except TimeoutError:
+            # Stuck in the kernel (a dead disk, a driver): nothing more can be done from here.
+            return False
+        return True
 
     def _forget(self) -> None:
         self._transport.close()

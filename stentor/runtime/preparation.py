@@ -1,7 +1,7 @@
 """From a model's definition to a child that can be spawned: fetch the weights, look at them, fit them in, launch."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -38,8 +38,11 @@ class Preparation:
         self._launchers = launchers
         self._fetching: dict[str, asyncio.Lock] = {}
 
-    async def prepare(self, spec: ModelSpec, port: int) -> Launch:
-        """The child that serves ``spec`` at ``port``. Raises StentorError, LaunchRefused where a retry can't help."""
+    async def prepare(self, spec: ModelSpec, take_port: Callable[[], int]) -> Launch:
+        """The child that serves ``spec``. Raises StentorError, LaunchRefused where a retry can't help.
+
+        A port is taken only once the weights are there: a download must not keep a slot from other models.
+        """
         threads = spec.threads or choose_threads(self._settings.default_threads)
         ctx, places, weights = spec.ctx or self._settings.default_ctx, spec.parallel, None
         pooling = spec.pooling
@@ -49,7 +52,7 @@ class Preparation:
             plan = plan_context(header, spec, ctx, self._free_bytes(spec))
             ctx, places, pooling = plan.ctx, plan.places, choose_pooling(header, spec)
         order = LaunchOrder(
-            spec=spec, port=port, weights=weights, ctx=ctx, places=places, threads=threads, pooling=pooling
+            spec=spec, port=take_port(), weights=weights, ctx=ctx, places=places, threads=threads, pooling=pooling
         )
         return await self._launchers[spec.engine].prepare(order)
 

@@ -29,8 +29,7 @@ class Props(msgspec.Struct, frozen=True):
 class Probe:
     """One small HTTP client for all engines of a server; made on first use, on the running loop."""
 
-    def __init__(self, canary_timeout_s: float) -> None:
-        self._canary_timeout_s = canary_timeout_s
+    def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -47,16 +46,16 @@ class Probe:
             return "no answer"
         return "ok" if status == 200 else f"status {status}"
 
-    async def ask_canary(self, engine: EngineAddress, spec: ModelSpec) -> str | None:
+    async def ask_canary(self, engine: EngineAddress, spec: ModelSpec, timeout_s: float) -> str | None:
         """Make the engine do its work once, as small as possible; None when it did, else what went wrong."""
         question = choose_canary(spec)
         if question is None:
             return None
         path, body = question
         try:
-            status, answer = await self._ask("POST", engine, path, body, self._canary_timeout_s)
+            status, answer = await self._ask("POST", engine, path, body, timeout_s)
         except TimeoutError:
-            return f"{path} gave no answer within {self._canary_timeout_s:g} s"
+            return f"{path} gave no answer within {timeout_s:g} s"
         except (aiohttp.ClientError, OSError) as problem:
             return f"{path} broke off: {type(problem).__name__}"
         if status != 200:

@@ -34,7 +34,8 @@ _POLL_FIRST_S = 0.02
 _POLL_MAX_S = 0.25
 _RESIDENT_STEP_BYTES = 1 << 20
 # Exit statuses of the embedded engine that trying again can't change: usage, bad model, no program.
-_PERMANENT_EXITS = frozenset({64, 65, 127})
+_EXIT_BAD_MODEL = 65
+_PERMANENT_EXITS = frozenset({64, _EXIT_BAD_MODEL, 127})
 T = TypeVar("T")
 
 
@@ -68,7 +69,7 @@ class EngineProcess:
         instance: InstanceId,
         spec: ModelSpec,
         parts: ProcessParts,
-        prepare: Callable[[int], Awaitable[Launch]],
+        prepare: Callable[[Callable[[], int]], Awaitable[Launch]],
         on_change: Callable[["EngineProcess"], None],
     ) -> None:
         settings = parts.settings
@@ -233,7 +234,7 @@ class EngineProcess:
         self.failed_starting = True
         self._enter("starting")
         try:
-            return await self._unless_stopped(self._take_slot_and_run())
+            return await self._unless_stopped(self._run())
         except StartFailed as failure:
             return failure
         finally:
@@ -256,38 +257,36 @@ class EngineProcess:
             await _cancel(running)
             await _cancel(stopping)
 
-    async def _take_slot_and_run(self) -> None:
-        try:
-            self.port = self._parts.slots.take(self.instance)
-        except NoSlot as problem:
-            raise StartFailed("every engine slot is in use", str(problem)) from problem
-        try:
-            await self._spawn_and_run()
-        finally:
-            self._parts.slots.free(self.port)
-
-    async def _spawn_and_run(self) -> None:
+    async def _run(self) -> None:
         tag = secrets.token_hex(16)
         try:
-            launch = await self._prepare(self.port)
-            child = await Child.spawn(launch, {TAG_VARIABLE: tag}, self.log_tail)
-        except LaunchRefused as problem:
-            raise StartFailed(problem.public, str(problem), permanent=True) from problem
+            launch = await self._prepare(self._take_port)
+            child = await _spawn_whole(launch, tag, self.log_tail)
+            try:
+                self._parts.roster.add(self.instance, child.pid, tag, self.port)
+                self.pid = child.pid
+                self.started_us = time.time_ns() // 1000
+                await self._watch(child, launch)
+            finally:
+                grace_s = self._parts.settings.stop_grace_s if self._stopping.is_set() else 0.0
+                if await child.end(grace_s):
+                    self._parts.roster.remove(child.pid)
         except StartFailed:
             raise
+        except LaunchRefused as problem:
+            raise StartFailed(problem.public, str(problem), permanent=True) from problem
+        except NoSlot as problem:
+            raise StartFailed("every engine slot is in use", str(problem)) from problem
         except StentorError as problem:
             raise StartFailed("its model file could not be fetched", str(problem)) from problem
         except OSError as problem:
             raise StartFailed("its engine could not be started", str(problem)) from problem
-        self._parts.roster.add(self.instance, child.pid, tag, self.port)
-        self.pid = child.pid
-        self.started_us = time.time_ns() // 1000
-        try:
-            await self._watch(child, launch)
         finally:
-            grace_s = self._parts.settings.stop_grace_s if self._stopping.is_set() else 0.0
-            await child.end(grace_s)
-            self._parts.roster.remove(child.pid)
+            self._parts.slots.free(self.instance)
+
+    def _take_port(self) -> int:
+        self.port = self._parts.slots.take(self.instance)
+        return self.port
 
     async def _watch(self, child: Child, launch: Launch) -> None:
         """Serve until the child dies or stops answering. Raises StartFailed."""
@@ -297,7 +296,7 @@ class EngineProcess:
             await asyncio.wait({death, serving}, return_when=asyncio.FIRST_COMPLETED)
             if child.returncode is not None:
                 # The end of the child explains whatever the questions to it met.
-                raise self._explain_death(await death)
+                raise await self._explain_death(child, await death)
             await serving
         finally:
             await _cancel(serving)
@@ -305,9 +304,11 @@ class EngineProcess:
 
     async def _serve(self, child: Child, launch: Launch) -> None:
         address = EngineAddress(f"http://{LOOPBACK}:{self.port}", launch.token)
-        async with _Limit(self._parts.settings.start_max_s):
+        settings = self._parts.settings
+        async with _Limit(settings.start_max_s):
             await self._await_health(child, address)
-        await self._await_canary(address)
+        # The first answer of a large model may have to read all of it from disk.
+        await self._await_canary(address, max(settings.canary_timeout_s, settings.start_stall_s))
         await self._learn(address, launch)
         self.address = address
         self.breaker.note_ready()
@@ -318,7 +319,7 @@ class EngineProcess:
         while True:
             await self._suspected.wait()
             self._suspected.clear()
-            await self._await_canary(address)
+            await self._await_canary(address, settings.canary_timeout_s)
             self.checking = False
             self._on_change(self)
 
@@ -350,18 +351,23 @@ class EngineProcess:
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _POLL_MAX_S)
 
-    async def _await_canary(self, address: EngineAddress) -> None:
+    async def _await_canary(self, address: EngineAddress, timeout_s: float) -> None:
         if not self.spec.canary:
             return
-        problem = await self._parts.probe.ask_canary(address, self.spec)
+        problem = await self._parts.probe.ask_canary(address, self.spec, timeout_s)
         if problem is not None:
             public = "its engine is up but does not answer a one-token request"
             raise StartFailed(public, f"{public}: {problem}{self._last_words()}")
 
-    def _explain_death(self, status: int) -> StartFailed:
-        when = "while starting" if self.state == "starting" else "while running"
-        public = f"its engine ended {when} ({describe_exit(status)})"
-        permanent = self.state == "starting" and status in _PERMANENT_EXITS
+    async def _explain_death(self, child: Child, status: int) -> StartFailed:
+        starting = self.failed_starting
+        # From here on nobody is sent to it; its last lines may take a moment.
+        self._enter("stopping")
+        await child.finish_log()
+        public = f"its engine ended while {'starting' if starting else 'running'} ({describe_exit(status)})"
+        if starting and status == _EXIT_BAD_MODEL:
+            public = f"its engine can't load the model file ({describe_exit(status)})"
+        permanent = starting and status in _PERMANENT_EXITS
         return StartFailed(public, f"{public}{self._last_words()}", permanent=permanent)
 
     def _last_words(self) -> str:
@@ -385,6 +391,17 @@ class _Limit:
             await self._timeout.__aexit__(*details)
         except TimeoutError as late:
             raise StartFailed(f"its engine was not ready within {self._limit_s:g} s") from late
+
+
+async def _spawn_whole(launch: Launch, tag: str, tail: deque[str]) -> Child:
+    """Spawn, even if the caller is cancelled meanwhile: then the child is ended again, never lost."""
+    spawning = asyncio.ensure_future(Child.spawn(launch, {TAG_VARIABLE: tag}, tail))
+    try:
+        return await asyncio.shield(spawning)
+    except asyncio.CancelledError:
+        child = await spawning
+        await child.end(0.0)
+        raise
 
 
 async def _cancel(task: "asyncio.Future[T]") -> None:

@@ -28,9 +28,10 @@ class Slots:
         self._holders[port] = instance
         return port
 
-    def free(self, port: int) -> None:
-        """Give a port back; unknown ports are ignored."""
-        self._holders.pop(port, None)
+    def free(self, instance: InstanceId) -> None:
+        """Give back what ``instance`` holds, if anything."""
+        for port in [port for port, holder in self._holders.items() if holder == instance]:
+            del self._holders[port]
 
 
 def choose_port(
