@@ -1,6 +1,8 @@
 """Fetching a model with a progress bar on stderr."""
 
 import asyncio
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,16 +12,20 @@ from stentor.core.errors import StentorError
 from stentor.core.lazy import load
 
 if TYPE_CHECKING:
+    from stentor.runtime.sources import Sources
     from stentor.settings import Settings
 
 
 def fetch_model(settings: "Settings", source: str, name: str) -> Path:
     """The file of a source, fetched if it is not there. Raises FetchError or SourceError; Ctrl-C leaves nothing."""
+    module = load("stentor.runtime.sources")
+    sources = module.Sources(settings.model_cache, settings.environ)
+    found: Path | None = sources.find(source)
+    if source.startswith("file:"):
+        return module.check_file(Path(source.removeprefix("file:")))  # type: ignore[no-any-return]
+    if found is not None:
+        return found
     _make_private(settings.data_dir)
-    sources = load("stentor.runtime.sources").Sources(settings.model_cache, settings.environ)
-    present: Path | None = sources.find(source)
-    if present is not None or source.startswith("file:"):
-        return asyncio.run(sources.fetch(source))  # type: ignore[no-any-return]
     return _fetch_with_bar(sources, source, name)
 
 
@@ -34,11 +40,11 @@ def _make_private(folder: Path) -> None:
         ) from None
 
 
-def _fetch_with_bar(sources, source: str, name: str) -> Path:  # type: ignore[no-untyped-def]
+def _fetch_with_bar(sources: "Sources", source: str, name: str) -> Path:
     console = load("rich.console").Console(stderr=True)
     if not console.is_terminal:
         click.echo(f"stentor: fetching {name} ({source})", err=True)
-        return asyncio.run(sources.fetch(source))  # type: ignore[no-any-return]
+        return asyncio.run(_fetch(sources, source, None))
     bars = load("rich.progress")
     columns = (
         bars.TextColumn("{task.description}"),
@@ -53,4 +59,14 @@ def _fetch_with_bar(sources, source: str, name: str) -> Path:  # type: ignore[no
         def tell(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total or None)
 
-        return asyncio.run(sources.fetch(source, tell))  # type: ignore[no-any-return]
+        return asyncio.run(_fetch(sources, source, tell))
+
+
+async def _fetch(sources: "Sources", source: str, tell: Callable[[int, int], None] | None) -> Path:
+    """Fetch, and end in good order on SIGTERM as on Ctrl-C: pip is ended and its folder removed."""
+    task = asyncio.ensure_future(sources.fetch(source, tell))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise StentorError("Fetching was stopped. Nothing partial was kept.") from None

@@ -1,5 +1,6 @@
 """The root of the command line, and the one place where errors become a line on stderr and an exit status."""
 
+import os
 import sys
 
 import click
@@ -52,5 +53,12 @@ def run(arguments: list[str]) -> int:
         return EXIT_INTERRUPTED
     except StentorError as error:
         click.echo(f"stentor: {error}", err=True)
+        return EXIT_PROBLEM
+    except BrokenPipeError:
+        # Whoever read our output has left; the interpreter must not complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PROBLEM
+    except OSError as error:
+        click.echo(f"stentor: {error.strerror or error}: {error.filename or 'no file named'}", err=True)
         return EXIT_PROBLEM
     return result if isinstance(result, int) else 0

