@@ -57,7 +57,21 @@ class Child:
 
     @classmethod
     async def spawn(cls, launch: Launch, tag: dict[str, str], tail: deque[str]) -> "Child":
-        """Start the program. Must run on the main thread's loop. Raises OSError."""
+        """Start the program. Must run on the main thread's loop. Raises OSError.
+
+        A caller who is cancelled meanwhile leaves no child behind: it is ended again before the cancellation goes on.
+        """
+        spawning = asyncio.ensure_future(cls._spawn(launch, tag, tail))
+        try:
+            return await asyncio.shield(spawning)
+        except asyncio.CancelledError:
+            with contextlib.suppress(OSError):
+                child = await spawning
+                await child.end(0.0)
+            raise
+
+    @classmethod
+    async def _spawn(cls, launch: Launch, tag: dict[str, str], tail: deque[str]) -> "Child":
         if threading.current_thread() is not threading.main_thread():
             # The parent-death signal fires when the spawning thread ends, not the process.
             raise RuntimeError("engines must be spawned from the main thread")

@@ -10,8 +10,9 @@ from collections.abc import Callable
 
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId
+from stentor.runtime.failure import StartFailed
 from stentor.runtime.place import Place
-from stentor.runtime.process import EngineProcess, StartFailed
+from stentor.runtime.process import EngineProcess
 from stentor.runtime.queue import Waiter, WaitQueue, refuse_late
 from stentor.runtime.routing import Affinity, choose_instance
 from stentor.runtime.spec import ModelSpec, ServedModel

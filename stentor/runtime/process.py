@@ -23,6 +23,7 @@ from stentor.core.scheduler import InstanceState
 from stentor.runtime import procfs
 from stentor.runtime.breaker import Breaker, BreakerPolicy
 from stentor.runtime.child import LOG_LINES, Child, describe_exit
+from stentor.runtime.failure import StartFailed
 from stentor.runtime.launchers.base import LOOPBACK, Launch, LaunchRefused
 from stentor.runtime.probe import EngineAddress, Probe
 from stentor.runtime.roster import TAG_VARIABLE, Roster
@@ -37,19 +38,6 @@ _RESIDENT_STEP_BYTES = 1 << 20
 _EXIT_BAD_MODEL = 65
 _PERMANENT_EXITS = frozenset({64, _EXIT_BAD_MODEL, 127})
 T = TypeVar("T")
-
-
-class StartFailed(StentorError):
-    """An engine that did not come up or fell over.
-
-    ``public`` is for every caller, the text with the engine's own words for administrators; ``permanent`` means that
-    trying again can't help before somebody changes something.
-    """
-
-    def __init__(self, public: str, detail: str = "", *, permanent: bool = False) -> None:
-        super().__init__(detail or public)
-        self.public = public
-        self.permanent = permanent
 
 
 class ProcessParts(msgspec.Struct, frozen=True):
@@ -93,6 +81,7 @@ class EngineProcess:
         self.started_us: int | None = None
         self.failure: StartFailed | None = None
         self.failed_starting = False
+        self.pause_s = 0.0
         self.retry_at_s = 0.0
         self.log_tail: deque[str] = deque(maxlen=LOG_LINES)
         self.breaker = Breaker(policy, random.random)
@@ -213,7 +202,7 @@ class EngineProcess:
             if failure is None:
                 continue
             pause_s = self.breaker.note_failure(time.monotonic(), failure.permanent)
-            self.failure = failure
+            self.failure, self.pause_s = failure, pause_s
             self.retry_at_s = time.monotonic() + pause_s
             self._nudged.clear()
             self._enter("failed")
@@ -261,7 +250,7 @@ class EngineProcess:
         tag = secrets.token_hex(16)
         try:
             launch = await self._prepare(self._take_port)
-            child = await _spawn_whole(launch, tag, self.log_tail)
+            child = await Child.spawn(launch, {TAG_VARIABLE: tag}, self.log_tail)
             try:
                 self._parts.roster.add(self.instance, child.pid, tag, self.port)
                 self.pid = child.pid
@@ -391,17 +380,6 @@ class _Limit:
             await self._timeout.__aexit__(*details)
         except TimeoutError as late:
             raise StartFailed(f"its engine was not ready within {self._limit_s:g} s") from late
-
-
-async def _spawn_whole(launch: Launch, tag: str, tail: deque[str]) -> Child:
-    """Spawn, even if the caller is cancelled meanwhile: then the child is ended again, never lost."""
-    spawning = asyncio.ensure_future(Child.spawn(launch, {TAG_VARIABLE: tag}, tail))
-    try:
-        return await asyncio.shield(spawning)
-    except asyncio.CancelledError:
-        child = await spawning
-        await child.end(0.0)
-        raise
 
 
 async def _cancel(task: "asyncio.Future[T]") -> None:

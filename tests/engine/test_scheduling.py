@@ -250,4 +250,4 @@ async def test_a_place_costs_microseconds(make_scheduler: Any) -> None:
             place = scheduler.try_acquire(FAKE, 0)
             scheduler.release(place.instance, place.generation, suspect=False)
         best_us = min(best_us, (time.perf_counter() - began) / rounds * 1e6)
-    assert best_us < 6.0
+    assert best_us < 3.0
