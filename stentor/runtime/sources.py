@@ -8,6 +8,7 @@ all files that match, over all packages in the order named, and joins them. ``fi
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -50,9 +51,15 @@ class PypiSource(msgspec.Struct, frozen=True):
         return re.split(r"\.part|\*", name)[0].rstrip(".-_") if "*" in name else name
 
     @property
-    def folder(self) -> str:
-        """The folder in the cache that belongs to these packages and versions."""
-        return "+".join(f"{normal(part.package)}-{part.version}" for part in self.requirements)[:200]
+    def place(self) -> PurePosixPath:
+        """Where the file lies below the cache; no two sources share a place."""
+        first = self.requirements[0]
+        folder = f"{normal(first.package)}-{first.version}"
+        if len(self.requirements) == 1 and "*" not in self.member:
+            return PurePosixPath("pypi", folder, self.member)
+        whole = "+".join(str(part) for part in self.requirements) + "#" + self.member
+        mark = hashlib.sha256(whole.encode()).hexdigest()[:8]
+        return PurePosixPath("pypi", f"{folder}+{len(self.requirements) - 1}-{mark}", self.name)
 
 
 class FileSource(msgspec.Struct, frozen=True):
@@ -253,7 +260,7 @@ class Sources:
         return path
 
     def _place(self, parsed: PypiSource) -> Path:
-        return self._cache / "pypi" / parsed.folder / parsed.name
+        return self._cache / parsed.place
 
 
 def check_file(path: Path) -> Path:

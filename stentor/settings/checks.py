@@ -5,6 +5,7 @@ import stat
 from pathlib import Path
 
 from stentor.settings.compose import Settings
+from stentor.settings.declared import DECLARED
 from stentor.settings.layers import Notice, SettingsError
 
 _LAST_PORT = 65535
@@ -46,17 +47,25 @@ def find_risks(settings: Settings) -> list[Notice]:
     if last_port > _LAST_PORT:
         raise SettingsError(f"SLOT_FIRST_PORT and SLOT_COUNT lead up to port {last_port}; ports end at {_LAST_PORT}.")
     risks = []
-    guarded = values["TLS_CERT"] is not None or values["TRUSTED_PROXIES"]
-    if not is_loopback(settings.host) and not guarded:
+    if not is_loopback(settings.host) and not values["TRUSTED_PROXIES"]:
         risks.append(
-            f"Other machines reach {settings.host} without TLS, so keys travel readable. Set TLS_CERT and TLS_KEY, "
-            "or put a proxy in front and name it in TRUSTED_PROXIES."
+            f"Other machines reach {settings.host} without TLS, so keys travel readable. Put a proxy with TLS in front "
+            "and name it in TRUSTED_PROXIES."
         )
     if "*" in values["CORS_ORIGINS"]:
         risks.append("CORS_ORIGINS is *: scripts of every website may call this server with a key they know.")
     if _readable_secrets(settings):
         risks.append(f"{settings.config_file} holds secrets and other users can read it. Run chmod 600 on it.")
     return [Notice("risk", text) for text in risks]
+
+
+def find_unread(settings: Settings) -> list[Notice]:
+    """Settings that were given and that nothing reads yet: nobody should rely on them."""
+    return [
+        Notice("later", f"{settings.origins[setting.name]} is accepted, but this version does not act on it yet.")
+        for setting in DECLARED
+        if not setting.takes_effect and setting.name in settings.origins
+    ]
 
 
 def _readable_secrets(settings: Settings) -> bool:

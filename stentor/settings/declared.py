@@ -59,9 +59,9 @@ _SERVER = (
         "Names that a request's `Host` may carry, beside loopback, `HOST` and `PUBLIC_URL`.",
         default=(),
     ),
-    Setting("TLS_CERT", kinds.PATH, "Certificate chain (PEM) to serve HTTPS with; needs `TLS_KEY`."),
-    Setting("TLS_KEY", kinds.PATH, "Private key (PEM) of `TLS_CERT`."),
-    Setting(
+    _later("TLS_CERT", kinds.PATH, "Certificate chain (PEM) to serve HTTPS with; needs `TLS_KEY`."),
+    _later("TLS_KEY", kinds.PATH, "Private key (PEM) of `TLS_CERT`."),
+    _later(
         "TRUSTED_PROXIES",
         kinds.NETWORKS,
         "Networks whose forwarded headers are believed; ignored from all others.",

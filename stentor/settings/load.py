@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from stentor.settings.checks import choose_engine_binary, find_risks
+from stentor.settings.checks import choose_engine_binary, find_risks, find_unread
 from stentor.settings.compose import Read, Settings, compose, with_defaults
 from stentor.settings.layers import (
     Notice,
@@ -43,4 +43,4 @@ def load_settings(
     named = named_models(values, tuple(argv_overrides.get("models") or ()), cwd)
     tables = file_models(file, values["ENGINE_BIN"]) if file is not None else ()
     settings = compose(Read(values, origins, choose_models(tables, named), path, environ))
-    return settings, [*notices, *engine_notices, *find_risks(settings)]
+    return settings, [*notices, *engine_notices, *find_unread(settings), *find_risks(settings)]

@@ -31,6 +31,7 @@ MODEL_TEXTS: dict[str, str] = {
     "instances": "Engine processes to run.",
     "threads": "Threads per engine process. `DEFAULT_THREADS` where it is left out.",
     "preload": "Start it with the server, not at the first request.",
+    "pooling": "How embeddings are pooled: `none`, `mean`, `cls`, `last`, `rank`; the model's own where it is left out.",
     "gpu_layers": "Layers to put on the GPU; -1 leaves it to the engine.",
     "batch": "Largest logical batch, in tokens.",
     "ubatch": "Largest physical batch, in tokens.",
@@ -97,7 +98,8 @@ def _anchor(source: str, base: Path) -> str:
 
 def id_from_source(source: str) -> str:
     """A model id from the last name in a source: ``file:/m/Qwen 3.gguf`` gives ``Qwen-3``."""
-    name = re.split(r"[/#]", source.partition("@sha256=")[0])[-1].removesuffix(".gguf")
+    last = re.split(r"[/#]", source.partition("@sha256=")[0])[-1]
+    name = re.split(r"\.part[^.]*$|\*", last)[0].removesuffix(".gguf")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:128] or "model"
 
 

