@@ -54,8 +54,7 @@ def base_url_of(settings: "Settings") -> str:
     if settings.public_url is not None:
         return settings.public_url.removesuffix("/v1") + "/v1"
     host = _EVERYWHERE.get(settings.host, settings.host)
-    scheme = "https" if settings.tls_cert is not None else "http"
-    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}/v1"
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/v1"
 
 
 class Server:

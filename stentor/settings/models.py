@@ -31,7 +31,7 @@ MODEL_TEXTS: dict[str, str] = {
     "instances": "Engine processes to run.",
     "threads": "Threads per engine process. `DEFAULT_THREADS` where it is left out.",
     "preload": "Start it with the server, not at the first request.",
-    "pooling": "How embeddings are pooled: `none`, `mean`, `cls`, `last`, `rank`; the model's own where it is left out.",
+    "pooling": "Pooling of embeddings: `none`, `mean`, `cls`, `last`, `rank`; the model's own where it is left out.",
     "gpu_layers": "Layers to put on the GPU; -1 leaves it to the engine.",
     "batch": "Largest logical batch, in tokens.",
     "ubatch": "Largest physical batch, in tokens.",
