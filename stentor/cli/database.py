@@ -8,6 +8,7 @@ import msgspec
 from stentor.cli.backend import open_backend
 from stentor.cli.options import place_options, read_settings
 from stentor.cli.render import Row, json_option, print_json
+from stentor.core.errors import StentorError
 from stentor.core.lazy import load
 
 
@@ -56,11 +57,7 @@ def migrate(**place: Any) -> None:
 @place_options
 def check(as_json: bool, **place: Any) -> int:
     """Check the file's structure and the books; exit status 1 if anything is wrong."""
-    settings = read_settings(place)
-    problems = [{"check": "database file", "problem": line} for line in _integrity(settings)]
-    if _inspect(settings).revision is not None:
-        with open_backend(settings) as backend:
-            problems += [_problem(row) for row in backend.read_doctor() if not row.get("ok", False)]
+    problems = _find_problems(read_settings(place))
     if as_json:
         print_json({"ok": not problems, "problems": problems})
     elif problems:
@@ -69,6 +66,18 @@ def check(as_json: bool, **place: Any) -> int:
     else:
         click.echo("The database file is sound and the books agree.")
     return 1 if problems else 0
+
+
+def _find_problems(settings: Any) -> list[Row]:
+    problems: list[Row] = []
+    try:
+        problems += [{"check": "database file", "problem": line} for line in _integrity(settings)]
+        if _inspect(settings).revision is not None:
+            with open_backend(settings) as backend:
+                problems += [_problem(row) for row in backend.read_doctor() if not row.get("ok", False)]
+    except StentorError as error:
+        problems.append({"check": "database", "problem": str(error)})
+    return problems
 
 
 def _problem(row: Row) -> Row:

@@ -210,5 +210,26 @@ def test_db_status_without_a_database(place):
     assert not (place.folder / "data").exists()
 
 
+def test_db_migrate_makes_a_database_and_check_finds_it_sound(place):
+    assert " made, schema " in place("db", "migrate").stdout
+    assert " was up to date, schema " in place("db", "migrate").stdout
+    assert place("db", "check").stdout == "The database file is sound and the books agree.\n"
+
+
+def test_db_check_finds_damage_and_goes_on(place):
+    place("db", "migrate")
+    file = place.folder / "data" / "stentor.db"
+    data = bytearray(file.read_bytes())
+    for page in range(8, len(data) // 4096):
+        data[page * 4096 : page * 4096 + 64] = b"\xff" * 64
+    file.write_bytes(data)
+    done = place("db", "check", "--json")
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert not report["ok"]
+    assert report["problems"]
+    assert place("doctor", STENTOR_PORT="0").returncode == 1
+
+
 def test_version_is_the_packages(place):
     assert place("version").stdout.count(".") == 2
