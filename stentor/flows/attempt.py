@@ -273,19 +273,23 @@ class Attempt:
             count_input="" if usage else prompt_text(self._ask),
             count_output="" if usage else self._generated_text(),
         )
+        deadline = self._call.expire_in(SETTLE_TIMEOUT_S)
         try:
-            async with asyncio.timeout(SETTLE_TIMEOUT_S):
-                settled = await self._books.close(end)
+            settled = await self._books.close(end)
         except Refused as refusal:
             self._span.refuse(refusal.code)
             raise
-        except TimeoutError:
+        except asyncio.CancelledError:
             self._span.refuse("store_unavailable")
+            if not self._call.take_expiry():
+                raise
             raise Refused(
                 "store_unavailable",
                 f"The answer could not be booked within {SETTLE_TIMEOUT_S:.0f} s; try again shortly.",
                 retry_after_s=5.0,
             ) from None
+        finally:
+            deadline.cancel()
         self._span.end(grant, end, settled)
         return settled
 

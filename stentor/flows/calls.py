@@ -11,11 +11,13 @@ Interruption = Literal["client_left", "client_stalled", "key_revoked", "server_s
 class Call:
     """One request under way. Its own task runs it; anyone may interrupt it, once, and only until it closes."""
 
-    __slots__ = ("_task", "closing", "interrupted", "key_id")
+    __slots__ = ("_expired", "_loop", "_task", "closing", "interrupted", "key_id")
 
-    def __init__(self, key_id: KeyId, task: asyncio.Task[object]) -> None:
+    def __init__(self, key_id: KeyId, task: asyncio.Task[object], loop: asyncio.AbstractEventLoop) -> None:
         self.key_id = key_id
         self.interrupted: Interruption | None = None
+        self._loop = loop
+        self._expired = False
         # Set when the answer is being settled: from then on it goes out whole.
         self.closing = False
         self._task = task
@@ -25,6 +27,20 @@ class Call:
         if self.interrupted is None and not self.closing:
             self.interrupted = reason
             self._task.cancel()
+
+    def expire_in(self, timeout_s: float) -> asyncio.TimerHandle:
+        """Cancel the task after ``timeout_s``; cancel the handle in time. (``asyncio.timeout`` costs 5 µs more.)"""
+        return self._loop.call_later(timeout_s, self._expire)
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()
+
+    def take_expiry(self) -> bool:
+        """Called where CancelledError was caught: whether it was for :meth:`expire_in`, now dealt with."""
+        if self._expired:
+            self._task.uncancel()
+        return self._expired
 
     def take_interruption(self) -> Interruption:
         """Called where CancelledError was caught: the reason, the cancellation now being dealt with.
@@ -39,9 +55,10 @@ class Call:
 
 
 class Calls:
-    """All calls of a worker by key. ``closed_to_new`` refuses further ones while the server drains."""
+    """All calls of a worker by key. Make it inside the running loop."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._by_key: dict[KeyId, set[Call]] = {}
         self._count = 0
         self._idle = asyncio.Event()
@@ -52,10 +69,13 @@ class Calls:
 
     def enter(self, key_id: KeyId) -> Call:
         """Register the running task's request."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
-        call = Call(key_id, task)
-        self._by_key.setdefault(key_id, set()).add(call)
+        call = Call(key_id, task, self._loop)
+        calls = self._by_key.get(key_id)
+        if calls is None:
+            calls = self._by_key[key_id] = set()
+        calls.add(call)
         self._count += 1
         self._idle.clear()
         return call

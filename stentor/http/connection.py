@@ -19,6 +19,7 @@ Headers = list[tuple[bytes, bytes]]
 
 BODY_TIMEOUT_S = 60.0
 CLIENT_STALL_S = 30.0
+WATCH_AFTER_S = 0.02
 
 
 class ClientGone(Exception):
@@ -29,11 +30,11 @@ class Connection:
     """The caller's side of one HTTP request, behind ``stentor.flows.chat.Client``."""
 
     __slots__ = (
-        "_call", "_loop", "_receive", "_send", "_sending_since", "_timer",
+        "_call", "_loop", "_receive", "_send", "_sending_since", "_timer", "_watcher",
         "headers", "received_s", "request_id", "scope", "started", "status",
     )  # fmt: skip
 
-    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send, loop: asyncio.AbstractEventLoop) -> None:
         self.scope = scope
         self.headers: Headers = scope["headers"]
         self.request_id: RequestId = new_request_id()
@@ -45,7 +46,8 @@ class Connection:
         self._call: Call | None = None
         self._sending_since: float | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._watcher: asyncio.TimerHandle | asyncio.Task[None] | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of this (lower-case) name."""
@@ -90,13 +92,17 @@ class Connection:
                 return b"".join(parts)
             message = await self._receive()
 
-    def watch(self, call: Call) -> asyncio.Task[None]:
+    def watch(self, call: Call) -> None:
         """From now on the call is interrupted when the client leaves, or stops reading for 30 s.
 
-        uvicorn's ``send`` never says that the client left; only ``receive`` does.
+        uvicorn's ``send`` never says that the client left; only ``receive`` does. Listening starts a moment later, and
+        hears what happened before: a request that is answered by then is spared a task.
         """
         self._call = call
-        return self._loop.create_task(self._wait_for_leaving(call))
+        self._watcher = self._loop.call_later(WATCH_AFTER_S, self._start_watching, call)
+
+    def _start_watching(self, call: Call) -> None:
+        self._watcher = self._loop.create_task(self._wait_for_leaving(call))
 
     async def _wait_for_leaving(self, call: Call) -> None:
         while True:
@@ -142,17 +148,28 @@ class Connection:
         self._sending_since = None
 
     async def end_stream(self, data: bytes) -> None:
-        self.finish()
-        await self._send({"type": "http.response.body", "body": data})
+        # The books are settled: a reader who stalls now can only be hung up on.
+        assert self._call is not None
+        deadline = self._call.expire_in(CLIENT_STALL_S)
+        try:
+            await self._send({"type": "http.response.body", "body": data})
+        except asyncio.CancelledError:
+            if not self._call.take_expiry():
+                raise
+        finally:
+            deadline.cancel()
 
     async def fail_stream(self, refusal: Refused) -> None:
         await self.end_stream(error_frame(refusal))
 
     def finish(self) -> None:
-        """Stop watching for a stalled reader."""
+        """Stop watching the client."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._watcher = None
 
     async def answer(self, head: AnswerHead, body: bytes) -> None:
         headers = self._head_headers(head)

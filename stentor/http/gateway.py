@@ -4,6 +4,7 @@ For each request: the host is checked, the route found, the caller authenticated
 called. The server's own Unix socket carries no key: whoever may open it is the operator.
 """
 
+import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple
@@ -42,7 +43,7 @@ class _Bound(NamedTuple):
 
 
 class Gateway:
-    """``operator_socket`` True serves the Unix socket, where the caller is the operator."""
+    """``operator_socket`` True serves the Unix socket, where the caller is the operator. Make it on its loop."""
 
     def __init__(
         self,
@@ -53,6 +54,7 @@ class Gateway:
         *,
         operator_socket: bool = False,
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._authenticator = authenticator
         self._log = log
         self._open_metrics = settings.open_metrics
@@ -74,7 +76,7 @@ class Gateway:
         """ASGI 3, ``http`` alone."""
         if scope["type"] != "http":
             return
-        connection = Connection(scope, receive, self._cors.wrap(scope, send))
+        connection = Connection(scope, receive, self._cors.wrap(scope, send), self._loop)
         envelope: Envelope = "openai" if scope["path"].startswith("/v1") else "detail"
         try:
             if self._hosts is not None:
