@@ -117,7 +117,9 @@ def test_an_error_frame_is_an_error() -> None:
         meter().take(frame(error={"message": "boom", "code": 500}))
 
 
-@pytest.mark.parametrize("junk", [b"data: <html>\n\n", b"data: [1]\n\n", b"data: " + b"[" * 5000 + b"\n\n", b"data: \xff\n\n"])
+@pytest.mark.parametrize(
+    "junk", [b"data: <html>\n\n", b"data: [1]\n\n", b"data: " + b"[" * 5000 + b"\n\n", b"data: \xff\n\n"]
+)
 def test_rubbish_is_rubbish(junk: bytes) -> None:
     with pytest.raises(EngineRubbish):
         meter().take(junk)
