@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -53,11 +54,17 @@ def test_help_is_quick_and_loads_nothing_heavy(place):
     )
     seconds = []
     for _ in range(3):
-        begun = time.perf_counter()
+        begun = cpu_of_children()
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(cpu_of_children() - begun)
         assert done.stdout.endswith("[]\n")
     assert min(seconds) <= 0.4
+
+
+def cpu_of_children():
+    """CPU seconds of ended children: what a start costs, however busy the machine is."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 @pytest.mark.parametrize(
