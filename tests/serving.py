@@ -29,15 +29,31 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+_PORTS_FIRST, _PORTS_EACH, _PORTS_REGIONS = 20_000, 200, 60
+_given_ports = 0
+
+
 def free_ports(count: int) -> int:
-    """The first of ``count`` ports in a row that were free a moment ago, away from the ephemeral range."""
-    for first in range(20_000 + os.getpid() % 400 * 20, 32_000, 20):
+    """The first of ``count`` ports in a row that were free a moment ago, away from the ephemeral range.
+
+    What was given once is not given again: engines take their ports later.
+    """
+    global _given_ports
+    region = _PORTS_FIRST + os.getpid() % _PORTS_REGIONS * _PORTS_EACH
+    for _ in range(2 * _PORTS_EACH):
+        offset = _given_ports % _PORTS_EACH
+        if offset + count > _PORTS_EACH:
+            _given_ports += _PORTS_EACH - offset
+            continue
+        first = region + offset
         with contextlib.ExitStack() as stack:
             try:
                 for port in range(first, first + count):
                     stack.enter_context(socket.socket()).bind(("127.0.0.1", port))
             except OSError:
+                _given_ports += 1
                 continue
+            _given_ports += count
             return first
     raise RuntimeError("no free ports")
 
@@ -80,13 +96,14 @@ class Answer:
 class Server:
     """``stentor up --json`` on its own data folder and ports. Use it as a context manager."""
 
-    def __init__(self, folder: Path, config: str, *arguments: str, **settings: str) -> None:
+    def __init__(self, folder: Path, config: str, *arguments: str, slots: int = 8, **settings: str) -> None:
         self.folder = folder
         self.data_dir = folder / "data"
         self.config = folder / "stentor.toml"
         self.config.write_text(config)
         self.port = free_port()
-        self.slot_port = free_ports(8)
+        self.slots = slots
+        self.slot_port = free_ports(slots)
         self.arguments = arguments
         self.settings = settings
         self.ready: dict[str, Any] = {}
@@ -105,6 +122,7 @@ class Server:
             "STENTOR_DATA_DIR": str(self.data_dir),
             "STENTOR_PORT": str(self.port),
             "STENTOR_SLOT_FIRST_PORT": str(self.slot_port),
+            "STENTOR_SLOT_COUNT": str(self.slots),
             "STENTOR_LOG_FORMAT": "json",
             **{f"STENTOR_{name}": text for name, text in self.settings.items()},
         }
@@ -113,7 +131,7 @@ class Server:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.stop()
 
     def start(self) -> None:

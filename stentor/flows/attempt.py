@@ -167,10 +167,16 @@ class Attempt:
             if not chunk:
                 break
             out: list[bytes] = []
-            for frame in splitter.feed(chunk):
-                relayed = meter.take(frame)
-                if relayed is not None:
-                    (held if meter.finished or meter.done else out).append(relayed)
+            try:
+                for frame in splitter.feed(chunk):
+                    relayed = meter.take(frame)
+                    if relayed is not None:
+                        (held if meter.finished or meter.done else out).append(relayed)
+            except (EngineError, EngineRubbish):
+                # What came in the same read before the engine failed belongs to an answer that has begun.
+                if out and self.started:
+                    await self._pass_on(out)
+                raise
             if out:
                 await self._pass_on(out)
 

@@ -1,0 +1,412 @@
+"""A gateway under test: the real server, the scripted engines behind it, and a client that keeps it to its contract.
+
+Every JSON answer that passes through here is validated against the server's own ``/openapi.json``.
+"""
+
+import http.client
+import json
+import os
+import re
+import socket
+import struct
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jsonschema import Draft202012Validator
+
+from tests.scripted_engine import script
+from tests.serving import Answer, Server
+
+Json = dict[str, Any]
+T = TypeVar("T")
+CHAT = "/v1/chat/completions"
+COMPLETIONS = "/v1/completions"
+INPUT_NANO, OUTPUT_NANO = 100, 200  # the local default price of one token
+UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
+
+
+def until(look: Callable[[], T], wanted: Callable[[T], bool] = bool, timeout_s: float = 5.0) -> T:
+    """What ``look`` finds, once it is as ``wanted``."""
+    end = time.monotonic() + timeout_s
+    while not wanted(found := look()):
+        assert time.monotonic() < end, f"still {found!r} after {timeout_s} s"
+        time.sleep(0.01)
+    return found
+
+
+def price(input_tokens: int, output_tokens: int) -> int:
+    """What that many tokens cost, in nano-USD."""
+    return INPUT_NANO * input_tokens + OUTPUT_NANO * output_tokens
+
+
+def marked(*do: Json, **options: Any) -> tuple[str, str]:
+    """A script, and a mark by which its requests are found in the engine's log."""
+    mark = uuid.uuid4().hex
+    return script(*do, mark=mark, **options), mark
+
+
+def chat_body(text: str, **fields: Any) -> Json:
+    """A chat request with one user message."""
+    return {"model": "scripted", "messages": [{"role": "user", "content": text}], **fields}
+
+
+class Contract:
+    """The OpenAPI document, asked whether an answer is as it says."""
+
+    def __init__(self, document: Json) -> None:
+        self.document = document
+        self._paths = [
+            (re.compile("^" + re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path)) + "$"), operations)
+            for path, operations in document["paths"].items()
+        ]
+
+    def validate(self, schema: Json, value: Any) -> None:
+        """Raises ValidationError where ``value`` isn't what ``schema`` says."""
+        Draft202012Validator({**schema, "components": self.document["components"]}).validate(value)
+
+    def operation(self, method: str, path: str) -> Json | None:
+        """What the document says of a call."""
+        for pattern, operations in self._paths:
+            if pattern.match(path):
+                found: Json | None = operations.get("get" if method == "HEAD" else method.lower())
+                return found
+        return None
+
+    def check_error(self, path: str, value: Any) -> None:
+        """``value`` must be an error in the envelope of ``path``."""
+        name = "ErrorEnvelope" if path.startswith("/v1") else "DetailEnvelope"
+        self.validate({"$ref": f"#/components/schemas/{name}"}, value)
+
+    def check(self, method: str, target: str, answer: Answer) -> None:
+        """Raises AssertionError or ValidationError where an answer isn't what was promised."""
+        path = target.partition("?")[0]
+        assert UUID7.fullmatch(answer.headers["x-request-id"]), answer.headers
+        media = answer.headers.get("content-type", "").partition(";")[0]
+        operation = self.operation(method, path)
+        if answer.status >= 400:
+            if media == "application/json" and method != "HEAD" and path != "/health":
+                self.check_error(path, answer.json())
+        else:
+            assert operation is not None, f"{method} {path} isn't in the document"
+            content = operation["responses"]["200"]["content"]
+            assert media in content or (path in ("/", "/health") and media.startswith("text/")), media
+            if media == "application/json" and answer.body:
+                self.validate(content[media]["schema"], answer.json())
+        if media == "text/event-stream":
+            for event in answer.events():
+                if event != "[DONE]" and "error" in event:
+                    self.check_error(path, event)
+
+
+class Stream:
+    """An answer that is read as it comes."""
+
+    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
+        self._connection = connection
+        self._socket = connection.sock
+        self._response = response
+        self.status = response.status
+        self.headers = {name.lower(): text for name, text in response.getheaders()}
+        self.body = b""
+        self.broken = False
+
+    @property
+    def request_id(self) -> str:
+        return self.headers["x-request-id"]
+
+    def frame(self) -> bytes:
+        """The next frame with its blank line; what is left when the answer ends."""
+        frame = b""
+        while not frame.endswith(b"\n\n"):
+            line = self._response.readline()
+            if not line:
+                break
+            frame += line
+        self.body += frame
+        return frame
+
+    def content(self) -> str:
+        """The text of the next frame that has some."""
+        while True:
+            frame = self.frame()
+            assert frame.startswith(b"data: {"), frame
+            text = json.loads(frame[6:])["choices"][0]["delta"].get("content")
+            if text:
+                return str(text)
+
+    def rest(self) -> bytes:
+        """Everything that is still to come; ``broken`` says that the connection ended before the answer did."""
+        try:
+            self.body += self._response.read()
+        except (http.client.IncompleteRead, OSError) as error:
+            self.body += getattr(error, "partial", b"")
+            self.broken = True
+        self._connection.close()
+        return self.body
+
+    def answer(self) -> Answer:
+        """Read to its end."""
+        return Answer(self.status, self.headers, self.rest())
+
+    def leave(self, *, reset: bool = False) -> None:
+        """Hang up, politely or not."""
+        if reset and self._socket is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._response.close()
+        self._connection.close()
+
+
+class Engine:
+    """The scripted engine behind one model."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def _ask(self, method: str, path: str, body: Any = None) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    def entries(self, mark: str) -> list[Json]:
+        """The requests that carried ``mark``, oldest first."""
+        return [entry for entry in self._ask("GET", "/log") if mark in entry["body_text"]]
+
+    def wait_entry(self, mark: str, *, ended: bool = True, timeout_s: float = 5.0) -> Json:
+        """The one request with ``mark``, once it has come and, if ``ended``, is over."""
+        found = until(
+            lambda: self.entries(mark),
+            lambda entries: bool(entries) and (not ended or entries[0]["ended"] != "open"),
+            timeout_s,
+        )
+        assert len(found) == 1
+        return found[0]
+
+    def running(self) -> int:
+        return int(self._ask("GET", "/state")["running"])
+
+    def whole_answer(self, body: Json) -> Json:
+        """What the engine itself answers to ``body`` when it isn't asked to stream."""
+        path = CHAT if "messages" in body else COMPLETIONS
+        answer: Json = self._ask("POST", path, {**body, "stream": False})
+        return answer
+
+
+class OperatorConnection(http.client.HTTPConnection):
+    """HTTP over the server's own Unix socket, reached through its folder: the path itself may be too long."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=30)
+        self._path = path
+
+    def connect(self) -> None:
+        folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.sock.settimeout(30)
+            self.sock.connect(f"/proc/self/fd/{folder}/{self._path.name}")
+        finally:
+            os.close(folder)
+
+
+class Gate:
+    """The server, with an admin key, and what tests ask of it."""
+
+    def __init__(self, server: Server) -> None:
+        self.server = server
+        self.key = server.key
+        self.port = server.port
+        self.contract = Contract(server.ask("GET", "/openapi.json", key="").json())
+
+    # -- asking
+
+    def ask(self, method: str, path: str, body: Any = None, **more: Any) -> Answer:
+        """One request, its answer validated; see :meth:`Server.ask`."""
+        answer = self.server.ask(method, path, body, **more)
+        self.contract.check(method, path, answer)
+        return answer
+
+    def chat(self, text: str = "hello", *, key: str | None = None, **fields: Any) -> Answer:
+        """One chat request, read to its end; ``fields`` are the body's."""
+        return self.ask("POST", CHAT, chat_body(text, **fields), key=key)
+
+    def open(self, text: str = "hello", *, key: str | None = None, **fields: Any) -> Stream:
+        """One streamed chat request, to be read as it comes."""
+        return self.begin(chat_body(text, **{"stream": True, **fields}), key=key)
+
+    def begin(self, body: Json, *, path: str = CHAT, key: str | None = None) -> Stream:
+        """Send a request and wait for its headers."""
+        connection = self.send(body, path=path, key=key)
+        return Stream(connection, connection.getresponse())
+
+    def send(self, body: Json, *, path: str = CHAT, key: str | None = None) -> http.client.HTTPConnection:
+        """Send a request and wait for nothing."""
+        connection = self.server.connect()
+        connection.request("POST", path, json.dumps(body), {"Authorization": f"Bearer {key or self.key}"})
+        return connection
+
+    # -- looking
+
+    def operate(self, method: str, path: str, body: Any = None) -> Answer:
+        """One request on the operator's socket."""
+        connection = OperatorConnection(self.server.data_dir / "run" / "admin.sock")
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            response = connection.getresponse()
+            answer = Answer(response.status, {n.lower(): v for n, v in response.getheaders()}, response.read())
+        finally:
+            connection.close()
+        self.contract.check(method, path, answer)
+        return answer
+
+    def admin(self, method: str, path: str, body: Any = None) -> Any:
+        """One management call of the operator's that must work."""
+        answer = self.operate(method, "/admin/api" + path, body)
+        assert answer.status == 200, answer.body
+        return answer.json()
+
+    def find_events(self, request_id: str) -> list[Json]:
+        """The events of a request, by attempt."""
+        rows: list[Json] = self.admin("GET", f"/usage?request_id={request_id}")["data"]
+        return sorted(rows, key=lambda row: int(row["attempt"]))
+
+    def events(self, request_id: str, attempts: int = 1) -> list[Json]:
+        """As :meth:`find_events`, once there are ``attempts`` of them."""
+        found = until(lambda: self.find_events(request_id), lambda rows: len(rows) >= attempts)
+        assert len(found) == attempts, found
+        return found
+
+    def event(self, request_id: str) -> Json:
+        """The one event of a request."""
+        return self.events(request_id)[0]
+
+    def events_of_key(self, key_id: str) -> list[Json]:
+        """All events of a key, newest first."""
+        rows: list[Json] = self.admin("GET", f"/usage?key={key_id}")["data"]
+        return rows
+
+    def slot(self, model: str = "scripted") -> Json:
+        """The engine process of a model."""
+        return next(slot for slot in self.admin("GET", "/slots")["data"] if slot["model"] == model)
+
+    def engine(self, model: str = "scripted") -> Engine:
+        """The engine behind a model that runs."""
+        return Engine(self.slot(model)["port"])
+
+    def running(self) -> int:
+        """Places that are taken, over all engines."""
+        return sum(slot["running"] for slot in self.admin("GET", "/slots")["data"])
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        text = self.ask("GET", "/metrics", key="").body.decode()
+        return sum(
+            float(line.rpartition(" ")[2]) for line in text.splitlines() if re.match(re.escape(name) + r"[{ ]", line)
+        )
+
+    # -- making
+
+    def make_key(self, user: str = "admin", **fields: Any) -> Json:
+        """A key; its text is under ``key``."""
+        made: Json = self.admin("POST", "/api-keys", {"user": user, "name": "test", **fields})
+        return made
+
+    def make_user(self, *, tier: str = "admin", balance_nano: int = 0) -> Json:
+        """A user of its own, with a balance."""
+        user: Json = self.admin("POST", "/users", {"name": "u" + uuid.uuid4().hex[:12], "tier": tier})
+        if balance_nano:
+            user = self.admin("POST", f"/users/{user['id']}/topup", {"amount_nano": balance_nano})
+        return user
+
+    def balance(self, user_id: str) -> int:
+        """What a user has left."""
+        rows = self.admin("GET", "/users?limit=1000")["data"]
+        return next(int(row["balance_nano"]) for row in rows if row["id"] == user_id)
+
+    def check_books(self) -> None:
+        """The books must agree with themselves."""
+        assert [found for found in self.admin("GET", "/doctor")["data"] if not found["ok"]] == []
+
+
+def raw_request(method: str, path: str, headers: dict[str, str], body: bytes = b"", version: str = "1.1") -> bytes:
+    """The bytes of a request, with nothing added."""
+    lines = [f"{method} {path} HTTP/{version}", *(f"{name}: {text}" for name, text in headers.items())]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
+
+
+class RawConnection:
+    """A TCP connection of which the test knows every byte."""
+
+    def __init__(self, port: int, *, receive_bytes: int | None = None, timeout_s: float = 20.0) -> None:
+        self.socket = socket.socket()
+        if receive_bytes is not None:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        self.socket.settimeout(timeout_s)
+        self.socket.connect(("127.0.0.1", port))
+        self.buffer = b""
+
+    def __enter__(self) -> "RawConnection":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.socket.close()
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def _more(self) -> bool:
+        data = self.socket.recv(65536)
+        self.buffer += data
+        return bool(data)
+
+    def _take(self, size: int) -> bytes:
+        while len(self.buffer) < size:
+            assert self._more(), "the connection ended within an answer"
+        taken, self.buffer = self.buffer[:size], self.buffer[size:]
+        return taken
+
+    def _take_line(self) -> bytes:
+        while b"\r\n" not in self.buffer:
+            assert self._more(), f"the connection ended within a line: {self.buffer!r}"
+        line, _, self.buffer = self.buffer.partition(b"\r\n")
+        return line
+
+    def head(self) -> tuple[int, dict[str, str]]:
+        """Status and headers of the next answer."""
+        status = int(self._take_line().split()[1])
+        headers = {}
+        while line := self._take_line():
+            name, _, text = line.decode("latin-1").partition(":")
+            headers[name.lower()] = text.strip()
+        return status, headers
+
+    def answer(self) -> Answer:
+        """The next answer, whole."""
+        status, headers = self.head()
+        if headers.get("transfer-encoding") == "chunked":
+            body = b"".join(self.chunks())
+        else:
+            body = self._take(int(headers.get("content-length", "0")))
+        return Answer(status, headers, body)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The chunks of a chunked body."""
+        while True:
+            size = int(self._take_line(), 16)
+            chunk = self._take(size)
+            self._take_line()
+            if not size:
+                return
+            yield chunk
+
+    def at_end(self) -> bool:
+        """Whether the other side hangs up now, with nothing left to read."""
+        try:
+            return not self.buffer and not self._more()
+        except ConnectionResetError:
+            return True
