@@ -1,5 +1,7 @@
 """Frames are cut on blank lines, however the bytes come in."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +19,7 @@ def test_cuts_the_same_frames_wherever_the_network_cuts(cuts: list[int], crlf: b
     scale = len(stream) / len(STREAM)
     edges = [0, *sorted(int(cut * scale) for cut in cuts), len(stream)]
     splitter = FrameSplitter()
-    got = [frame for a, b in zip(edges, edges[1:], strict=False) for frame in splitter.feed(stream[a:b])]
+    got = [frame for a, b in itertools.pairwise(edges) for frame in splitter.feed(stream[a:b])]
     assert got == FRAMES
     assert splitter.rest == b""
 
