@@ -7,6 +7,7 @@ here is refused; a route without an access rule can't be written.
 from typing import Any, Literal, NamedTuple
 
 from stentor.http import wire
+from stentor.http.admin import wire as admin
 from stentor.http.errors import Envelope
 
 Access = Literal["public", "key", "admin", "metrics"]
@@ -55,18 +56,18 @@ SURFACE: tuple[Route, ...] = (
     Route("GET", "/openapi.json", "openapi", "public", "The OpenAPI document of this surface.", envelope="detail"),
     Route("GET", "/docs", "docs", "public", "The reference as a page.", media_type="text/html", envelope="detail"),
     Route("GET", "/swagger-ui/", "docs", "public", "The same page.", media_type="text/html", envelope="detail"),
-    _admin("GET", "/api-keys", "list_keys", "API keys without their texts, newest first.", None, wire.KeyPage),
-    _admin("POST", "/api-keys", "create_key", "Make an API key.", wire.CreateKeyRequest, wire.NewKey),
-    _admin("POST", "/api-keys/{id}/revoke", "revoke_key", "End a key now.", None, wire.Key),
-    _admin("POST", "/api-keys/{id}/rotate", "rotate_key", "Replace a key.", wire.RotateKeyRequest, wire.NewKey),
-    _admin("GET", "/users", "list_users", "Users with their balances, by name.", None, wire.UserPage),
-    _admin("POST", "/users", "create_user", "Make a user.", wire.CreateUserRequest, wire.User),
-    _admin("POST", "/users/{id}/topup", "top_up", "Add to a prepaid balance.", wire.TopUpRequest, wire.User),
-    _admin("GET", "/usage", "list_usage", "Usage events, newest first.", None, wire.UsagePage),
-    _admin("GET", "/models", "list_model_cards", "The catalogue with states and sources.", None, wire.ModelPage),
-    _admin("POST", "/models/{id}/start", "start_model", "Bring it up.", wire.StartModelRequest, wire.ModelCard),
-    _admin("POST", "/models/{id}/stop", "stop_model", "Stop it when its requests are done.", None, wire.ModelCard),
-    _admin("GET", "/slots", "list_slots", "Engine processes with their last log lines.", None, wire.SlotPage),
-    _admin("GET", "/system", "system", "The machine and its engines.", None, wire.System),
-    _admin("GET", "/doctor", "doctor", "Whether the books agree with themselves.", None, wire.FindingPage),
+    _admin("GET", "/api-keys", "list_keys", "API keys without their texts, newest first.", None, admin.KeyPage),
+    _admin("POST", "/api-keys", "create_key", "Make an API key.", admin.CreateKeyRequest, admin.NewKey),
+    _admin("POST", "/api-keys/{id}/revoke", "revoke_key", "End a key now.", None, admin.Key),
+    _admin("POST", "/api-keys/{id}/rotate", "rotate_key", "Replace a key.", admin.RotateKeyRequest, admin.NewKey),
+    _admin("GET", "/users", "list_users", "Users with their balances, by name.", None, admin.UserPage),
+    _admin("POST", "/users", "create_user", "Make a user.", admin.CreateUserRequest, admin.User),
+    _admin("POST", "/users/{id}/topup", "top_up", "Add to a prepaid balance.", admin.TopUpRequest, admin.User),
+    _admin("GET", "/usage", "list_usage", "Usage events, newest first.", None, admin.UsagePage),
+    _admin("GET", "/models", "list_model_cards", "The catalogue with states and sources.", None, admin.ModelPage),
+    _admin("POST", "/models/{id}/start", "start_model", "Bring it up.", admin.StartModelRequest, admin.ModelCard),
+    _admin("POST", "/models/{id}/stop", "stop_model", "Stop it when its requests are done.", None, admin.ModelCard),
+    _admin("GET", "/slots", "list_slots", "Engine processes with their last log lines.", None, admin.SlotPage),
+    _admin("GET", "/system", "system", "The machine and its engines.", None, admin.System),
+    _admin("GET", "/doctor", "doctor", "Whether the books agree with themselves.", None, admin.FindingPage),
 )  # fmt: skip
