@@ -35,6 +35,7 @@ Beside ``do``:
 ``whole``        true: the whole stream in one write
 ``gzip``         true: compressed
 ``ignore_cap``   true: do not stop at max_tokens
+``once``         true: the second request with the same script is answered with a short sentence
 
 Other routes: ``GET /health``, ``GET /v1/models``, ``GET /log`` (every request received: see :class:`Entry`),
 ``DELETE /log``, ``GET /state`` (requests now running, and the most at once), ``POST /control`` (keys ``health``: a
@@ -186,6 +187,7 @@ class Engine:
         self.running = 0
         self.peak = 0
         self.ready_at = time.monotonic() + float(options.load_s)
+        self.played: set[str] = set()
 
     def loading(self) -> bool:
         return time.monotonic() < self.ready_at
@@ -771,6 +773,11 @@ class Connection(asyncio.Protocol):
 
     async def play(self, entry: Entry) -> None:
         ask = Ask(entry, self.engine.default)
+        if ask.script.get("once"):
+            text = json.dumps(ask.script)
+            if text in self.engine.played:
+                ask.script = {"do": [{"say": DEFAULT_TEXT}]}
+            self.engine.played.add(text)
         answer = Answer(ask, Wire(self, ask.script), self.engine.options.model)
         if ask.prompt_tokens > self.engine.options.ctx:
             await answer.refuse_context(ask.prompt_tokens, self.engine.options.ctx)

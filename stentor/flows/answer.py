@@ -78,6 +78,7 @@ class Frame(msgspec.Struct):
 
 _decode_frame = msgspec.json.Decoder(Frame).decode
 _decode_any = msgspec.json.Decoder(dict[str, Any]).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 
@@ -109,6 +110,8 @@ class AnswerMeter:
         """
         if _NOT_FINISHED in frame and _PROGRESS not in frame and _ERROR not in frame:
             if _USAGE in frame and _NO_USAGE not in frame:
+                return self._take_slowly(frame)
+            if self._answers > 1 and frame.count(_FINISH) > 1:
                 return self._take_slowly(frame)
             self.content_frames += 1
             cut = frame.rfind(_TIMINGS)
@@ -142,6 +145,8 @@ class AnswerMeter:
             if not parts.choices:
                 self.usage_frame = data
                 return None
+            if self._include_usage:
+                frame = _without_usage(data)
         for choice in parts.choices:
             if choice.finish_reason is not None:
                 self.take_finish()
@@ -150,7 +155,9 @@ class AnswerMeter:
         return frame
 
     def take_usage(self, usage: WireUsage) -> None:
-        """The engine said what one answer used."""
+        """The engine said what one answer used; of a single answer, up to now: the last word counts."""
+        if self._answers == 1:
+            self._usages.clear()
         self._usages.append(usage)
 
     def take_finish(self) -> None:
@@ -209,6 +216,13 @@ class AnswerMeter:
                 output_tokens=self.content_frames,
             )
         return None
+
+
+def _without_usage(data: bytes) -> bytes:
+    """A frame that says something else, too: who asked what was used gets one frame for that, and no second word."""
+    whole = _decode_fields(data)
+    del whole["usage"]
+    return b"data: " + _encode(whole) + b"\n\n"
 
 
 def wire_usage(usage: Usage) -> dict[str, Any]:
