@@ -1,5 +1,6 @@
 """Counting tokens where an engine reported none: OpenAI's cl100k vocabulary, an estimate for every other model."""
 
+import warnings
 from functools import cache
 from typing import Any
 
@@ -8,6 +9,8 @@ from stentor.core.lazy import load
 
 @cache
 def _encoding() -> Any:
+    # The package reads its vocabulary by a deprecated call, which is nobody's concern here.
+    warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"bpe_openai\b")
     # 60 MB once loaded: only the authority counts, and only when it first has to.
     return load("bpe_openai").get_encoding("cl100k_base")
 

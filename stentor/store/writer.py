@@ -63,6 +63,8 @@ class Lane(Generic[A, B]):
         writer = self._writer
         if not writer.signalled:
             writer.signal()
+        if writer.closed:  # checked after queueing: either the last group takes the item or it is refused here
+            writer.refuse_late()
         return future
 
     def take(self) -> list[tuple[A, "asyncio.Future[B]"]]:
@@ -144,7 +146,7 @@ class Writer:
         self._writes: deque[_Job] = deque()
         self._maintenance: deque[_Job] = deque()
         self._stopping = False
-        self._closed = False
+        self.closed = False
         self._problem: str | None = None
         self._rows_since_checkpoint = 0
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
@@ -165,11 +167,11 @@ class Writer:
 
     def submit(self, work: Callable[[Connection], T], *, maintenance: bool) -> "asyncio.Future[T]":
         """Queue one write of its own."""
-        if self._closed:
-            raise StoreUnavailable("the database is closed")
         job = _Job(work, asyncio.get_running_loop())
         (self._maintenance if maintenance else self._writes).append(job)
         self.signal()
+        if self.closed:
+            self.refuse_late()
         return job.future
 
     def problem(self) -> str | None:
@@ -192,8 +194,8 @@ class Writer:
                 pass
             if self._stopping:
                 break
-        self._closed = True
-        self._refuse_late()
+        self.closed = True
+        self.refuse_late()
         self._let_go(truncate=self._problem is None)
 
     def _sleep(self) -> None:
@@ -241,15 +243,15 @@ class Writer:
 
     def _do_writes(self) -> None:
         """Other writes, each in a savepoint of its own, as many as fit in a slice."""
+        taken = [self._writes.popleft()]
         done: list[tuple[_Job, Any, BaseException | None]] = []
-        taken: list[_Job] = []
 
         def fill(connection: Connection) -> None:
             end = time.monotonic() + SLICE_S
-            while self._writes and (not taken or time.monotonic() < end):
-                job = self._writes.popleft()
-                taken.append(job)
-                done.append((job, *_run_in_savepoint(connection, job)))
+            done.append((taken[0], *_run_in_savepoint(connection, taken[0])))
+            while self._writes and time.monotonic() < end:
+                taken.append(self._writes.popleft())
+                done.append((taken[-1], *_run_in_savepoint(connection, taken[-1])))
 
         try:
             self._transact(fill)
@@ -347,14 +349,15 @@ class Writer:
         except (DBAPIError, driver.module.Error):
             connection.invalidate()
 
-    def _refuse_late(self) -> None:
+    def refuse_late(self) -> None:
         """Whoever came after the last group: say so rather than leave them waiting."""
         gone = StoreUnavailable("the database is closed")
         for lane in self._lanes:
             while batch := lane.take():
                 lane.resolve(batch, gone)
-        for job in (*self._writes, *self._maintenance):
-            job.resolve(None, gone)
+        for jobs in (self._writes, self._maintenance):
+            while jobs:
+                jobs.popleft().resolve(None, gone)
 
     # -- the log ---------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,458 @@
+"""Management: keys, users, money, limits; what holds at once, what is written, and who did it."""
+
+import asyncio
+
+import pytest
+
+from stentor.accounting.price import Price
+from stentor.accounting.usage import UsageFilter
+from stentor.audit.log import Actor
+from stentor.control.first_run import ensure_first_run, ensure_fixed_key
+from stentor.control.wanted import KeyAsk, UserAsk
+from stentor.core.errors import Refused, StentorError
+from stentor.core.ids import KeyId
+from stentor.people.key_text import is_key
+from stentor.people.values import KeyLimits
+
+USD = 1_000_000_000
+OPERATOR = Actor("tester", "cli")
+
+
+async def refused(awaitable) -> Refused:
+    with pytest.raises(Refused) as caught:
+        await awaitable
+    return caught.value
+
+
+@pytest.fixture
+async def ann(house) -> str:
+    await house.set_tier("payg", prepaid=True)
+    await house.add_user("ann", USD)
+    return "ann"
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_key_is_shown_once_and_stored_as_a_hash(house, ann: str) -> None:
+    made = await house.management.add_key(OPERATOR, KeyAsk(ann, "laptop"))
+    assert is_key(made.key)
+    (listed,) = await house.management.list_keys()
+    assert listed == made.made
+    assert listed.hint == made.key[-4:]
+    dump = await house.database.read(lambda c: repr(c.exec_driver_sql("SELECT * FROM api_keys").fetchall()))
+    audit = repr(await house.management.list_changes())
+    assert made.key not in dump + audit
+    assert made.row()["key"] == made.key
+
+
+async def test_keys_are_listed_newest_first_in_pages(house, ann: str) -> None:
+    await house.add_user("bob")
+    made = []
+    for _ in range(5):
+        made.append(await house.add_key("ann"))
+        await asyncio.sleep(0.002)
+    await house.add_key("bob")
+    first = await house.management.list_keys(user="ann", limit=3)
+    rest = await house.management.list_keys(user="ann", after=first[-1].id, limit=3)
+    assert [key.id for key in first + rest] == made[::-1]
+    assert len(await house.management.list_keys()) == 6
+
+
+@pytest.mark.parametrize(
+    ("ask", "code"),
+    [
+        (KeyAsk("nobody"), "not_found"),
+        (KeyAsk("ann", scopes=()), "invalid_request"),
+        (KeyAsk("ann", scopes=("root",)), "invalid_request"),
+        (KeyAsk("ann", models=("a b",)), "invalid_request"),
+        (KeyAsk("ann", "n" * 129), "invalid_request"),
+        (KeyAsk("ann", limits=KeyLimits(token_limit=-1)), "invalid_request"),
+        (KeyAsk("ann", project="none"), "not_found"),
+    ],
+)
+async def test_a_bad_key_is_refused(house, ann: str, ask: KeyAsk, code: str) -> None:
+    assert (await refused(house.management.add_key(OPERATOR, ask))).code == code
+    assert await house.management.list_keys() == []
+
+
+async def test_a_key_may_do_no_more_than_its_makers(house, ann: str) -> None:
+    limits = KeyLimits(token_limit=100)
+    maker = await house.add_key(ann, scopes=("inference", "ring"), models=("tiny",), limits=limits)
+    good = KeyAsk(ann, scopes=("ring",), models=("tiny",), limits=KeyLimits(token_limit=50))
+    await house.management.add_key(OPERATOR, good, creator=maker)
+    for bad in (
+        KeyAsk(ann, scopes=("admin",), models=("tiny",), limits=limits),
+        KeyAsk(ann, scopes=("ring",), models=(), limits=limits),
+        KeyAsk(ann, scopes=("ring",), models=("tiny", "big"), limits=limits),
+        KeyAsk(ann, scopes=("ring",), models=("tiny",), limits=KeyLimits(token_limit=101)),
+        KeyAsk(ann, scopes=("ring",), models=("tiny",)),
+    ):
+        assert (await refused(house.management.add_key(OPERATOR, bad, creator=maker))).code == "insufficient_scope"
+
+
+async def test_a_revoked_key_stops_at_once_and_listeners_hear(house, ann: str) -> None:
+    made = await house.management.add_key(OPERATOR, KeyAsk(ann))
+    digest = house.digest(made.key)
+    assert await house.books.find_principal(digest) is not None
+    heard: list[KeyId] = []
+    house.books.on_revoked(heard.append)
+    await house.management.revoke_key(OPERATOR, made.made.id)
+    assert heard == [made.made.id]
+    assert await house.books.find_principal(digest) is None
+    assert (await refused(house.open(made.made.id))).code == "invalid_api_key"
+    again = await house.management.revoke_key(OPERATOR, made.made.id)
+    assert again.revoked_us == (await house.management.list_keys())[0].revoked_us
+    await house.start_books()
+    assert await house.books.find_principal(digest) is None
+
+
+async def test_what_runs_with_a_revoked_key_is_still_settled(house, ann: str) -> None:
+    key = await house.add_key(ann)
+    grant = await house.open(key)
+    await house.management.revoke_key(OPERATOR, key)
+    assert (await house.close(grant)).cost_nano > 0
+    await house.check()
+
+
+async def test_a_rotated_key_keeps_rights_and_project_and_the_old_one_a_grace(house, ann: str) -> None:
+    limits = KeyLimits(token_limit=500, concurrency=2)
+    old = await house.management.add_key(
+        OPERATOR, KeyAsk(ann, "bot", scopes=("ring",), models=("tiny",), limits=limits)
+    )
+    await house.books.find_principal(house.digest(old.key))
+    heard: list[KeyId] = []
+    house.books.on_revoked(heard.append)
+    new = await house.management.rotate_key(OPERATOR, old.made.id, grace_s=60)
+    same = ("name", "user_id", "project_id", "scopes", "models", "limits")
+    assert all(getattr(new.made, field) == getattr(old.made, field) for field in same)
+    assert new.made.rotated_from == old.made.id
+    assert new.key != old.key
+    assert heard == []  # what runs with it goes on
+    principal = await house.books.find_principal(house.digest(old.key))
+    assert principal.expires_us == house.clock.now_us() + 60_000_000
+    house.clock.advance(60)
+    assert await house.books.find_principal(house.digest(old.key)) is None
+    assert await house.books.find_principal(house.digest(new.key)) is not None
+
+
+async def test_rotation_without_grace_ends_the_old_key_now(house, ann: str) -> None:
+    old = await house.management.add_key(OPERATOR, KeyAsk(ann))
+    heard: list[KeyId] = []
+    house.books.on_revoked(heard.append)
+    await house.management.rotate_key(OPERATOR, old.made.id)
+    assert heard == [old.made.id]
+    assert await house.books.find_principal(house.digest(old.key)) is None
+    assert (await refused(house.management.rotate_key(OPERATOR, old.made.id))).code == "conflict"
+
+
+async def test_the_end_of_a_grace_is_told(house, ann: str) -> None:
+    old = await house.add_key(ann)
+    heard: list[KeyId] = []
+    house.books.on_revoked(heard.append)
+    await house.management.rotate_key(OPERATOR, old, grace_s=1)
+    await asyncio.sleep(1.1)
+    assert heard == [old]
+
+
+# -- users -------------------------------------------------------------------------------------------------------------
+
+
+async def test_users_are_listed_by_name_with_their_balance(house, ann: str) -> None:
+    await house.add_user("zoe")
+    await house.add_user("bob", 5)
+    listed = await house.management.list_users()
+    assert [(view.user.name, view.balance_nano) for view in listed] == [("ann", USD), ("bob", 5), ("zoe", 0)]
+    assert [view.user.name for view in await house.management.list_users(after="ann", limit=1)] == ["bob"]
+    assert listed[0].row()["balance_nano"] == USD
+
+
+@pytest.mark.parametrize(
+    ("ask", "code"),
+    [
+        (UserAsk("ann"), "conflict"),
+        (UserAsk("bob", email="ann@example.org"), "conflict"),
+        (UserAsk("a b"), "invalid_request"),
+        (UserAsk("bob", email="nowhere"), "invalid_request"),
+        (UserAsk("bob", role="root"), "invalid_request"),
+        (UserAsk("bob", tier="gold"), "not_found"),
+    ],
+)
+async def test_a_bad_or_taken_user_is_refused(house, ask: UserAsk, code: str) -> None:
+    await house.management.add_user(OPERATOR, UserAsk("ann", email="ann@example.org"))
+    assert (await refused(house.management.add_user(OPERATOR, ask))).code == code
+    assert len(await house.management.list_users()) == 1
+
+
+async def test_a_user_shut_out_loses_all_keys_at_once_and_gets_them_back(house, ann: str) -> None:
+    key = await house.add_key(ann)
+    await house.books.roll.find(key)
+    heard: list[KeyId] = []
+    house.books.on_revoked(heard.append)
+    await house.management.set_user_active(OPERATOR, ann, False)
+    assert heard == [key]
+    assert (await refused(house.open(key))).code == "invalid_api_key"
+    await house.management.set_user_active(OPERATOR, ann, True)
+    await house.open(key)
+
+
+async def test_passwords_are_checked_without_telling_names_apart(house) -> None:
+    await house.management.add_user(OPERATOR, UserAsk("ann", password="first password"))
+    assert (await house.management.check_password("ann", "first password")).name == "ann"
+    assert await house.management.check_password("ann", "other") is None
+    assert await house.management.check_password("nobody", "first password") is None
+    await house.management.set_password(OPERATOR, "ann", "second password")
+    assert await house.management.check_password("ann", "first password") is None
+    assert await house.management.check_password("ann", "second password") is not None
+    assert (await refused(house.management.set_password(OPERATOR, "ann", "short"))).code == "invalid_request"
+
+
+async def test_a_user_moved_to_another_tier_has_its_limits_at_once(house, ann: str) -> None:
+    await house.set_tier("sub", requests_per_minute=1)
+    key = await house.add_key(ann)
+    await house.open(key)
+    await house.management.set_user_tier(OPERATOR, ann, "sub")
+    await house.open(key)
+    assert (await refused(house.open(key))).details["limit"] == 1
+
+
+async def test_a_changed_tier_holds_for_its_users_at_once(house, ann: str) -> None:
+    key = await house.add_key(ann)
+    await house.open(key)
+    await house.set_tier("payg", prepaid=True, concurrency=1)
+    assert (await refused(house.open(key))).details["rule"] == "concurrency"
+    await house.set_tier("payg", prepaid=True, concurrency=2)
+    await house.open(key)
+
+
+# -- money -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_top_up_counts_at_once_and_in_the_books(house, ann: str) -> None:
+    await house.add_user("bob")
+    key = await house.add_key("bob")
+    assert (await refused(house.open(key))).code == "insufficient_balance"
+    view = await house.management.top_up(OPERATOR, "bob", USD, note="welcome")
+    assert view.balance_nano == USD
+    await house.close(await house.open(key))
+    view = await house.management.top_up(OPERATOR, "bob", USD)
+    assert view.balance_nano == 2 * USD - 3000
+    assert house.books.roll.keys[key].user.balance.left() == view.balance_nano
+    await house.check()
+
+
+async def test_a_reference_counts_once(house, ann: str) -> None:
+    for _ in range(3):
+        view = await house.management.top_up(OPERATOR, ann, 100, reference="invoice-7")
+    assert view.balance_nano == USD + 100
+    other = house.management.top_up(OPERATOR, ann, 200, reference="invoice-7")
+    assert (await refused(other)).code == "conflict"
+    await house.check()
+
+
+@pytest.mark.parametrize("amount", [0, -USD - 1, 2**62])
+async def test_an_impossible_booking_is_refused(house, ann: str, amount: int) -> None:
+    assert (await refused(house.management.top_up(OPERATOR, ann, amount))).code == "invalid_request"
+    assert await house.balance(ann) == USD
+    await house.check()
+
+
+async def test_what_was_taken_off_is_gone_at_once(house, ann: str) -> None:
+    key = await house.add_key(ann)
+    await house.open(key)
+    await house.management.top_up(OPERATOR, ann, -USD + 3000)
+    assert (await refused(house.open(key))).code == "insufficient_balance"
+    await house.check()
+
+
+async def test_a_new_price_holds_from_its_date(house, ann: str) -> None:
+    key = await house.add_key(ann)
+    start = house.clock.now_us() + 60_000_000
+    await house.management.add_price(OPERATOR, "tiny", Price(0, 10**9, 10**9), effective_us=start)
+    grant = await house.open(key)
+    house.clock.advance(120)
+    assert (await house.close(grant, (1, 1))).cost_nano == 300  # the version valid at admission
+    settled = await house.close(await house.open(key), (1, 1))
+    assert settled.cost_nano == 2000
+    events = (await house.management.list_usage(UsageFilter())).events
+    assert [event.price_version for event in events] == [2, 1]
+    assert len(await house.management.list_prices()) == 2
+    past = house.management.add_price(OPERATOR, "tiny", Price(0, 1, 1), effective_us=start)
+    assert (await refused(past)).code == "invalid_request"
+
+
+@pytest.mark.parametrize("window", ["none", "day", "month"])
+async def test_a_budget_counts_what_its_window_has_seen(house, ann: str, window) -> None:
+    key = await house.add_key(ann)
+    await house.close(await house.open(key))  # 3,000 nano-USD
+    project = (await house.management.list_projects(user=ann))[0].id
+    running = await house.open(key)
+    await house.management.set_budget(OPERATOR, project, window, 10_000)
+    await house.close(running)
+    refusal = await refused(house.open(key, 10, 50))
+    assert (refusal.code, refusal.details["left_nano"]) == ("budget_exceeded", 4000)
+    await house.check()
+    await house.management.set_budget(OPERATOR, project, window, 20_000)
+    await house.close(await house.open(key, 10, 50))
+    await house.check()
+    await house.start_books()
+    await house.books.roll.find(key)
+    assert house.books.roll.projects[project].budgets[window].used == 9000
+    await house.management.set_budget(OPERATOR, project, window, None)
+    await house.close(await house.open(key, 10, 5000))
+    await house.management.set_budget(OPERATOR, project, window, 12_000)
+    assert (await refused(house.open(key, 10, 10))).details["left_nano"] == 0
+    await house.check()
+
+
+async def test_a_days_budget_is_new_the_next_day(house, ann: str) -> None:
+    key = await house.add_key(ann)
+    project = (await house.management.list_projects(user=ann))[0].id
+    await house.management.set_budget(OPERATOR, project, "day", 3000)
+    await house.close(await house.open(key))
+    assert (await refused(house.open(key))).code == "budget_exceeded"
+    house.clock.advance(86_400)
+    await house.close(await house.open(key))
+    await house.check()
+
+
+async def test_a_budget_set_under_load_misses_nothing(house, ann: str) -> None:
+    key = await house.add_key(ann)
+    project = (await house.management.list_projects(user=ann))[0].id
+    stop = asyncio.Event()
+
+    async def load() -> None:
+        while not stop.is_set():
+            await house.close(await house.open(key), (1, 1))
+
+    tasks = [asyncio.ensure_future(load()) for _ in range(8)]
+    for limit in (USD, None, USD, None, USD):
+        await asyncio.sleep(0.02)
+        await house.management.set_budget(OPERATOR, project, "none", limit)
+    await asyncio.sleep(0.02)
+    stop.set()
+    await asyncio.gather(*tasks)
+    await house.check()
+    spent = USD - await house.balance(ann)
+    assert house.books.roll.projects[project].budgets["none"].used == spent
+
+
+async def test_a_personal_project_takes_only_its_owners_keys(house, ann: str) -> None:
+    await house.add_user("bob")
+    personal = (await house.management.list_projects(user=ann))[0].id
+    assert (
+        await refused(house.management.add_key(OPERATOR, KeyAsk("bob", project=personal)))
+    ).code == "invalid_request"
+    team = await house.management.add_project(OPERATOR, "team", ann)
+    made = await house.management.add_key(OPERATOR, KeyAsk("bob", project=team.id))
+    assert made.made.project_id == team.id
+
+
+# -- usage, audit, doctor ----------------------------------------------------------------------------------------------
+
+
+async def test_usage_is_filtered_paged_and_summed(house, ann: str) -> None:
+    await house.add_user("bob", USD)
+    keys = [await house.add_key("ann"), await house.add_key("bob")]
+    for number in range(7):
+        await house.close(await house.open(keys[number % 2]), (number, 1))
+        house.clock.advance(1 if number % 3 else 0)
+    every = (await house.management.list_usage(UsageFilter())).events
+    assert [event.input_tokens for event in every] == [6, 5, 4, 3, 2, 1, 0]
+    seen, cursor = [], None
+    while True:
+        page = await house.management.list_usage(UsageFilter(), before=cursor, limit=3)
+        seen += page.events
+        cursor = page.next
+        if cursor is None:
+            break
+    assert seen == every
+    mine = (await house.management.list_usage(UsageFilter(key_id=keys[0]))).events
+    assert [event.input_tokens for event in mine] == [6, 4, 2, 0]
+    one = await house.management.list_usage(UsageFilter(request_id=every[2].request_id))
+    assert one.events == [every[2]]
+    late = UsageFilter(since_us=every[1].settled_us, until_us=every[0].settled_us)
+    assert {event.input_tokens for event in (await house.management.list_usage(late)).events} <= {4, 5, 6}
+    (total,) = await house.management.total_usage(UsageFilter())
+    assert (total.events, total.input_tokens, total.cost_nano) == (7, 21, 21 * 100 + 7 * 200)
+    by_key = await house.management.total_usage(UsageFilter(), "key_id")
+    assert {row.subject: row.events for row in by_key} == {keys[0]: 4, keys[1]: 3}
+
+
+async def test_each_change_says_who_did_it(house, ann: str) -> None:
+    actor = Actor("root", "api")
+    made = await house.management.add_key(actor, KeyAsk(ann))
+    await house.management.revoke_key(actor, made.made.id)
+    await house.management.top_up(actor, ann, 7, note="gift")
+    changes = await house.management.list_changes(limit=3)
+    assert [(change.actor, change.origin, change.action) for change in changes] == [
+        ("root", "api", "balance_top_up"),
+        ("root", "api", "key_revoke"),
+        ("root", "api", "key_create"),
+    ]
+    older = await house.management.list_changes(before=changes[-1].id)
+    assert all(change.id < changes[-1].id for change in older)
+    assert {change.action for change in older} >= {"user_create", "tier_set"}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE bucket SET used = used + 1 WHERE kind = 'balance'",
+        "UPDATE bucket SET capacity = capacity - 1 WHERE kind = 'balance'",
+        "UPDATE bucket SET used = used - 1 WHERE kind = 'key_tokens'",
+        "DELETE FROM usage_events",
+        "DELETE FROM bucket WHERE kind = 'balance'",
+    ],
+)
+async def test_doctor_sees_books_that_disagree(house, ann: str, damage: str) -> None:
+    key = await house.add_key(ann, limits=KeyLimits(token_limit=1000))
+    await house.close(await house.open(key))
+    await house.check()
+    await house.database.write(lambda connection: connection.exec_driver_sql(damage).rowcount)
+    findings = await house.management.doctor_books()
+    assert any(found.name == "books" and not found.ok and found.step for found in findings)
+
+
+# -- the first run -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("admin_key", "scopes"), [(False, {"inference"}), (True, {"inference", "admin"})])
+async def test_the_first_start_makes_the_admin_once(house, admin_key: bool, scopes: set[str]) -> None:
+    first = await ensure_first_run(house.database, house.keyring, house.clock, admin_key=admin_key)
+    assert first is not None
+    assert is_key(first.api_key)
+    principal = await house.books.find_principal(house.digest(first.api_key))
+    assert (principal.scopes, principal.tier_id) == (scopes, "admin")
+    user = await house.management.check_password("admin", first.admin_password)
+    assert (user.role, user.password_temporary) == ("admin", True)
+    for _ in range(500):
+        await house.open(principal.key_id, 8000, 8000)
+    assert await ensure_first_run(house.database, house.keyring, house.clock) is None
+
+
+async def test_the_fixed_key_is_exactly_the_one_in_the_settings(house) -> None:
+    async def works(text: str) -> bool:
+        await house.start_books()
+        return await house.books.find_principal(house.digest(text)) is not None
+
+    for text, other in (("secret-one", "secret-two"), ("secret-two", "secret-one"), ("secret-one", "secret-two")):
+        for _ in range(2):
+            await ensure_fixed_key(house.database, house.keyring, house.clock, text)
+        assert await works(text)
+        assert not await works(other)
+    await ensure_fixed_key(house.database, house.keyring, house.clock, None)
+    assert not await works("secret-one")
+
+
+@pytest.mark.parametrize("text", ["changeme", "ChangeMe", "", "two words", "x" * 256, "schlüssel"])
+async def test_a_bad_fixed_key_is_refused(house, text: str) -> None:
+    with pytest.raises(StentorError, match="STENTOR_API_KEY"):
+        await ensure_fixed_key(house.database, house.keyring, house.clock, text)
+
+
+async def test_the_fixed_key_cannot_be_somebody_elses(house, ann: str) -> None:
+    made = await house.management.add_key(OPERATOR, KeyAsk(ann))
+    with pytest.raises(StentorError, match="another user"):
+        await ensure_fixed_key(house.database, house.keyring, house.clock, made.key)
+    assert await ensure_first_run(house.database, house.keyring, house.clock) is None
