@@ -60,11 +60,12 @@ class Authority:
         return cls(settings, database, keyring, scheduler, books, log)
 
     async def first_run(self, *, admin_key: bool) -> FirstRun | None:
-        """What has to be there before anybody can do anything; returns what was made and is shown once."""
-        clock: Clock = SystemClock()
-        made = await ensure_first_run(self.database, self.keyring, clock, admin_key=admin_key)
-        await ensure_fixed_key(self.database, self.keyring, clock, self.settings.api_key)
-        return made
+        """The admin and a first key, if there is no user yet; returns what was made and is shown once."""
+        return await ensure_first_run(self.database, self.keyring, SystemClock(), admin_key=admin_key)
+
+    async def ensure_fixed_key(self) -> None:
+        """Let exactly the fixed key of the settings work. Raises StentorError for a bad one."""
+        await ensure_fixed_key(self.database, self.keyring, SystemClock(), self.settings.api_key)
 
     def _watch_gauges(self) -> None:
         watch = self.metrics.watch

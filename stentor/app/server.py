@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import uvloop
@@ -45,7 +45,13 @@ class Ready(msgspec.Struct, frozen=True):
     model: str | None
 
 
-EndHttp = Callable[[float], Coroutine[Any, Any, None]]
+class RunningHttp(NamedTuple):
+    """What serves clients. ``end`` lets it finish within so many seconds; ``hurry`` cuts that short."""
+
+    end: Callable[[float], Coroutine[Any, Any, None]]
+    hurry: Callable[[], None]
+
+
 OnReady = Callable[[Ready], None]
 
 
@@ -81,28 +87,22 @@ class _Server:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(first_socket.close)
             authority = await Authority.open(settings, self._database, self._log)
-            first = await authority.first_run(admin_key=admin_key)
+            await authority.ensure_fixed_key()
             self._watch_signals()
             gateway = self._gateway(authority)
             stack.push_async_callback(gateway.close)
             await self._serve_operator(stack, authority, gateway)
             running = asyncio.create_task(authority.scheduler.run(), name="scheduler")
             stack.push_async_callback(_finish, running)
+            stack.push_async_callback(authority.scheduler.shutdown, 0.0)
             await self._start_models(authority)
-            end_http = await self._start_http(authority, gateway, first_socket)
-            tune_collector()
-            on_ready(
-                Ready(
-                    base_url=f"{_url(settings, first_socket)}/v1",
-                    api_key=first.api_key if first else None,
-                    admin_user=ADMIN,
-                    admin_password=first.admin_password if first else None,
-                    model=await _first_model(authority),
-                )
-            )
-            self._log.event("server_ready", address=_url(settings, first_socket), version=VERSION, pid=os.getpid())
-            await self._stop.wait()
-            await self._end(authority, gateway, end_http)
+            if not self._stop.is_set():
+                http = await self._start_http(authority, gateway, first_socket)
+                tune_collector()
+                on_ready(await _describe(authority, _url(settings, first_socket), admin_key))
+                self._log.event("server_ready", address=_url(settings, first_socket), version=VERSION, pid=os.getpid())
+                await self._stop.wait()
+                await self._end(authority, http)
         self._log.event("server_stopped")
         return 0
 
@@ -142,7 +142,9 @@ class _Server:
         stack.callback(path.unlink, missing_ok=True)
         stack.push_async_callback(server.end)
 
-    async def _start_http(self, authority: Authority, gateway: GatewayParts, first_socket: socket.socket) -> EndHttp:
+    async def _start_http(
+        self, authority: Authority, gateway: GatewayParts, first_socket: socket.socket
+    ) -> RunningHttp:
         settings = self._settings
         if settings.gateway_workers == 1:
             server = HttpServer(gateway.app(self._operators, authority.render_metrics))
@@ -153,7 +155,7 @@ class _Server:
                 await gateway.drain(drain_s)
                 await server.end()
 
-            return end_alone
+            return RunningHttp(end_alone, lambda: gateway.calls.interrupt_all("server_shutdown"))
         host, port = first_socket.getsockname()[:2]
         workers = Workers(
             authority.books,
@@ -163,7 +165,7 @@ class _Server:
             self._log,
         )
         await workers.start(host, port, settings.gateway_workers)
-        return workers.shutdown
+        return RunningHttp(workers.shutdown, workers.hurry)
 
     async def _start_models(self, authority: Authority) -> None:
         """Wait for the preloaded models; one that doesn't come up is told of, and doesn't hold up the rest."""
@@ -178,13 +180,13 @@ class _Server:
         stopping.cancel()
         everything.cancel()
 
-    async def _end(self, authority: Authority, gateway: GatewayParts, end_http: EndHttp) -> None:
-        ending = asyncio.create_task(end_http(self._settings.drain_s))
+    async def _end(self, authority: Authority, http: RunningHttp) -> None:
+        ending = asyncio.create_task(http.end(self._settings.drain_s))
         hurrying = asyncio.create_task(self._hurry.wait())
         await asyncio.wait([ending, hurrying], return_when=asyncio.FIRST_COMPLETED)
         hurrying.cancel()
         if not ending.done():
-            gateway.calls.interrupt_all("server_shutdown")
+            http.hurry()
         await authority.scheduler.shutdown(0.0 if ending.done() else 1.0)
         await ending
 
@@ -195,6 +197,21 @@ async def _start_model(authority: Authority, model: str, instances: int, log: Lo
     except StentorError as error:
         log.event("model_unavailable", level="error", model=model, message=str(error))
         print(f"stentor: {error}", file=sys.stderr)  # noqa: T201  # people watch the start; logs may go elsewhere
+
+
+async def _describe(authority: Authority, url: str, admin_key: bool) -> Ready:
+    """What is told to the operator. What is shown only once is made here, at the last moment: a start that ends
+    before must not take it along.
+    """
+    model = await _first_model(authority)
+    first = await authority.first_run(admin_key=admin_key)
+    return Ready(
+        base_url=f"{url}/v1",
+        api_key=first.api_key if first else None,
+        admin_user=ADMIN,
+        admin_password=first.admin_password if first else None,
+        model=model,
+    )
 
 
 async def _first_model(authority: Authority) -> str | None:

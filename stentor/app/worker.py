@@ -55,14 +55,14 @@ async def _serve(line: socket.socket, listening: socket.socket) -> int:
     server.begin(listening)
     tune_collector()
     authority.tell_ready()
-    drain_s = await _wait_for_end(authority)
-    if drain_s is None:
-        # Without books nothing may be finished: what the client has is all it gets.
-        parts.calls.interrupt_all("server_restarting")
-        await parts.calls.wait_idle(LOST_EXIT_S)
-    else:
+    drain_s = await _wait_for_end(authority, parts)
+    if drain_s is not None:
         server.should_exit = True
         await parts.drain(drain_s)
+    if authority.is_lost:
+        # Without books nothing may be finished: what the client has is all it gets. A reader that stalls is left.
+        await parts.calls.wait_idle(LOST_EXIT_S)
+        server.force_exit = True
     await server.end()
     await parts.close()
     authority.hang_up()
@@ -71,18 +71,25 @@ async def _serve(line: socket.socket, listening: socket.socket) -> int:
     return 0 if drain_s is not None else 1
 
 
-async def _wait_for_end(authority: AuthorityClient) -> float | None:
-    """The seconds in which to finish, or None when the authority is lost."""
+async def _wait_for_end(authority: AuthorityClient, parts: GatewayParts) -> float | None:
+    """The seconds in which to finish, or None when the authority is lost; a second word ends what still runs."""
     loop = asyncio.get_running_loop()
     end: asyncio.Future[float | None] = loop.create_future()
 
-    def settle(drain_s: float | None) -> None:
-        if not end.done():
+    def drain(drain_s: float) -> None:
+        if end.done():
+            parts.calls.interrupt_all("server_shutdown")
+        else:
             end.set_result(drain_s)
 
-    authority.on_lost(lambda: settle(None))
-    authority.on_drain(settle)
-    loop.add_signal_handler(signal.SIGTERM, lambda: settle(5.0))
+    def lose() -> None:
+        parts.calls.interrupt_all("server_restarting")
+        if not end.done():
+            end.set_result(None)
+
+    authority.on_lost(lose)
+    authority.on_drain(drain)
+    loop.add_signal_handler(signal.SIGTERM, drain, 5.0)
     return await end
 
 

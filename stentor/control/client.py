@@ -66,6 +66,11 @@ class AuthorityClient:
         if self._line is not None:
             self._line.close()
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the authority is gone."""
+        return self._line is None or self._line.lost
+
     def on_lost(self, listener: Callable[[], None]) -> None:
         """Call ``listener`` when the authority is gone."""
         self._lost.append(listener)

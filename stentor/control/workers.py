@@ -72,6 +72,7 @@ class Workers:
         self._closing = False
         self._missing = 0
         self._all_ready = asyncio.Event()
+        self._hurried = asyncio.Event()
 
     async def start(self, host: str, port: int, count: int) -> None:
         """Spawn and keep the workers; returns when all of them serve. Call it on the main thread's loop.
@@ -86,6 +87,7 @@ class Workers:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await self._all_ready.wait()
         except TimeoutError:
+            await self.shutdown(0.0)
             raise StentorError(
                 f"Only {count - self._missing} of {count} gateway workers came up within {READY_TIMEOUT_S:.0f} s; "
                 "the log says why."
@@ -141,20 +143,36 @@ class Workers:
         await desk.lost.wait()
         del self._desks[number]
 
+    def hurry(self) -> None:
+        """Cut a shutdown short: what still runs is ended now."""
+        self._hurried.set()
+        for desk in self._desks.values():
+            desk.tell_drain(0.0)
+
     async def shutdown(self, drain_s: float) -> None:
         """Have every worker finish what it runs, at most ``drain_s`` long; then all are gone."""
         self._closing = True
         for desk in self._desks.values():
             desk.tell_drain(drain_s)
         running = [process for process in self._processes.values() if process.returncode is None]
-        waits = [asyncio.create_task(process.wait()) for process in running]
-        if waits:
-            _, late = await asyncio.wait(waits, timeout=drain_s + KILL_AFTER_S)
-            for process in running if late else []:
-                if process.returncode is None:
-                    self._log.event("worker_killed", level="warning", pid=process.pid)
-                    process.send_signal(signal.SIGKILL)
-            await asyncio.gather(*waits)
+        await self._wait_gone(running, drain_s)
+        for process in running:
+            if process.returncode is None:
+                self._log.event("worker_killed", level="warning", pid=process.pid)
+                process.send_signal(signal.SIGKILL)
+                await process.wait()
         for keeper in self._keepers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
+
+    async def _wait_gone(self, running: list[asyncio.subprocess.Process], drain_s: float) -> None:
+        gone = asyncio.ensure_future(asyncio.gather(*(process.wait() for process in running)))
+        hurried = asyncio.create_task(self._hurried.wait())
+        waits: list[asyncio.Future[Any]] = [gone, hurried]
+        try:
+            await asyncio.wait(waits, timeout=drain_s + KILL_AFTER_S, return_when=asyncio.FIRST_COMPLETED)
+            if hurried.done():
+                await asyncio.wait([gone], timeout=KILL_AFTER_S)
+        finally:
+            gone.cancel()
+            hurried.cancel()

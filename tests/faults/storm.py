@@ -230,7 +230,7 @@ async def with_authority(settings: Settings, work: Callable[[Authority], Any]) -
 
 
 async def prepare_books(subject: Subject) -> str:
-    """Before the first start: the admin with an admin key, and a prepaid user without rates; returns that user's key."""
+    """Before the first start: the admin with an admin key, and a prepaid user without rates. Returns the user's key."""
     settings, _ = load_settings({"config": str(subject.config)}, subject.environ, subject.folder)
 
     async def work(authority: Authority) -> str:

@@ -24,7 +24,9 @@ CLOSE_S = 5.0
 
 def recording_model(finished: Path, **fields: Any) -> str:
     """A ``[[models]]`` table with the engine that records what it finished."""
-    return scripted_model(command=[sys.executable, RECORDING, "--finished", str(finished), "--port", "${PORT}"], **fields)
+    return scripted_model(
+        command=[sys.executable, RECORDING, "--finished", str(finished), "--port", "${PORT}"], **fields
+    )
 
 
 class Surroundings:
@@ -192,7 +194,9 @@ class Ended:
         return lines[0].removeprefix("stentor: ")
 
 
-def run_stentor(place: Surroundings, *words: str, environ: dict[str, str] | None = None, timeout_s: float = 60.0) -> Ended:
+def run_stentor(
+    place: Surroundings, *words: str, environ: dict[str, str] | None = None, timeout_s: float = 60.0
+) -> Ended:
     """A ``stentor`` command to its end."""
     own = {name: text for name, text in os.environ.items() if not name.startswith(("STENTOR_", "LLM"))}
     done = subprocess.run(
@@ -233,4 +237,13 @@ def last_log(subject: Subject, event: str) -> list[dict[str, Any]]:
     return [line for line in lines if line["event"] == event]
 
 
-__all__ = ["Ended", "Subject", "Surroundings", "free_port", "is_free", "recording_model", "run_stentor", "scripted_model"]
+__all__ = [
+    "Ended",
+    "Subject",
+    "Surroundings",
+    "free_port",
+    "is_free",
+    "recording_model",
+    "run_stentor",
+    "scripted_model",
+]

@@ -60,7 +60,9 @@ class Raid:
         await asyncio.to_thread(subject.kill)
         await asyncio.to_thread(_gone, workers, WORKERS_GONE_S)
         await asyncio.to_thread(_gone, engines, ENGINES_GONE_S)
-        assert await asyncio.to_thread(wait_for, lambda: not subject.place.busy_ports(), 2.0), subject.place.busy_ports()
+        assert await asyncio.to_thread(wait_for, lambda: not subject.place.busy_ports(), 2.0), (
+            subject.place.busy_ports()
+        )
         await asyncio.to_thread(subject.start)
 
     async def kill_engine(self) -> None:

@@ -1,0 +1,208 @@
+"""SIGTERM, Ctrl-C and their second time; a worker or the authority that is suddenly gone."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import pytest
+
+from stentor.accounting.tokens import count_tokens
+from tests.faults.conftest import MakeSubject
+from tests.faults.streams import Background, OpenStream, deaf_client, refuses_connections
+from tests.faults.subject import Subject, stopped, wait_for
+from tests.scripted_engine import script
+from tests.serving import SCRIPTED, gone_within, scripted_model
+
+WORKERS = pytest.mark.parametrize("workers", [1, 2], ids=["1-worker", "2-workers"])
+Send = Callable[[Subject], None]
+SIGNALS: dict[str, Send] = {
+    "SIGTERM": lambda subject: subject.process.send_signal(signal.SIGTERM),  # type: ignore[union-attr]
+    "SIGINT": lambda subject: subject.process.send_signal(signal.SIGINT),  # type: ignore[union-attr]
+    "Ctrl-C": lambda subject: subject.kill_group(signal.SIGINT),
+}
+
+
+def model_with_one_place(*arguments: str) -> str:
+    """The scripted engine with more arguments, and one request at a time."""
+    return scripted_model(command=[sys.executable, SCRIPTED, "--port", "${PORT}", *arguments], parallel=1)
+
+
+def long_answer(seconds: float) -> dict[str, object]:
+    return {"tokens": int(seconds * 20), "delay_s": 0.05}
+
+
+@WORKERS
+@pytest.mark.parametrize("send", SIGNALS.values(), ids=SIGNALS.keys())
+def test_running_answers_end_well_and_new_ones_are_not_taken(
+    make_subject: MakeSubject, workers: int, send: Send
+) -> None:
+    subject = make_subject(GATEWAY_WORKERS=workers, DRAIN_S=20)
+    subject.start()
+    streams = [OpenStream(subject, long_answer(2.0)) for _ in range(4)]
+    children = subject.children()
+    send(subject)
+    assert wait_for(lambda: refuses_connections(subject.port), 1.5)
+    assert all(not stream.is_whole for stream in streams), "too quick to have waited for anything"
+    with gone_within(1.0, children):
+        assert subject.wait_ended(15) == 0
+    for stream in streams:
+        assert stream.wait(1).is_whole, stream.body[-200:]
+    assert b"Traceback" not in subject.log
+    subject.start()
+    for stream in streams:
+        assert subject.event(stream.request_id)["status"] == "completed"
+
+
+@WORKERS
+def test_an_answer_that_outlasts_the_drain_time_is_ended_and_says_so(make_subject: MakeSubject, workers: int) -> None:
+    subject = make_subject(GATEWAY_WORKERS=workers, DRAIN_S=1)
+    subject.start()
+    stream = OpenStream(subject, long_answer(30.0))
+    started = time.monotonic()
+    with gone_within(1.0, subject.children()):
+        assert subject.stop(12) == 0
+    assert 1.0 <= time.monotonic() - started < 8.0
+    assert stream.wait(1).error == "server_shutdown"
+    assert not stream.is_whole
+    assert b"Traceback" not in subject.log
+    subject.start()
+    event = subject.event(stream.request_id)
+    assert (event["status"], event["reason"]) == ("failed", "server_shutdown")
+    # Charged is what reached the client, no more: this engine counts nothing before the end.
+    assert event["estimated"]
+    assert event["output_tokens"] == pytest.approx(count_tokens(stream.text), abs=2)
+    assert event["input_tokens"] == 0
+
+
+@WORKERS
+@pytest.mark.parametrize("second", SIGNALS.values(), ids=SIGNALS.keys())
+def test_a_second_signal_hurries(make_subject: MakeSubject, workers: int, second: Send) -> None:
+    subject = make_subject(GATEWAY_WORKERS=workers, DRAIN_S=60)
+    subject.start()
+    stream = OpenStream(subject, long_answer(40.0))
+    children = subject.children()
+    SIGNALS["SIGTERM"](subject)
+    time.sleep(0.7)
+    assert not stream.error
+    started = time.monotonic()
+    second(subject)
+    with gone_within(1.0, children):
+        assert subject.wait_ended(10) == 0
+    assert time.monotonic() - started < 8.0
+    assert stream.wait(1).error == "server_shutdown"
+
+
+@WORKERS
+def test_a_request_that_waits_for_a_place_is_told_of_the_end(make_subject: MakeSubject, workers: int) -> None:
+    subject = make_subject(model_with_one_place(), GATEWAY_WORKERS=workers, DRAIN_S=20)
+    subject.start()
+    first = OpenStream(subject, long_answer(2.0))
+    waiting = Background(lambda: subject.chat(script({"tokens": 2})))
+    assert wait_for(lambda: subject.metric("stentor_queue_depth") == 1, 5)
+    SIGNALS["SIGTERM"](subject)
+    answer = waiting.result(10)
+    # Either there was time for it within the drain, or it is told to come again: never a broken connection.
+    assert answer.status == 200 or (answer.status, answer.json()["error"]["code"]) == (503, "server_shutdown")
+    assert subject.wait_ended(15) == 0
+    assert first.wait(1).is_whole
+
+
+def test_a_stop_while_the_engines_load_leaves_nothing(make_subject: MakeSubject) -> None:
+    subject = make_subject(model_with_one_place("--load-s", "30"))
+    started = Background(subject.start)
+    assert wait_for(lambda: subject.process is not None and subject.engines(), 15)
+    children = subject.children()
+    SIGNALS["SIGTERM"](subject)
+    assert isinstance(started.failure(15), AssertionError), "it said that it was ready"
+    with gone_within(2.0, children):
+        assert subject.wait_ended(15) == 0
+    # What is shown only once was not made for nobody to see.
+    subject.config.write_text(scripted_model())
+    subject.start()
+    assert subject.ready["api_key"]
+    assert subject.ready["admin_password"]
+
+
+def test_an_engine_that_ignores_sigterm_is_ended_all_the_same(make_subject: MakeSubject) -> None:
+    subject = make_subject(model_with_one_place("--ignore-sigterm"))
+    subject.start()
+    with gone_within(0.5, subject.children()):
+        assert subject.stop(20) == 0
+
+
+def test_a_killed_worker_takes_only_its_own_streams_along(make_subject: MakeSubject) -> None:
+    subject = make_subject(GATEWAY_WORKERS=2)
+    subject.start()
+    streams = [OpenStream(subject, long_answer(3.0)) for _ in range(12)]
+    by_worker = {stream: stream.worker(subject).pid for stream in streams}
+    victim = subject.workers()[0]
+    lost = [stream for stream in streams if by_worker[stream] == victim.pid]
+    others = [stream for stream in streams if by_worker[stream] != victim.pid]
+    assert 0 < len(lost) < len(streams), "all connections went to one worker"
+    victim.kill()
+    for stream in lost:
+        assert stream.wait(2).problem, "the cut isn't visible"
+        assert not stream.is_whole
+    assert wait_for(lambda: len([w for w in subject.workers() if w.pid != victim.pid]) == 2, 10)
+    for stream in others:
+        assert stream.wait(10).is_whole
+    events = {event["request_id"]: event for event in subject.rows("/usage")}
+    for stream in lost:
+        event = events[stream.request_id]
+        assert (event["status"], event["reason"], event["cost_nano"]) == ("failed", "worker_lost", 0)
+    assert all(events[stream.request_id]["status"] == "completed" for stream in others)
+    assert subject.metric("stentor_open_requests") == 0
+    assert subject.metric("stentor_running_requests") == 0
+
+
+def test_workers_whose_authority_is_gone_say_so_and_leave(make_subject: MakeSubject) -> None:
+    subject = make_subject(GATEWAY_WORKERS=2)
+    subject.start()
+    streams = [OpenStream(subject, long_answer(30.0)) for _ in range(6)]
+    with gone_within(2.0, subject.workers()), gone_within(5.0, subject.engines()):
+        subject.kill()
+    for stream in streams:
+        assert not stream.wait(3).is_whole
+    # The engines die in the same moment, so some hear of that first.
+    assert {stream.error for stream in streams} <= {"server_restarting", "engine_failed", ""}
+
+
+def test_workers_notice_a_killed_authority_even_when_an_engine_lives_on_in_silence(make_subject: MakeSubject) -> None:
+    subject = make_subject(GATEWAY_WORKERS=2)
+    subject.start()
+    streams = [OpenStream(subject, {"tokens": 3}, {"hang": True}) for _ in range(4)]
+    with gone_within(2.0, subject.workers()), gone_within(5.0, subject.engines()):
+        subject.kill()
+    assert all(not stream.wait(3).is_whole for stream in streams)
+
+
+def test_workers_whose_authority_is_killed_leave_even_with_a_client_that_stopped_reading(
+    make_subject: MakeSubject,
+) -> None:
+    subject = make_subject(GATEWAY_WORKERS=2)
+    subject.start()
+    with deaf_client(subject), gone_within(2.5, subject.workers()):
+        subject.kill()
+
+
+def test_an_authority_killed_while_its_workers_drain_ends_them_too(make_subject: MakeSubject) -> None:
+    subject = make_subject(GATEWAY_WORKERS=2, DRAIN_S=60)
+    subject.start()
+    streams = [OpenStream(subject, {"tokens": 3}, {"hang": True}) for _ in range(4)]
+    SIGNALS["SIGTERM"](subject)
+    time.sleep(0.5)
+    with gone_within(2.5, subject.workers()), gone_within(5.0, subject.engines()):
+        subject.kill()
+    assert all(not stream.wait(3).is_whole for stream in streams)
+
+
+def test_a_worker_that_stands_still_holds_up_only_itself(make_subject: MakeSubject) -> None:
+    subject = make_subject(GATEWAY_WORKERS=2, DRAIN_S=1)
+    subject.start()
+    worker = subject.workers()[0]
+    with stopped(worker):
+        started = time.monotonic()
+        assert subject.stop(20) == 0
+        assert time.monotonic() - started < 12
+    assert not worker.is_running()
