@@ -1,5 +1,6 @@
 """A whole answer made of its frames, equal field by field to what the engine answers when it isn't asked to stream."""
 
+import contextlib
 from typing import Any
 
 import msgspec
@@ -185,7 +186,10 @@ class Assembly:
                 meter.take_finish()
 
     def text(self) -> str:
-        """All that was generated, for counting."""
+        """All that was generated so far, for counting; nothing where it can't be read."""
+        if not self._answers:
+            with contextlib.suppress(EngineError, EngineRubbish):
+                self.read(AnswerMeter(answers=1, include_usage=False))
         parts: list[str] = []
         for answer in self._answers.values():
             parts += answer.reasoning + answer.content

@@ -135,7 +135,6 @@ class Attempt:
         try:
             if self._assembly is not None:
                 await self._collect(answer, self._assembly)
-                self._assembly.read(meter)
             else:
                 await self._relay_stream(answer, held)
         except EngineUnreachable as error:
@@ -151,13 +150,19 @@ class Attempt:
         return held
 
     async def _collect(self, answer: EngineAnswer, assembly: Assembly) -> None:
-        while not assembly.done:
-            chunk = await answer.read()
-            if not chunk:
-                break
-            if self._first_token_us is None:
-                self._first_token_us = _us_since(self.client.received_s)
-            assembly.feed(chunk)
+        try:
+            while not assembly.done:
+                chunk = await answer.read()
+                if not chunk:
+                    break
+                if self._first_token_us is None:
+                    self._first_token_us = _us_since(self.client.received_s)
+                assembly.feed(chunk)
+        except EngineUnreachable:
+            # What came before the end may be a whole answer.
+            assembly.read(self._meter)
+            raise
+        assembly.read(self._meter)
 
     async def _relay_stream(self, answer: EngineAnswer, held: list[bytes]) -> None:
         meter = self._meter
@@ -197,7 +202,7 @@ class Attempt:
             self._frames += held
         usage = meter.usage() if meter.counted else None
         try:
-            settled = await self._settle("completed", usage)
+            settled = await self._settle("completed", usage, texts=self._uncounted(usage))
         except Refused as refusal:
             if self.started:
                 await self.client.fail_stream(refusal)
@@ -231,12 +236,12 @@ class Attempt:
     async def settle_failed(self, failure: EngineFailed) -> None:
         """Not the client's fault: nothing before the first relayed byte, after it only the output that was relayed."""
         self._call.closing = True
-        usage = self._usage_so_far() or Usage(output_tokens=self._meter.content_frames, estimated=True)
-        relayed = Usage(output_tokens=usage.output_tokens, estimated=usage.estimated)
+        usage, text = self._relayed() if self.started else (Usage(), "")
         try:
             await self._settle(
                 "failed",
-                relayed if self.started else Usage(),
+                usage,
+                texts=("", text),
                 reason=failure.reason,
                 billable=self.started,
                 suspect=failure.suspect,
@@ -247,19 +252,40 @@ class Attempt:
         finally:
             self._call.closing = self.started
 
+    def _relayed(self) -> tuple[Usage, str]:
+        """The output that reached the client: counted by the engine, or its text to be counted."""
+        usage = self._usage_so_far()
+        if usage is not None:
+            return Usage(output_tokens=usage.output_tokens, estimated=usage.estimated), ""
+        if self._keep_frames:
+            return Usage(estimated=True), self._generated_text()
+        return Usage(output_tokens=self._meter.content_frames, estimated=True), ""
+
+    def _uncounted(self, usage: Usage | None) -> tuple[str, str]:
+        """The texts to be counted where the engine gave no numbers."""
+        return ("", "") if usage is not None else (prompt_text(self._ask), self._generated_text())
+
     async def settle_interrupted(self, reason: Interruption) -> None:
         """The client left: the prompt in full and the output so far. The server's own doing: what was relayed."""
         if reason == "server_shutdown":
             await self.settle_failed(EngineFailed(reason, reason, suspect=False))
             return
         try:
-            await self._settle("cancelled", self._usage_so_far(), reason=reason)
+            usage = self._usage_so_far()
+            await self._settle("cancelled", usage, texts=self._uncounted(usage), reason=reason)
         except Refused:
             # Nobody is there to be told; the reservation is given back uncharged.
             return
 
     async def _settle(
-        self, outcome: Outcome, usage: Usage | None, *, reason: str = "", billable: bool = True, suspect: bool = False
+        self,
+        outcome: Outcome,
+        usage: Usage | None,
+        *,
+        texts: tuple[str, str],
+        reason: str = "",
+        billable: bool = True,
+        suspect: bool = False,
     ) -> Settled:
         if self._settled:
             raise AssertionError("an attempt is settled once")
@@ -276,8 +302,8 @@ class Attempt:
             first_token_us=self._first_token_us,
             overhead_us=self._overhead_us,
             instance_suspect=suspect,
-            count_input="" if usage else prompt_text(self._ask),
-            count_output="" if usage else self._generated_text(),
+            count_input=texts[0],
+            count_output=texts[1],
         )
         deadline = self._call.expire_in(SETTLE_TIMEOUT_S)
         try:
@@ -306,9 +332,6 @@ class Attempt:
             whole = Assembly(self._ask.kind)
             for frame in self._frames:
                 whole.feed(frame)
-            # The frames were relayed: what can be read of them is counted.
-            with contextlib.suppress(EngineError, EngineRubbish):
-                whole.read(AnswerMeter(answers=self._ask.answers, include_usage=False))
         return whole.text()
 
 
