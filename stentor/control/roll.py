@@ -25,6 +25,8 @@ from stentor.people.users import get_user
 from stentor.people.values import ApiKey, Project, Tier, User
 from stentor.store.database import Database
 
+UNKNOWN_MAX = 10_000
+
 
 class Dossier(msgspec.Struct, frozen=True):
     """All that the database knows about a key, read in one snapshot."""
@@ -111,6 +113,7 @@ class Roll:
         self._per_second = per_second
         self._version = 0
         self._by_digest: dict[bytes, KeyId] = {}
+        self._unknown: dict[bytes, int] = {}
         self._loading: dict[bytes | KeyId, asyncio.Task[KeyAccount | None]] = {}
         self.keys: dict[KeyId, KeyAccount] = {}
         self.users: dict[UserId, UserAccount] = {}
@@ -125,10 +128,18 @@ class Roll:
         key_id = self._by_digest.get(digest)
         if key_id is not None:
             return self.keys[key_id]
+        version = self._version
+        if self._unknown.get(digest) == version:
+            return None
         account = await self._load(digest, lambda connection: find_key_by_digest(connection, digest))
         if account is not None:
             self._by_digest[digest] = account.terms.principal.key_id
-        return account
+            return account
+        # Keys only come by management, which counts the version up: until then there is no such key.
+        if len(self._unknown) >= UNKNOWN_MAX:
+            self._unknown.clear()
+        self._unknown[digest] = version
+        return None
 
     async def find(self, key_id: KeyId) -> KeyAccount | None:
         """The account of a key by its id."""
@@ -142,8 +153,13 @@ class Roll:
         if task is None:
             task = asyncio.get_running_loop().create_task(self._read(find))
             self._loading[name] = task
-            task.add_done_callback(lambda _: self._loading.pop(name, None))
+            task.add_done_callback(partial(self._loaded, name))
         return await asyncio.shield(task)
+
+    def _loaded(self, name: bytes | KeyId, task: asyncio.Task[KeyAccount | None]) -> None:
+        del self._loading[name]
+        if not task.cancelled():
+            task.exception()  # seen, even if everybody who waited has left
 
     async def _read(self, find: Callable[[Connection], ApiKey | None]) -> KeyAccount | None:
         while True:

@@ -14,10 +14,11 @@ from stentor.core.errors import StentorError, StoreUnavailable
 from stentor.core.ids import new_uuid7
 from stentor.core.lazy import load
 from stentor.store import driver
+from stentor.store.lane import Delivered, Lane
 from stentor.store.lock import LOCK_NAME, DataLock
 from stentor.store.schema import HEAD, PRODUCT, meta
 from stentor.store.settings import StoreSettings
-from stentor.store.writer import Delivered, Lane, Writer
+from stentor.store.writer import Writer
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -76,7 +77,7 @@ class Database:
         work: Callable[[Connection, list[A]], list[B]],
         delivered: Delivered[A, B] | None = None,
     ) -> Lane[A, B]:
-        """A lane for many equal small writes, served before everything else (:class:`~stentor.store.writer.Lane`)."""
+        """A lane for many equal small writes, served before everything else (:class:`~stentor.store.lane.Lane`)."""
         return self._writer.lane(work, delivered)
 
     def problem(self) -> str | None:

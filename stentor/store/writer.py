@@ -12,124 +12,23 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Transaction, text
 from sqlalchemy.exc import DBAPIError
 
 from stentor.core.errors import StoreUnavailable
 from stentor.store import driver
+from stentor.store.lane import Delivered, Job, Lane
 
 A = TypeVar("A")
 B = TypeVar("B")
 T = TypeVar("T")
 
-GROUP_MAX = 1024  # settlements in one transaction
 SLICE_S = 0.005  # how long other writes may share one transaction before settlements get their turn
 CHECKPOINT_ROWS = 4000  # rows after which the write-ahead log is copied back even under load
 PROBE_S = 0.25  # how often a failed store is tried again while nobody asks
 IDLE_S = 0.25
-
-
-Delivered = Callable[[list[A], list[B] | BaseException], None]
-
-
-class Lane(Generic[A, B]):
-    """A stream of equal small writes that are done together: ``submit`` from one event loop, await the future.
-
-    ``work`` turns a list of items into a list of results inside the writer's transaction. ``delivered``, if given, is
-    called in the loop once for each group, before the futures resolve, with the items and either their results or the
-    error: bookkeeping that must happen even if nobody waits for the future any more.
-    """
-
-    __slots__ = ("_loop", "_pending", "_writer", "delivered", "work")
-
-    def __init__(
-        self, writer: "Writer", work: Callable[[Connection, list[A]], list[B]], delivered: Delivered[A, B] | None
-    ) -> None:
-        self._writer = writer
-        self._pending: deque[tuple[A, asyncio.Future[B]]] = deque()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self.work = work
-        self.delivered = delivered
-
-    def submit(self, item: A) -> "asyncio.Future[B]":
-        """Queue ``item`` for the next group. The future holds its result, or raises StoreUnavailable."""
-        loop = self._loop
-        if loop is None:
-            loop = self._loop = asyncio.get_running_loop()
-        future: asyncio.Future[B] = loop.create_future()
-        self._pending.append((item, future))
-        writer = self._writer
-        if not writer.signalled:
-            writer.signal()
-        if writer.closed:  # checked after queueing: either the last group takes the item or it is refused here
-            writer.refuse_late()
-        return future
-
-    def take(self) -> list[tuple[A, "asyncio.Future[B]"]]:
-        """For the writer: what waits now, at most one group."""
-        pending = self._pending
-        if len(pending) <= GROUP_MAX:
-            batch = []
-            try:
-                while True:
-                    batch.append(pending.popleft())
-            except IndexError:
-                return batch
-        return [pending.popleft() for _ in range(GROUP_MAX)]
-
-    @property
-    def waiting(self) -> bool:
-        """Whether anything is queued."""
-        return bool(self._pending)
-
-    def resolve(self, batch: list[tuple[A, "asyncio.Future[B]"]], outcome: list[B] | BaseException) -> None:
-        """For the writer: hand a group's outcome to the loop."""
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(self._resolve_here, batch, outcome)
-        except RuntimeError:
-            return  # the loop is closed: nobody is left to be told
-
-    def _resolve_here(self, batch: list[tuple[A, "asyncio.Future[B]"]], outcome: list[B] | BaseException) -> None:
-        if self.delivered is not None:
-            self.delivered([item for item, _ in batch], outcome)
-        if isinstance(outcome, BaseException):
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(_again(outcome))
-                    future.exception()  # seen: a caller that left must not make asyncio complain
-        else:
-            for (_, future), result in zip(batch, outcome, strict=True):
-                if not future.done():
-                    future.set_result(result)
-
-
-class _Job:
-    """One write of its own: a callable, and who waits for it."""
-
-    __slots__ = ("future", "loop", "work")
-
-    def __init__(self, work: Callable[[Connection], Any], loop: asyncio.AbstractEventLoop) -> None:
-        self.work = work
-        self.loop = loop
-        self.future: asyncio.Future[Any] = loop.create_future()
-
-    def resolve(self, result: Any, error: BaseException | None) -> None:
-        try:
-            self.loop.call_soon_threadsafe(self._resolve_here, result, error)
-        except RuntimeError:
-            return
-
-    def _resolve_here(self, result: Any, error: BaseException | None) -> None:
-        if self.future.done():
-            return
-        if error is None:
-            self.future.set_result(result)
-        else:
-            self.future.set_exception(error)
-            self.future.exception()
 
 
 class Writer:
@@ -143,8 +42,8 @@ class Writer:
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.signalled = False
         self._lanes: list[Lane[Any, Any]] = []
-        self._writes: deque[_Job] = deque()
-        self._maintenance: deque[_Job] = deque()
+        self._writes: deque[Job] = deque()
+        self._maintenance: deque[Job] = deque()
         self._stopping = False
         self.closed = False
         self._problem: str | None = None
@@ -167,7 +66,7 @@ class Writer:
 
     def submit(self, work: Callable[[Connection], T], *, maintenance: bool) -> "asyncio.Future[T]":
         """Queue one write of its own."""
-        job = _Job(work, asyncio.get_running_loop())
+        job = Job(work, asyncio.get_running_loop())
         (self._maintenance if maintenance else self._writes).append(job)
         self.signal()
         if self.closed:
@@ -187,16 +86,22 @@ class Writer:
     # -- the thread -----------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while True:
-            self._sleep()
-            self.signalled = False
-            while self._work_once():
-                pass
-            if self._stopping:
-                break
-        self.closed = True
-        self.refuse_late()
-        self._let_go(truncate=self._problem is None)
+        try:
+            stopping = False
+            while not stopping:
+                self._sleep()
+                self.signalled = False
+                stopping = self._stopping  # read before the queues are emptied: what came before close() is written
+                while self._work_once():
+                    pass
+        except BaseException:
+            # A defect: nobody may wait for a thread that is gone, and readiness has to say so.
+            self._problem = "the writer has stopped because of a defect; restart the server"
+            raise
+        finally:
+            self.closed = True
+            self.refuse_late()
+            self._let_go(truncate=self._problem is None)
 
     def _sleep(self) -> None:
         idle = PROBE_S if self._problem is not None else IDLE_S if self._rows_since_checkpoint else None
@@ -244,7 +149,7 @@ class Writer:
     def _do_writes(self) -> None:
         """Other writes, each in a savepoint of its own, as many as fit in a slice."""
         taken = [self._writes.popleft()]
-        done: list[tuple[_Job, Any, BaseException | None]] = []
+        done: list[tuple[Job, Any, BaseException | None]] = []
 
         def fill(connection: Connection) -> None:
             end = time.monotonic() + SLICE_S
@@ -263,7 +168,7 @@ class Writer:
         for job, result, own_error in done:
             job.resolve(result, own_error)
 
-    def _do_one(self, job: _Job) -> None:
+    def _do_one(self, job: Job) -> None:
         try:
             result = self._transact(job.work)
         except Exception as error:  # noqa: BLE001 - see _do_lane
@@ -380,16 +285,6 @@ class Writer:
                 self._let_go(truncate=False)
 
 
-def _again(error: BaseException) -> BaseException:
-    """An error for one of many who wait: each raises its own, so that none collects the others' tracebacks."""
-    if not isinstance(error, StoreUnavailable):
-        return error
-    copy = StoreUnavailable.__new__(StoreUnavailable)
-    copy.args = error.args
-    copy.__dict__.update(error.__dict__)
-    return copy
-
-
 def _touch(connection: Connection) -> None:
     connection.execute(
         text("INSERT INTO meta(name, value) VALUES ('written_us', :v) ON CONFLICT(name) DO UPDATE SET value = :v"),
@@ -397,7 +292,7 @@ def _touch(connection: Connection) -> None:
     )
 
 
-def _run_in_savepoint(connection: Connection, job: _Job) -> tuple[Any, BaseException | None]:
+def _run_in_savepoint(connection: Connection, job: Job) -> tuple[Any, BaseException | None]:
     """The job's result or its own error; errors of the store itself are raised, they end the whole group."""
     savepoint = connection.begin_nested()
     try:

@@ -349,6 +349,59 @@ async def test_a_key_ends_with_its_date(house, key: KeyId) -> None:
     assert (await refused(house.open(made.made.id))).code == "invalid_api_key"
 
 
+async def test_an_unknown_key_is_asked_for_once_until_keys_change(house, monkeypatch: pytest.MonkeyPatch) -> None:
+    await house.add_user("ann")
+    reads = 0
+    read = house.database.read
+
+    async def counted(work):
+        nonlocal reads
+        reads += 1
+        return await read(work)
+
+    monkeypatch.setattr(house.database, "read", counted)
+    for _ in range(3):
+        assert await house.books.find_principal(bytes(32)) is None
+    assert reads == 1
+    made = await house.management.add_key(OPERATOR, KeyAsk("ann"))
+    assert await house.books.find_principal(house.digest(made.key)) is not None
+    assert await house.books.find_principal(bytes(32)) is None
+    assert reads == 3
+
+
+async def test_a_key_made_while_it_is_looked_up_is_found(house, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The read began before the key was there and ends after it was made."""
+    await house.add_user("ann")
+    read, made, text = house.database.read, [], "sk-" + "a" * 48
+    monkeypatch.setattr("stentor.control.management.new_key", lambda: text)
+
+    async def slow(work):
+        result = await read(work)
+        if not made:
+            made.append(None)
+            made.append(await house.management.add_key(OPERATOR, KeyAsk("ann")))
+        return result
+
+    monkeypatch.setattr(house.database, "read", slow)
+    assert await house.books.find_principal(house.digest(text)) is not None
+
+
+async def test_a_top_up_during_the_first_load_is_counted_once(house, key: KeyId, monkeypatch) -> None:
+    await house.start_books()
+    read, done = house.database.read, []
+
+    async def slow(work):
+        result = await read(work)
+        if not done:
+            done.append(None)
+            await house.management.top_up(OPERATOR, "ann", 5 * USD)
+        return result
+
+    monkeypatch.setattr(house.database, "read", slow)
+    account = await house.books.roll.find(key)
+    assert account.user.balance.left() == 6 * USD
+
+
 async def test_many_first_looks_at_a_key_read_it_once(house, key: KeyId) -> None:
     await house.start_books()
     accounts = await asyncio.gather(*(house.books.roll.find(key) for _ in range(50)))

@@ -87,6 +87,19 @@ async def test_a_read_only_database_is_named_and_comes_back_on_a_new_connection(
     assert await database.read(names) == ["t-2"]
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+async def test_a_writer_that_stops_by_a_defect_says_so_and_lets_nobody_wait(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lane = database.lane(lambda connection, items: items)
+    monkeypatch.setattr("stentor.store.writer.Writer._do_writes", None)
+    with pytest.raises(StoreUnavailable):
+        await database.write(put("t-1"))
+    assert "defect" in str(database.problem())
+    with pytest.raises(StoreUnavailable):
+        await lane.submit("x")
+
+
 LIMITED = """
 import asyncio, json, resource, sys
 from pathlib import Path
