@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import aiohttp
+
 from stentor.core.ids import KeyId, ModelId, RequestId
 from stentor.runtime import procfs
 from stentor.runtime.place import Place
@@ -85,3 +87,12 @@ async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
 async def instance_of(scheduler: LocalScheduler, model: str) -> Any:
     """The card of the model's first instance."""
     return next(card for card in await scheduler.list_instances() if card.model == model)
+
+
+async def ask(place: Place, path: str, body: dict[str, Any] | None = None, token: str | None = None) -> tuple[int, Any]:
+    """Status and decoded JSON of one request to the engine of ``place``; POST where there is a body."""
+    headers = {"Authorization": f"Bearer {place.token if token is None else token}"}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
+        method = "GET" if body is None else "POST"
+        async with session.request(method, place.url + path, json=body, headers=headers) as response:
+            return response.status, await response.json()

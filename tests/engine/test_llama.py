@@ -12,25 +12,16 @@ from typing import Any
 
 import aiohttp
 import pytest
-from engine_harness import find_first_port, give, instance_of, take, until
+from engine_harness import ask, find_first_port, give, instance_of, take, until
 
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
-from stentor.runtime.place import Place
 from stentor.runtime.slots import is_port_free
 from stentor.runtime.spec import ModelSpec
 
 
 def tiny_spec(tiny: Path, **fields: Any) -> ModelSpec:
     return ModelSpec(**{"id": "tiny", "source": f"file:{tiny}", "ctx": 256, "parallel": 2, **fields})
-
-
-async def ask(place: Place, path: str, body: dict[str, Any] | None = None, token: str | None = None) -> tuple[int, Any]:
-    headers = {"Authorization": f"Bearer {place.token if token is None else token}"}
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True)) as session:
-        method = "GET" if body is None else "POST"
-        async with session.request(method, place.url + path, json=body, headers=headers) as response:
-            return response.status, await response.json()
 
 
 async def test_the_starter_model_answers(make_scheduler: Any, starter: Path) -> None:

