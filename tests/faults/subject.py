@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from tests.serving import Server, free_port, free_ports, scripted_model
+from tests.serving import Server, free_ports, scripted_model
 
 RECORDING = str(Path(__file__).with_name("recording_engine.py"))
 SLOTS = 4
@@ -194,13 +195,38 @@ class Ended:
         return lines[0].removeprefix("stentor: ")
 
 
+# Runs the rest of the command line as somebody for whom the rights of files count, as they don't for root.
+MORTAL = (
+    sys.executable,
+    "-c",
+    "import ctypes, os, sys\n"
+    "drop = ctypes.CDLL(None).prctl\n"
+    "[drop(24, capability, 0, 0, 0) for capability in (1, 2, 3)]\n"  # PR_CAPBSET_DROP: the three that ignore rights
+    "os.execv(sys.argv[1], sys.argv[1:])",
+)
+
+
+def limited(size_bytes: int) -> tuple[str, ...]:
+    """Runs the rest of the command line where no file can grow beyond a size: a full disk that needs no rights."""
+    text = (
+        "import os, resource, sys\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({size_bytes}, resource.RLIM_INFINITY))\n"
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    return (sys.executable, "-c", text)
+
+
 def run_stentor(
-    place: Surroundings, *words: str, environ: dict[str, str] | None = None, timeout_s: float = 60.0
+    place: Surroundings,
+    *words: str,
+    environ: dict[str, str] | None = None,
+    before: tuple[str, ...] = (),
+    timeout_s: float = 60.0,
 ) -> Ended:
-    """A ``stentor`` command to its end."""
+    """A ``stentor`` command to its end, run by the command line ``before``."""
     own = {name: text for name, text in os.environ.items() if not name.startswith(("STENTOR_", "LLM"))}
     done = subprocess.run(
-        [sys.executable, "-m", "stentor", *words],
+        [*before, sys.executable, "-m", "stentor", *words],
         cwd=place.folder,
         env={**own, "STENTOR_DATA_DIR": str(place.folder / "data"), **place.environ, **(environ or {})},
         stdin=subprocess.DEVNULL,
@@ -211,13 +237,13 @@ def run_stentor(
     return Ended(done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
-def fail_start(subject: Subject, **more: str) -> Ended:
-    """``stentor up --json`` where it can't start: it must end by itself with status 1 and say nothing on stdout."""
+def fail_start(subject: Subject, *before: str, **more: str) -> str:
+    """``stentor up --json`` where it can't start: it ends with status 1 and one line on stderr, which is returned."""
     words = ["up", "--json", "--config", str(subject.config), *subject.arguments]
-    ended = run_stentor(subject.place, *words, environ={**subject.environ, **more})
+    ended = run_stentor(subject.place, *words, environ={**subject.environ, **more}, before=before)
     assert ended.status == 1, ended
     assert ended.out == "", ended
-    return ended
+    return ended.complaint
 
 
 @contextlib.contextmanager
@@ -231,19 +257,17 @@ def stopped(process: psutil.Process) -> Iterator[None]:
             process.send_signal(signal.SIGCONT)
 
 
+def events_on_disk(subject: Subject) -> dict[str, dict[str, Any]]:
+    """Usage events by request, read from the database of a server that has ended."""
+    raw = sqlite3.connect(f"file:{subject.data_dir / 'stentor.db'}?mode=ro", uri=True)
+    raw.row_factory = sqlite3.Row
+    try:
+        return {row["request_id"]: dict(row) for row in raw.execute("SELECT * FROM usage_events ORDER BY id")}
+    finally:
+        raw.close()
+
+
 def last_log(subject: Subject, event: str) -> list[dict[str, Any]]:
     """All log lines of one event."""
     lines = [json.loads(line) for line in subject.log.splitlines() if line.startswith(b"{")]
     return [line for line in lines if line["event"] == event]
-
-
-__all__ = [
-    "Ended",
-    "Subject",
-    "Surroundings",
-    "free_port",
-    "is_free",
-    "recording_model",
-    "run_stentor",
-    "scripted_model",
-]
