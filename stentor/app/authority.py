@@ -53,7 +53,7 @@ class Authority:
         clock: Clock = SystemClock()
         keyring = await database.write(lambda connection: Keyring.open(connection, settings.vault, clock.now_us()))
         scheduler = LocalScheduler(
-            settings.runtime, Sources(settings.model_cache, settings.environ), settings.environ, clock
+            settings.runtime, Sources(settings.model_cache, settings.environ), settings.environ, clock, log
         )
         accounting = AccountingSettings(settings.default_max_tokens, settings.rate_limit_qps)
         books = await LocalBooks.start(database, scheduler, accounting, clock, log)

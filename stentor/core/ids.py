@@ -5,6 +5,7 @@ Request, event and row ids are UUIDv7 (RFC 9562 §5.7): 48 bits of Unix millisec
 """
 
 import os
+import random
 import time
 from typing import NewType
 
@@ -13,17 +14,19 @@ KeyId = NewType("KeyId", str)
 UserId = NewType("UserId", str)
 ProjectId = NewType("ProjectId", str)
 TierId = NewType("TierId", str)
+_VERSION_AND_VARIANT = (0x7 << 76) | (0b10 << 62)
+_LOW_62 = (1 << 62) - 1
+# Unique, not secret. The system's generator would be asked once a request, and gives up the interpreter each time.
+_random_bits = random.Random(os.urandom(32)).getrandbits  # noqa: S311
+
 ModelId = NewType("ModelId", str)
 InstanceId = NewType("InstanceId", str)
 
 
 def new_uuid7() -> str:
     """A fresh UUIDv7 as 36 characters."""
-    ms = time.time_ns() // 1_000_000
-    tail = os.urandom(10)
-    rand_a = ((tail[0] & 0x0F) << 8) | tail[1]
-    rand_b = int.from_bytes(tail[2:], "big") & 0x3FFF_FFFF_FFFF_FFFF
-    number = (ms << 80) | (0x7 << 76) | (rand_a << 64) | (0b10 << 62) | rand_b
+    bits = _random_bits(74)
+    number = (time.time_ns() // 1_000_000 << 80) | _VERSION_AND_VARIANT | (bits >> 62 << 64) | (bits & _LOW_62)
     text = f"{number:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
 
