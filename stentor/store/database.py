@@ -197,6 +197,7 @@ def _explain(path: Path, error: BaseException) -> str:
     advice = {
         5: f"Find it with `fuser {path}` and end it.",
         8: "Give the server's user write access to the file and its directory, and check how the disk is mounted.",
+        10: "Check that disk: its free space, quotas, limits on the size of files, and the kernel's log.",
         11: "Restore a backup; `stentor doctor` tells how far the damage goes.",
         13: "Free some space and start again; nothing was lost.",
         14: "Check the path and who may read and write there.",

@@ -53,8 +53,14 @@ class DataLock:
             raise StentorError(
                 f"Can't lock {path}: {error.strerror}. The data directory must lie on a local file system."
             ) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            os.close(descriptor)
+            raise StentorError(
+                f"Can't write {path}: {error.strerror}. Free some space on that disk and start again; nothing was lost."
+            ) from error
         return cls(descriptor, path)
 
     def release(self) -> None:

@@ -243,6 +243,7 @@ def fail_start(subject: Subject, *before: str, **more: str) -> str:
     ended = run_stentor(subject.place, *words, environ={**subject.environ, **more}, before=before)
     assert ended.status == 1, ended
     assert ended.out == "", ended
+    print(ended.complaint)
     return ended.complaint
 
 

@@ -169,7 +169,7 @@ def test_a_file_where_the_data_folder_should_be(make_subject: MakeSubject) -> No
 def test_a_disk_without_room_at_the_first_start(make_subject: MakeSubject, size_bytes: int) -> None:
     subject = make_subject()
     said = fail_start(subject, *limited(size_bytes))
-    assert "disk" in said or "File too large" in said, said
+    assert "disk" in said
     # What was begun is no obstacle once there is room.
     subject.start()
     assert subject.ready["api_key"]
