@@ -41,7 +41,7 @@ THROUGHPUT = Scenario("throughput", CONNECTIONS)
 LATENCY = Scenario("latency", 1)
 STREAM = Scenario("stream", CONNECTIONS, Streaming(frames=256, hz=1000))
 PACED = Scenario("paced", CONNECTIONS, Streaming(frames=64, hz=50))
-SCENARIOS = (THROUGHPUT, LATENCY, STREAM, PACED)
+SCENARIOS = (LATENCY, THROUGHPUT, STREAM, PACED)
 
 
 @dataclass

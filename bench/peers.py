@@ -227,11 +227,19 @@ def stentor(folder: Path, workers: int = 1) -> Iterator[Peer]:
     command = [str(STENTOR), "up", "--json", "--config", str(config)]
     with started(command, SERVER_CORE, home, environment) as process:
         line, start_s = wait_for_line(process, READY_S)
-        try:
-            ready = json.loads(line)
-            port, key = int(urlsplit(ready["base_url"]).port or 80), str(ready["api_key"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise StartFailed(f"stentor's first line isn't the announced JSON: {error!r} in {line[:300]!r}") from error
+        port, key = read_ready(line, home / "api_key")
         whole, paced = Endpoint(port, "mock", key), Endpoint(port, "paced", key)
         probes = wait_both(process, whole, paced, READY_S)
         yield Peer(name, whole, paced, process.pid, start_s, data_dir, probes)
+
+
+def read_ready(line: str, kept: Path) -> tuple[int, str]:
+    """Port and key of the announcement. The key is said by the first start only, so it is kept beside the data."""
+    try:
+        ready = json.loads(line)
+        port, key = int(urlsplit(ready["base_url"]).port or 80), ready["api_key"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise StartFailed(f"stentor's first line isn't the announced JSON: {error!r} in {line[:300]!r}") from error
+    if key:
+        kept.write_text(str(key))
+    return port, kept.read_text()

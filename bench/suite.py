@@ -28,6 +28,7 @@ PEERS = ("direct", "nginx", "litellm", "stentor", TWO_WORKERS)
 PARTS = (*(scenario.name for scenario in SCENARIOS), "start", "memory", "split", "books")
 IDLE_S = 2.0
 SPLIT_CONNECTIONS = 400
+FDATASYNCS = 300
 EXACT_REQUESTS = 2000
 EXACT_STREAMS = 64
 
@@ -58,7 +59,7 @@ class Outcome:
     idle_cpu_share: dict[str, float] = field(default_factory=dict)
     start_s: dict[str, list[float]] = field(default_factory=dict)
     split: dict[str, int] = field(default_factory=dict)
-    fdatasync: dict[str, object] = field(default_factory=dict)
+    fdatasync: dict[int, dict[str, object]] = field(default_factory=dict)
     books: list[dict[str, object]] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -70,7 +71,6 @@ Report = Callable[[str], None]
 def run(plan: Plan, folder: Path, say: Report) -> Outcome:
     """The whole run. Peers that can't be had are named in `missing`, rounds that went wrong in `failures`."""
     outcome = Outcome()
-    outcome.fdatasync = machine.fdatasync_times(folder, 300)
     starters = {name: STARTERS[name] for name in plan.peers()}
     if plan.wants("start") and "stentor" in starters:
         attempt(outcome, "start", partial(measure_starts, plan, folder, outcome, say))
@@ -80,6 +80,7 @@ def run(plan: Plan, folder: Path, say: Report) -> Outcome:
         if plan.wants("memory"):
             measure_idle(running, outcome, say)
         for number in range(1, plan.rounds + 1):
+            outcome.fdatasync[number] = machine.fdatasync_times(folder, FDATASYNCS)
             measure_round(plan, number, running, outcome, say)
         two = next((peer for peer in running if peer.name == TWO_WORKERS), None)
         if two and plan.wants("split"):
