@@ -11,6 +11,8 @@ from typing import Any
 from sqlalchemy import Connection, Table, insert
 from sqlalchemy.dialects import sqlite
 
+from stentor.store.driver import raw_of
+
 _SIZES = (64, 32, 16, 8, 4, 2, 1)
 
 
@@ -28,7 +30,7 @@ class BulkInsert:
 
     def run(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> int:
         """Insert ``rows``; returns how many were written or updated, those skipped by the tail not counted."""
-        raw: Any = connection.connection.driver_connection
+        raw = raw_of(connection)
         written = start = 0
         for size, statement in self._statements:
             while len(rows) - start >= size:

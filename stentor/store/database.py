@@ -99,7 +99,7 @@ class Database:
         try:
             with self._readers.connect() as connection:
                 return work(connection)
-        except DBAPIError as error:
+        except (DBAPIError, driver.module.Error) as error:
             problem = driver.find_problem(error)
             if problem is None:
                 raise

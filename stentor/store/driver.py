@@ -7,7 +7,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, QueuePool
 
@@ -118,6 +118,11 @@ def _connect_reader(path: Path, settings: StoreSettings) -> Any:
     return connection
 
 
+def raw_of(connection: Connection) -> Any:
+    """The driver's own connection, for statements that are worth going past SQLAlchemy."""
+    return connection.connection.driver_connection
+
+
 def writer_engine(path: Path, settings: StoreSettings) -> Engine:
     """The engine behind the one writing connection; each transaction takes the write lock when it begins."""
     engine = create_engine(
@@ -125,8 +130,8 @@ def writer_engine(path: Path, settings: StoreSettings) -> Engine:
     )
 
     @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    def _begin(connection: Connection) -> None:
+        raw_of(connection).execute("BEGIN IMMEDIATE")
 
     return engine
 
@@ -143,7 +148,7 @@ def reader_engine(path: Path, settings: StoreSettings) -> Engine:
     )
 
     @event.listens_for(engine, "begin")
-    def _begin(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN")
+    def _begin(connection: Connection) -> None:
+        raw_of(connection).execute("BEGIN")
 
     return engine
