@@ -95,6 +95,8 @@ class Ask:
 def decode_fields(body: bytes) -> dict[str, msgspec.Raw]:
     """The body's top-level fields, raw. Raises Refused for anything that isn't one JSON object."""
     try:
+        if not body.isascii():
+            body.decode()  # raw values are passed on unread, and nothing else would look
         return _decode_body(body)
     except RecursionError:
         raise bad_request("The body is nested too deeply to be read; flatten it.") from None

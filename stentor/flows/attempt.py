@@ -265,6 +265,17 @@ class Attempt:
         """The texts to be counted where the engine gave no numbers."""
         return ("", "") if usage is not None else (prompt_text(self._ask), self._generated_text())
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it holds a grant that nobody has settled."""
+        return self.grant is not None and not self._settled
+
+    async def abandon(self) -> None:
+        """A defect of this server cut it short: nothing is charged, and nothing stays reserved."""
+        self._call.closing = True
+        with contextlib.suppress(Refused):
+            await self._settle("failed", Usage(), texts=("", ""), reason="internal_error", billable=False)
+
     async def settle_interrupted(self, reason: Interruption) -> None:
         """The client left: the prompt in full and the output so far. The server's own doing: what was relayed."""
         if reason == "server_shutdown":

@@ -61,6 +61,9 @@ class ChatFlow:
                 return
             else:
                 return
+            finally:
+                if attempt.is_open:
+                    await attempt.abandon()
 
     async def _interrupted(self, attempt: Attempt, reason: Interruption) -> None:
         if attempt.grant is not None and reason != "server_restarting":

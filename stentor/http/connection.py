@@ -1,6 +1,7 @@
 """One request on its connection: reading the body, sending the answer, noticing that the client left."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -20,6 +21,8 @@ Headers = list[tuple[bytes, bytes]]
 BODY_TIMEOUT_S = 60.0
 CLIENT_STALL_S = 30.0
 WATCH_AFTER_S = 0.02
+SKIP_S = 5.0
+SKIP_MAX_BYTES = 256 * 1024 * 1024
 
 
 class ClientGone(Exception):
@@ -30,7 +33,7 @@ class Connection:
     """The caller's side of one HTTP request, behind ``stentor.flows.chat.Client``."""
 
     __slots__ = (
-        "_call", "_loop", "_receive", "_send", "_sending_since", "_timer", "_watcher",
+        "_body_ended", "_call", "_loop", "_receive", "_send", "_sending_since", "_timer", "_watcher",
         "headers", "received_s", "request_id", "scope", "started", "status",
     )  # fmt: skip
 
@@ -41,6 +44,7 @@ class Connection:
         self.received_s = time.monotonic()
         self.started = False
         self.status = 0
+        self._body_ended = False
         self._receive = receive
         self._send = send
         self._call: Call | None = None
@@ -65,6 +69,7 @@ class Connection:
         if message["type"] == "http.disconnect":
             raise ClientGone
         if not message.get("more_body"):
+            self._body_ended = True
             body: bytes = message.get("body", b"")
             if len(body) > limit_bytes:
                 raise _too_large(limit_bytes)
@@ -84,11 +89,12 @@ class Connection:
             if message["type"] == "http.disconnect":
                 raise ClientGone
             part: bytes = message.get("body", b"")
+            self._body_ended = not message.get("more_body")
             size += len(part)
             if size > limit_bytes:
                 raise _too_large(limit_bytes)
             parts.append(part)
-            if not message.get("more_body"):
+            if self._body_ended:
                 return b"".join(parts)
             message = await self._receive()
 
@@ -190,9 +196,30 @@ class Connection:
         """Send an error answer in the surface's envelope."""
         headers = [(b"x-request-id", self.request_id.encode()), (b"content-type", b"application/json")]
         headers += error_headers(refusal)
+        body = error_body(refusal, envelope)
+        status = meaning_of(refusal).status
         if refusal.code == "body_too_large":
-            headers.append((b"connection", b"close"))
-        await self.respond(meaning_of(refusal).status, headers, error_body(refusal, envelope))
+            await self._respond_and_close(status, headers, body)
+        else:
+            await self.respond(status, headers, body)
+
+    async def _respond_and_close(self, status: int, headers: Headers, body: bytes) -> None:
+        """Answer, and read on for a while: to close on a client that still sends destroys the answer on its way."""
+        self.started = True
+        self.status = status
+        headers += [(b"connection", b"close"), (b"content-length", b"%d" % len(body))]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SKIP_S):
+                await self._skip_body(SKIP_MAX_BYTES)
+        await self._send({"type": "http.response.body"})
+
+    async def _skip_body(self, most_bytes: int) -> None:
+        while not self._body_ended and most_bytes > 0:
+            message = await self._receive()
+            self._body_ended = not message.get("more_body")
+            most_bytes -= len(message.get("body", b""))
 
 
 def _too_large(limit_bytes: int) -> Refused:

@@ -96,6 +96,8 @@ def error_headers(refusal: Refused) -> list[tuple[bytes, bytes]]:
     if refusal.code in ("missing_api_key", "invalid_api_key"):
         headers.append((b"www-authenticate", b"Bearer"))
     details = refusal.details
+    if refusal.code == "method_not_allowed" and "allowed" in details:
+        headers.append((b"allow", ", ".join(details["allowed"]).encode()))
     for name, field in (("limit", "limit"), ("remaining", "left"), ("reset", "resets_at")):
         if refusal.code == "rate_limit_exceeded" and details.get(field) is not None:
             unit = details.get("unit") or "requests"

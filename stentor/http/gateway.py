@@ -63,14 +63,12 @@ class Gateway:
         self._cors = Cors(settings.cors_origins)
         self._exact: dict[tuple[str, str], _Bound] = {}
         self._patterns = []
-        self._paths: set[str] = set()
         for route in SURFACE:
             bound = _Bound(route, handlers[route.handler])
             if "{" in route.path:
                 self._patterns.append((route.method, _compile(route.path), bound))
             else:
                 self._exact[route.method, route.path] = bound
-                self._paths.add(route.path)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI 3, ``http`` alone."""
@@ -117,15 +115,19 @@ class Gateway:
         bound = self._exact.get((method, path))
         if bound is not None:
             return bound, {}
-        known = path in self._paths
+        allowed = [known for known, exact in self._exact if exact == path]
         for wanted, pattern, candidate in self._patterns:
             match = pattern.match(path)
             if match is not None:
                 if wanted == method:
                     return candidate, match.groupdict()
-                known = True
-        if known:
-            raise Refused("method_not_allowed", f"{path[:200]} doesn't answer {method[:20]}; /docs lists what does.")
+                allowed.append(wanted)
+        if allowed:
+            raise Refused(
+                "method_not_allowed",
+                f"{path[:200]} doesn't answer {method[:20]}, only {', '.join(sorted(allowed))}.",
+                details={"allowed": sorted(allowed)},
+            )
         raise Refused("not_found", f"There is nothing at {path[:200]}; /docs lists what there is.")
 
     async def _admit(self, route: Route, connection: Connection) -> Principal:

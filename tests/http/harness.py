@@ -3,6 +3,7 @@
 Every JSON answer that passes through here is validated against the server's own ``/openapi.json``.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -189,6 +190,15 @@ class Engine:
 
     def running(self) -> int:
         return int(self._ask("GET", "/state")["running"])
+
+    @contextlib.contextmanager
+    def answering(self, **default: Any) -> Iterator[None]:
+        """Meanwhile messages that hold no script are answered by this one."""
+        self._ask("POST", "/control", {"default": default})
+        try:
+            yield
+        finally:
+            self._ask("POST", "/control", {})
 
     def whole_answer(self, body: Json) -> Json:
         """What the engine itself answers to ``body`` when it isn't asked to stream."""

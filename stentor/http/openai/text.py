@@ -43,7 +43,7 @@ class TextEndpoints:
 
 def _label(connection: Connection, name: bytes) -> str | None:
     value = connection.header(name)
-    return value.decode("latin-1")[:LABEL_MAX_CHARS] if value is not None else None
+    return value.decode("latin-1").strip()[:LABEL_MAX_CHARS] if value is not None else None
 
 
 def not_in_models(name: str) -> Refused:
