@@ -39,7 +39,15 @@ for command in (up, serve, models, keys, users, usage, db, doctor, chat, config_
 
 def main() -> None:
     """Run the command line and end the process with its status: 0, 1 for a problem, 2 for wrong usage."""
+    _fill_standard_streams()
     sys.exit(run(sys.argv[1:]))
+
+
+def _fill_standard_streams() -> None:
+    """Put something harmless where a standard stream is closed, or the next file opened would be written to as one."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
 
 
 def run(arguments: list[str]) -> int:

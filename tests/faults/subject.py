@@ -66,7 +66,7 @@ class Surroundings:
         assert left is True, f"left running: {left}"
         assert wait_for(lambda: not self.busy_ports(), CLOSE_S), f"still taken: {self.busy_ports()}"
         files = [str(path) for made in (self.home, self.temporary) for path in made.rglob("*")]
-        assert files == [], "files outside the data folder"
+        assert files == [], f"files outside the data folder: {files[:5]}"
 
     def busy_ports(self) -> list[int]:
         return [port for port in sorted(self.ports) if not is_free(port)]
