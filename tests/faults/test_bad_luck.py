@@ -265,8 +265,10 @@ def test_a_disk_that_fills_up_while_a_model_is_pulled(place: Surroundings) -> No
         assert subject.ready["model"] == "scripted"
         said = [line for line in subject.log.decode().splitlines() if "tiny.gguf" in line]
         assert any("disk" in line and "MODEL_CACHE" in line for line in said), subject.log.decode()
-        assert list((subject.data_dir / "models").rglob("*.gguf")) == []
-        assert list((subject.data_dir / "models").rglob(".pull-*")) == []
+        models = subject.data_dir / "models"
+        assert list(models.glob("pypi/**/*.gguf")) == []
+        # It is tried again now and then; what a try begins it clears away.
+        assert wait_for(lambda: not list(models.rglob(".pull-*")), 10), "a broken download was left"
         assert refusal(subject, "pulled")[:2] == (503, "model_unavailable")
         assert subject.chat("hello").status == 200
         resource.prlimit(subject.pid, resource.RLIMIT_FSIZE, room)
