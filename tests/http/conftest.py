@@ -1,6 +1,7 @@
 """One running server a worker of pytest and a number of gateway workers; after every test it must be at rest."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,10 +20,8 @@ def _config() -> str:
     return "\n".join(models)
 
 
-def _start(tmp_path_factory: pytest.TempPathFactory, workers: int) -> Iterator[Gate]:
-    folder = tmp_path_factory.mktemp(f"gate{workers}")
-    settings = {"GATEWAY_WORKERS": str(workers), "QUEUE_MAX": "4", "DURABILITY": "process"}
-    with Server(folder, _config(), "--admin-key", slots=DYING + 2, **settings) as server:
+def _start(folder: Path, config: str, **settings: str) -> Iterator[Gate]:
+    with Server(folder, config, "--admin-key", slots=DYING + 2, DURABILITY="process", **settings) as server:
         gate = Gate(server)
         yield gate
         gate.check_books()
@@ -34,13 +33,26 @@ def _start(tmp_path_factory: pytest.TempPathFactory, workers: int) -> Iterator[G
 @pytest.fixture(scope="session")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     """The server in one process."""
-    yield from _start(tmp_path_factory, 1)
+    yield from _start(tmp_path_factory.mktemp("single"), _config(), GATEWAY_WORKERS="1", QUEUE_MAX="4")
 
 
 @pytest.fixture(scope="session")
 def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     """The server with two gateway workers of their own."""
-    yield from _start(tmp_path_factory, 2)
+    yield from _start(tmp_path_factory.mktemp("double"), _config(), GATEWAY_WORKERS="2", QUEUE_MAX="4")
+
+
+@pytest.fixture(scope="session")
+def _strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
+    settings = {
+        "QUEUE_TIMEOUT_S": "0.5",
+        "RATE_LIMIT_QPS": "5",
+        "BODY_MAX_MB": "1",
+        "CORS_ORIGINS": "https://app.example,http://localhost:3000",
+        "ALLOWED_HOSTS": "gate.example,*.inner.example",
+    }
+    models = "\n".join([scripted_model(), scripted_model("narrow", parallel=1)])
+    yield from _start(tmp_path_factory.mktemp("strict"), models, **settings)
 
 
 @pytest.fixture(params=["single", "double"])
@@ -53,6 +65,12 @@ def each(request: pytest.FixtureRequest) -> Iterator[Gate]:
 def gate(single: Gate) -> Iterator[Gate]:
     """The server in one process."""
     yield from _at_rest(single)
+
+
+@pytest.fixture
+def strict(_strict: Gate) -> Iterator[Gate]:
+    """A server with other settings: short waits, few requests a second, small bodies, origins, names."""
+    yield from _at_rest(_strict)
 
 
 def _at_rest(gate: Gate) -> Iterator[Gate]:
