@@ -106,6 +106,7 @@ class Server:
         self.slot_port = free_ports(slots)
         self.arguments = arguments
         self.settings = settings
+        self.before: tuple[str, ...] = ()  # a command line that runs the server's
         self.ready: dict[str, Any] = {}
         self.key = ""
         self.password = ""
@@ -137,7 +138,17 @@ class Server:
     def start(self) -> None:
         """Start and wait until it says that it is ready."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "stentor", "up", "--json", "--config", str(self.config), *self.arguments],
+            [
+                *self.before,
+                sys.executable,
+                "-m",
+                "stentor",
+                "up",
+                "--json",
+                "--config",
+                str(self.config),
+                *self.arguments,
+            ],
             cwd=self.folder,
             env=self.environ,
             stdin=subprocess.DEVNULL,

@@ -59,13 +59,18 @@ def find_master_key(settings: VaultSettings) -> MasterKey | None:
 def make_master_key(path: Path) -> MasterKey:
     """A new key in a new file of mode 0600, on disk before it is used. Raises StentorError if it can't be written."""
     key = MasterKey(os.urandom(KEY_BYTES))
+    draft = path.with_name(path.name + ".new")
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        draft.unlink(missing_ok=True)
+        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.write(descriptor, key.secret.hex().encode() + b"\n")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+        # Whole or not at all, and never over an older one: half a key would lock the next start out.
+        os.link(draft, path)
+        draft.unlink()
         directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(directory)
