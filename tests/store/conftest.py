@@ -80,6 +80,10 @@ class FewPlaces:
         self.waiting.append(future)
         try:
             return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled():
+                self.release(future.result().instance, 1, suspect=False)
+            raise
         finally:
             if future in self.waiting:
                 self.waiting.remove(future)
