@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping
 
-from stentor.accounting.settings import AccountingSettings
 from stentor.app.machine import ThisMachine
 from stentor.control.books import LocalBooks
 from stentor.control.first_run import ensure_first_run, ensure_fixed_key
@@ -55,8 +54,7 @@ class Authority:
         scheduler = LocalScheduler(
             settings.runtime, Sources(settings.model_cache, settings.environ), settings.environ, clock, log
         )
-        accounting = AccountingSettings(settings.default_max_tokens, settings.rate_limit_qps)
-        books = await LocalBooks.start(database, scheduler, accounting, clock, log)
+        books = await LocalBooks.start(database, scheduler, settings.accounting, clock, log)
         return cls(settings, database, keyring, scheduler, books, log)
 
     async def first_run(self, *, admin_key: bool) -> FirstRun | None:
@@ -71,10 +69,12 @@ class Authority:
         watch = self.metrics.watch
         watch("stentor_open_requests", lambda: self.books.open_requests)
         watch("stentor_store_problem", lambda: float(self.database.problem() is not None))
+        watch("stentor_store_writer_queue", lambda: float(self.database.queued_writes()))
         watch("stentor_log_events_dropped_total", lambda: self._log.dropped_events)
         watch("stentor_log_fields_dropped_total", lambda: self._log.dropped_fields)
         watch("stentor_queue_depth", lambda: _by_model(self.scheduler.waiting_by_model()))
         watch("stentor_running_requests", lambda: _by_model(self.scheduler.running_by_model()))
+        watch("stentor_engines_restarted_total", lambda: _by_model(self.scheduler.restarts_by_model()))
         watch("stentor_instances", self._count_instances)
 
     def _count_instances(self) -> Samples:

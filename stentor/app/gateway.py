@@ -48,6 +48,7 @@ class GatewayParts:
         self._settings = settings
         self._books = books
         self._scheduler = scheduler
+        self._tracer = tracer
         self._log = log
         flow = ChatFlow(books, self.engines, tracer)
         text = TextEndpoints(flow, self.calls, settings.body_max_bytes)
@@ -87,8 +88,9 @@ class GatewayParts:
             await self.calls.wait_idle(STOP_S)
 
     async def close(self) -> None:
-        """Close the connections to engines."""
+        """Close the connections to engines, and send what waits of the traces."""
         await self.engines.close()
+        await asyncio.to_thread(self._tracer.close)
 
 
 class _Protocol(HttpToolsProtocol):

@@ -26,13 +26,11 @@ from stentor.http.admin.handlers import AdminEndpoints
 from stentor.http.gateway import Gateway, HttpSettings
 from stentor.http.loopback import call_app
 from stentor.settings import Settings
+from stentor.settings.checks import is_loopback
 from stentor.store.database import Database
 from stentor.telemetry.logs import Log, route_crashes, route_stdlib
 from stentor.telemetry.trace import NoTracer, open_tracer
 from stentor.version import VERSION
-
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
-PRELOAD_NOTICE_S = 0.25
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -87,6 +85,7 @@ class _Server:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(first_socket.close)
             authority = await Authority.open(settings, self._database, self._log)
+            stack.callback(authority.management.close)
             await authority.ensure_fixed_key()
             self._watch_signals()
             gateway = self._gateway(authority)
@@ -231,7 +230,7 @@ def _http_settings(settings: Settings) -> HttpSettings:
         body_max_bytes=settings.body_max_bytes,
         allowed_hosts=settings.allowed_hosts,
         cors_origins=settings.cors_origins,
-        open_metrics=settings.host in LOOPBACK,
+        open_metrics=is_loopback(settings.host),
     )
 
 

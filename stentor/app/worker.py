@@ -66,7 +66,6 @@ async def _serve(line: socket.socket, listening: socket.socket) -> int:
     await server.end()
     await parts.close()
     authority.hang_up()
-    await asyncio.to_thread(tracer.close)
     log.close()
     return 0 if drain_s is not None else 1
 

@@ -108,6 +108,11 @@ class Desk:
         except Refused as refusal:
             wire = RefusalWire(refusal.code, refusal.message, refusal.param, refusal.retry_after_s, refusal.details)
             line.send(number, "refused", wire)
+        except Exception as defect:
+            # The worker waits without a deadline: it must hear of a defect, too.
+            text = f"The server failed on this request ({type(defect).__name__}); its log says more."
+            line.send(number, "refused", RefusalWire("internal_error", text, None, None, {}))
+            raise
         else:
             line.send(number, "ok", answer)
 

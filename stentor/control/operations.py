@@ -38,7 +38,7 @@ class _Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Machine(Protocol):
     """What the machine says of itself."""
 
-    def describe(self) -> Row:
+    async def describe(self) -> Row:
         """CPU, memory, disk, GPUs, as plain values."""
         ...
 
@@ -143,7 +143,7 @@ class Operations:
 
     async def system(self) -> Row:
         """The machine and its engines."""
-        return {**self._machine.describe(), "slots": (await self.list_slots())["data"]}
+        return {**await self._machine.describe(), "slots": (await self.list_slots())["data"]}
 
 
 def _page(rows: list[Row], after: object) -> Row:

@@ -111,7 +111,10 @@ class Workers:
         wait_s = RESPAWN_FIRST_S
         while not self._closing:
             born = loop.time()
-            await self._run_once(number, host, port)
+            try:
+                await self._run_once(number, host, port)
+            except OSError as error:  # no file handle or memory left for another process: try again later
+                self._log.event("worker_not_started", level="error", worker=number, cause=error)
             if self._closing:
                 return
             wait_s = RESPAWN_FIRST_S if loop.time() - born > HEALTHY_AFTER_S else min(wait_s * 2, RESPAWN_MAX_S)
@@ -131,6 +134,9 @@ class Workers:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
             )
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
             listening.close()

@@ -50,7 +50,7 @@ class ProcessParts(msgspec.Struct, frozen=True):
 
 
 class EngineProcess:
-    """One instance. Attributes are for reading; ``generation`` grows with every child, ``attempts`` likewise."""
+    """One instance. Attributes are for reading; ``generation`` counts its children, ``restarts`` those after failures."""
 
     def __init__(
         self,
@@ -72,6 +72,7 @@ class EngineProcess:
         self.spec = spec
         self.state: InstanceState = "stopped"
         self.generation = 0
+        self.restarts = 0
         self.checking = False
         self.address = EngineAddress("", "")
         self.places = spec.parallel
@@ -96,11 +97,6 @@ class EngineProcess:
         self._over.set()
         self._outcome: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-
-    @property
-    def restarts(self) -> int:
-        """How many children there were beyond the first."""
-        return max(0, self.generation - 1)
 
     @property
     def is_wanted(self) -> bool:
@@ -210,7 +206,9 @@ class EngineProcess:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._nudged.wait()
-            if not self._wanted.is_set():
+            if self._wanted.is_set():
+                self.restarts += 1
+            else:
                 self._enter("stopped")
 
     async def _live(self) -> StartFailed | None:

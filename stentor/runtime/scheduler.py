@@ -153,13 +153,13 @@ class LocalScheduler:
         """Requests that hold a place, by model."""
         return {model: sum(each.running for each in pool.instances) for model, pool in self._pools.items()}
 
+    def restarts_by_model(self) -> dict[ModelId, int]:
+        """How often an engine was started again after a failure, by model, since this server started."""
+        return {model: sum(each.process.restarts for each in pool.instances) for model, pool in self._pools.items()}
+
     def instance_states(self) -> list[tuple[ModelId, InstanceState]]:
         """Model and state of every instance that was ever wanted."""
         return [(ModelId(each.process.spec.id), each.process.state) for each in self._instances.values()]
-
-    def count_active_slots(self) -> int:
-        """Engine processes that hold a slot port."""
-        return sum(1 for instance in self._instances.values() if instance.process.pid is not None)
 
     def on_change(self, listener: Callable[[ModelId], None]) -> None:
         """Call ``listener`` with the model whenever one of its instances changes state; on the loop, so be quick."""

@@ -61,16 +61,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The Unix socket over which the command line talks to a running server."""
         return self.data_dir / "run" / "admin.sock"
 
-    @property
-    def default_max_tokens(self) -> int:
-        """Output tokens of a request that names no limit."""
-        return self.accounting.default_max_tokens
-
-    @property
-    def rate_limit_qps(self) -> float:
-        """Requests a second per key; 0 is off."""
-        return self.accounting.rate_limit_qps
-
     def __repr__(self) -> str:
         return f"Settings(data_dir={str(self.data_dir)!r}, host={self.host!r}, port={self.port})"
 

@@ -84,6 +84,10 @@ class Database:
         """Why the store can't be written now, in words for a person, or None. Costs nothing."""
         return "the database is closed" if self._closed else self._writer.problem()
 
+    def queued_writes(self) -> int:
+        """How many writes wait for the next commit. Costs nothing."""
+        return self._writer.depth()
+
     def close(self) -> None:
         """Write what is queued, then let go of everything. Does nothing the second time."""
         if self._closed:

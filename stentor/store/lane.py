@@ -81,9 +81,9 @@ class Lane(Generic[A, B]):
         return [pending.popleft() for _ in range(GROUP_MAX)]
 
     @property
-    def waiting(self) -> bool:
-        """Whether anything is queued."""
-        return bool(self._pending)
+    def depth(self) -> int:
+        """How many items are queued."""
+        return len(self._pending)
 
     def resolve(self, batch: list[tuple[A, "asyncio.Future[B]"]], outcome: list[B] | BaseException) -> None:
         """For the writer: hand a group's outcome to the loop."""

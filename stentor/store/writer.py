@@ -80,6 +80,10 @@ class Writer:
         """Why the store can't be written now, or None."""
         return self._problem
 
+    def depth(self) -> int:
+        """How many writes wait for a commit, in lanes and alone."""
+        return sum(lane.depth for lane in self._lanes) + len(self._writes) + len(self._maintenance)
+
     def close(self) -> None:
         """Write what is queued, copy the log back into the database, and end the thread."""
         self._stopping = True

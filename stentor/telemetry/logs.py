@@ -200,17 +200,8 @@ def route_stdlib(log: Log) -> Callable[[], None]:
     """
     root = logging.getLogger()
     handler = StdlibHandler(log)
-    names = (
-        "uvicorn",
-        "uvicorn.error",
-        "uvicorn.access",
-        "uvicorn.asgi",
-        "aiohttp",
-        "asyncio",
-        "alembic",
-        "sqlalchemy",
-    )
-    before = [(known, known.handlers[:], known.level, known.propagate) for known in map(logging.getLogger, names)]
+    libraries = map(logging.getLogger, _LIBRARIES)
+    before = [(known, known.handlers[:], known.level, known.propagate) for known in libraries]
     before.append((root, root.handlers[:], root.level, root.propagate))
     for known, *_ in before:
         known.handlers[:] = []

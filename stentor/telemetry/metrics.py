@@ -194,10 +194,6 @@ class Metrics(Collector):
         """Count one request that a rule refused; ``code`` is the contract's error code."""
         self.tally("stentor_requests_refused_total", (endpoint, code)).value += 1
 
-    def observe_restart(self, model: str) -> None:
-        """Count one engine process started again after a failure."""
-        self.tally("stentor_engines_restarted_total", (model,)).value += 1
-
     # ── at scrape time
 
     def watch(self, name: str, read: Callable[[], Samples | float]) -> None:

@@ -100,13 +100,11 @@ def test_queue_wait_comes_from_the_grant(metrics: Metrics) -> None:
     assert value(metrics, "stentor_queue_wait_seconds_sum", model="m") == 2.0
 
 
-def test_counts_refusals_and_restarts(metrics: Metrics) -> None:
+def test_counts_refusals(metrics: Metrics) -> None:
     metrics.observe_refused("/v1/chat/completions", "overloaded")
     metrics.observe_refused("/v1/chat/completions", "overloaded")
-    metrics.observe_restart("m")
     name = "stentor_requests_refused_total"
     assert value(metrics, name, endpoint="/v1/chat/completions", code="overloaded") == 2
-    assert value(metrics, "stentor_engines_restarted_total", model="m") == 1
 
 
 def test_watched_values_are_read_at_each_scrape(metrics: Metrics) -> None:
@@ -134,8 +132,9 @@ def test_tells_the_version_and_the_process(metrics: Metrics) -> None:
 
 def test_two_sets_of_metrics_know_nothing_of_each_other() -> None:
     one, two = Metrics(), Metrics()
-    one.observe_restart("m")
-    assert value(two, "stentor_engines_restarted_total", model="m") is None
+    one.observe_refused("/v1/completions", "overloaded")
+    name = "stentor_requests_refused_total"
+    assert value(two, name, endpoint="/v1/completions", code="overloaded") is None
 
 
 def test_the_exposition_declares_every_metric_once(metrics: Metrics) -> None:
@@ -147,7 +146,7 @@ def test_the_exposition_declares_every_metric_once(metrics: Metrics) -> None:
 
 
 def test_odd_label_values_stay_one_sample(metrics: Metrics) -> None:
-    metrics.observe_restart('a"b\\c\nd')
+    metrics.watch("stentor_engines_restarted_total", lambda: [(('a"b\\c\nd',), 1)])
     assert value(metrics, "stentor_engines_restarted_total", model='a"b\\c\nd') == 1
 
 
