@@ -90,10 +90,15 @@ def nginx_string(text: str) -> str:
     return f"'{escaped}'"
 
 
+def mock_folder(port: int) -> Path:
+    """Where nginx's configuration for `port` lies; git ignores it."""
+    return HERE.parent / "build" / "bench" / f"mock-{port}"
+
+
 def exec_nginx(port: int, *, sse: bool) -> None:
     """Replaces this process by one single-process nginx. Never returns."""
     nginx = shutil.which("nginx") or "/usr/sbin/nginx"
-    folder = HERE.parent / "build" / "bench" / f"mock-{port}"
+    folder = mock_folder(port)
     folder.mkdir(parents=True, exist_ok=True)
     body = "".join(answer_frames(NGINX_ID, len(WORDS), with_usage=True)) if sse else answer_json(NGINX_ID)
     config = ConfigTemplate((HERE / "config" / "mock.nginx.conf").read_text()).substitute(

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from bench.machine import LOAD_CORE, SERVER_CORE
-from bench.mock import ConfigTemplate
+from bench.mock import ConfigTemplate, mock_folder
 from bench.process import Process, StartFailed, free_port, started, wait_for_line, wait_until_answers
 
 HERE = Path(__file__).resolve().parent
@@ -103,6 +103,7 @@ def upstream(folder: Path) -> Iterator[Upstream]:
         wait_until_answers(whole, whole_port, CHAT, "none", probe_body("mock"), READY_S)
         wait_until_answers(paced, paced_port, CHAT, "none", probe_body("paced"), READY_S)
         yield Upstream(whole_port, paced_port)
+    shutil.rmtree(mock_folder(whole_port), ignore_errors=True)
 
 
 @contextmanager
