@@ -131,7 +131,6 @@ class HttpServer(uvicorn.Server):
             server_header=False,
             proxy_headers=False,
             timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=int(STOP_S),
         )
         super().__init__(config)
         self._uds = uds
@@ -147,10 +146,14 @@ class HttpServer(uvicorn.Server):
         self._task = asyncio.create_task(self.serve(sockets=[sock]), name="http")
 
     async def end(self) -> None:
-        """Take no more connections, end the idle ones, wait for the rest."""
+        """Take no more connections, end the idle ones, wait shortly for the rest: running requests were drained."""
         self.should_exit = True
-        if self._task is not None:
-            await self._task
+        if self._task is None:
+            return
+        # uvicorn's own limit would count from the first sign of the end, and so cut the drain time short.
+        await asyncio.wait([self._task], timeout=STOP_S)
+        self.force_exit = True
+        await self._task
 
 
 def tune_collector() -> None:

@@ -11,22 +11,36 @@ Interruption = Literal["client_left", "client_stalled", "key_revoked", "server_s
 class Call:
     """One request under way. Its own task runs it; anyone may interrupt it, once, and only until it closes."""
 
-    __slots__ = ("_expired", "_loop", "_task", "closing", "interrupted", "key_id")
+    __slots__ = ("_expired", "_loop", "_missed", "_task", "closing", "interrupted", "key_id")
 
     def __init__(self, key_id: KeyId, task: asyncio.Task[object], loop: asyncio.AbstractEventLoop) -> None:
         self.key_id = key_id
         self.interrupted: Interruption | None = None
         self._loop = loop
         self._expired = False
+        self._missed: Interruption | None = None
         # Set when the answer is being settled: from then on it goes out whole.
         self.closing = False
         self._task = task
 
     def interrupt(self, reason: Interruption) -> None:
         """Cancel the request's task with a reason; too late and a second time it does nothing."""
-        if self.interrupted is None and not self.closing:
-            self.interrupted = reason
-            self._task.cancel()
+        if self.interrupted is not None:
+            return
+        if self.closing:
+            self._missed = self._missed or reason
+            return
+        self.interrupted = reason
+        self._task.cancel()
+
+    def reopen(self) -> Interruption | None:
+        """What was settled was not the end: another attempt may be interrupted again.
+
+        Returns the reason if somebody tried to meanwhile; then there must be no other attempt.
+        """
+        self.interrupted = self._missed
+        self.closing = self._missed is not None
+        return self._missed
 
     def expire_in(self, timeout_s: float) -> asyncio.TimerHandle:
         """Cancel the task after ``timeout_s``; cancel the handle in time. (``asyncio.timeout`` costs 5 µs more.)"""
@@ -38,9 +52,10 @@ class Call:
 
     def take_expiry(self) -> bool:
         """Called where CancelledError was caught: whether it was for :meth:`expire_in`, now dealt with."""
-        if self._expired:
+        expired, self._expired = self._expired, False
+        if expired:
             self._task.uncancel()
-        return self._expired
+        return expired
 
     def take_interruption(self) -> Interruption:
         """Called where CancelledError was caught: the reason, the cancellation now being dealt with.

@@ -53,6 +53,19 @@ def test_running_answers_end_well_and_new_ones_are_not_taken(
 
 
 @WORKERS
+def test_the_drain_time_is_given_in_full(make_subject: MakeSubject, workers: int) -> None:
+    subject = make_subject(GATEWAY_WORKERS=workers, DRAIN_S=30)
+    subject.start()
+    stream = OpenStream(subject, long_answer(7.5))
+    whole = Background(lambda: subject.chat(script(long_answer(7.5))))
+    assert wait_for(lambda: subject.metric("stentor_running_requests") == 2, 5)
+    SIGNALS["SIGTERM"](subject)
+    assert subject.wait_ended(20) == 0
+    assert stream.wait(1).is_whole, stream.body[-200:]
+    assert whole.result(1).status == 200
+
+
+@WORKERS
 def test_an_answer_that_outlasts_the_drain_time_is_ended_and_says_so(make_subject: MakeSubject, workers: int) -> None:
     subject = make_subject(GATEWAY_WORKERS=workers, DRAIN_S=1)
     subject.start()
