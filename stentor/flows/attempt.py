@@ -249,8 +249,6 @@ class Attempt:
         except Refused:
             # The store can't book a failed attempt: it is charged nothing, and the failure itself is answered.
             return
-        finally:
-            self._call.closing = self.started
 
     def _relayed(self) -> tuple[Usage, str]:
         """The output that reached the client: counted by the engine, or its text to be counted."""

@@ -53,6 +53,10 @@ class ChatFlow:
                     return
                 if number == ATTEMPTS_MAX:
                     raise _engine_failed(str(failure)) from None
+                missed = call.reopen()
+                if missed is not None:
+                    await self._interrupted(attempt, missed)
+                    return
             except EngineRefused as refusal:
                 await attempt.settle_failed(EngineFailed("engine_refused", refusal.message, suspect=False))
                 raise
@@ -66,7 +70,7 @@ class ChatFlow:
                     await attempt.abandon()
 
     async def _interrupted(self, attempt: Attempt, reason: Interruption) -> None:
-        if attempt.grant is not None and reason != "server_restarting":
+        if attempt.is_open and reason != "server_restarting":
             await attempt.settle_interrupted(reason)
         refusal = _INTERRUPTIONS.get(reason)
         if refusal is None:
