@@ -13,7 +13,7 @@ from stentor.accounting.prices import PriceEntry, add_price, list_prices, load_p
 from stentor.accounting.usage import Subject, UsageFilter, UsagePage, UsageTotal, list_usage, total_usage
 from stentor.audit.log import Actor, Change, list_changes, record_change
 from stentor.control.books import LocalBooks
-from stentor.control.wanted import Finding, KeyAsk, MadeKey, UserAsk, UserView
+from stentor.control.wanted import Finding, KeyAsk, MadeKey, UserAsk, UserView, check_within
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ProjectId, TierId
@@ -57,7 +57,7 @@ class Management:
 
         def work(connection: Connection) -> ApiKey:
             if creator is not None:
-                _check_within(api_keys.get_key(connection, creator), ask)
+                check_within(api_keys.get_key(connection, creator), ask)
             user = users.get_user(connection, ask.user)
             project = _project_of(connection, user, ask.project)
             new = api_keys.NewKey(
@@ -268,8 +268,22 @@ class Management:
     async def list_usage(
         self, where: UsageFilter, *, before: tuple[int, int] | None = None, limit: int = 100
     ) -> UsagePage:
-        """Usage events, newest first."""
-        return await self._database.read(lambda connection: list_usage(connection, where, before=before, limit=limit))
+        """Usage events, newest first; ``where.user_id`` may be a name or an email as well."""
+
+        def read(connection: Connection) -> UsagePage:
+            by = where
+            if by.user_id is not None:
+                by = msgspec.structs.replace(by, user_id=users.get_user(connection, by.user_id).id)
+            return list_usage(connection, by, before=before, limit=limit)
+
+        return await self._database.read(read)
+
+    async def record(self, actor: Actor, action: str, subject: tuple[str, str], after: dict[str, Any]) -> None:
+        """Write down a change that isn't the books' own, such as a model's start."""
+        now_us = self._clock.now_us()
+        await self._database.write(
+            lambda connection: record_change(connection, now_us, actor, action, subject, after=after)
+        )
 
     async def total_usage(self, where: UsageFilter, by: Subject | None = None) -> list[UsageTotal]:
         """Totals of usage, in all or by subject."""
@@ -376,22 +390,3 @@ def _project_of(connection: Connection, user: User, project: str) -> Project:
     if found.personal and found.owner_id != user.id:
         raise Refused("invalid_request", "A personal project only takes keys of its owner.", param="project")
     return found
-
-
-def _check_within(creator: ApiKey, ask: KeyAsk) -> None:
-    """Raises Refused if ``ask`` would allow what the creator's own key doesn't."""
-    for field in ("scopes", "models", "endpoints"):
-        own, wanted = getattr(creator, field), getattr(ask, field)
-        if own and (not wanted or set(wanted) - set(own)):
-            raise Refused(
-                "insufficient_scope", f"A key can't allow more {field} than its maker's: {', '.join(own)}.", param=field
-            )
-    for field in creator.limits.__struct_fields__:
-        most, wanted = getattr(creator.limits, field), getattr(ask.limits, field)
-        if most is not None and (wanted is None or wanted > most):
-            raise Refused(
-                "insufficient_scope", f"A key's {field} can't be above its maker's {most}.", param=f"limits.{field}"
-            )
-    ends_us = creator.ends_us()
-    if ends_us is not None and (ask.expires_us is None or ask.expires_us > ends_us):
-        raise Refused("insufficient_scope", "A key can't outlive its maker's.", param="expires_us")

@@ -108,19 +108,22 @@ class Operations:
         """The catalogue."""
         return _page([msgspec.to_builtins(card) for card in await self._scheduler.list_models()], None)
 
-    async def start_model(self, name: str, body: Any) -> Row:
+    async def start_model(self, actor: Actor, name: str, body: Any) -> Row:
         """Bring a model up."""
         instances = _read(body, _Start).instances
         if not 1 <= instances <= INSTANCES_MAX:
             raise Refused("invalid_request", f"instances is {instances}; use 1 to {INSTANCES_MAX}.", param="instances")
         card = await self._get_model(name)
+        await self._management.record(actor, "model_start", ("model", card.id), {"instances": instances})
         await self._scheduler.start(card.id, instances)
         return await self._describe(card.id)
 
-    async def stop_model(self, name: str) -> Row:
+    async def stop_model(self, actor: Actor, name: str) -> Row:
         """Stop a model."""
         card = await self._get_model(name)
         await self._scheduler.stop(card.id)
+        # Afterwards: an engine must be stoppable even while nothing can be written.
+        await self._management.record(actor, "model_stop", ("model", card.id), {})
         return await self._describe(card.id)
 
     async def _describe(self, model: ModelId) -> Row:

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from stentor.core.errors import Refused
 from stentor.people.values import ApiKey, KeyLimits, User
 
 
@@ -16,6 +17,25 @@ class KeyAsk(msgspec.Struct, frozen=True):
     endpoints: tuple[str, ...] = ()
     limits: KeyLimits = KeyLimits()
     expires_us: int | None = None
+
+
+def check_within(creator: ApiKey, ask: KeyAsk) -> None:
+    """Raises Refused if ``ask`` would allow what the creator's own key doesn't."""
+    for field in ("scopes", "models", "endpoints"):
+        own, wanted = getattr(creator, field), getattr(ask, field)
+        if own and (not wanted or set(wanted) - set(own)):
+            raise Refused(
+                "insufficient_scope", f"A key can't allow more {field} than its maker's: {', '.join(own)}.", param=field
+            )
+    for field in creator.limits.__struct_fields__:
+        most, wanted = getattr(creator.limits, field), getattr(ask.limits, field)
+        if most is not None and (wanted is None or wanted > most):
+            raise Refused(
+                "insufficient_scope", f"A key's {field} can't be above its maker's {most}.", param=f"limits.{field}"
+            )
+    ends_us = creator.ends_us()
+    if ends_us is not None and (ask.expires_us is None or ask.expires_us > ends_us):
+        raise Refused("insufficient_scope", "A key can't outlive its maker's.", param="expires_us")
 
 
 class UserAsk(msgspec.Struct, frozen=True):

@@ -16,7 +16,7 @@ from stentor.core.ids import KeyId, ProjectId, TierId, UserId
 from stentor.core.principal import SCOPES, Principal
 from stentor.http.auth import Authenticator, check_scope
 from stentor.http.connection import ClientGone, Connection, Receive, Scope, Send
-from stentor.http.errors import Envelope
+from stentor.http.errors import Envelope, meaning_of
 from stentor.http.guard import Cors, HostGuard
 from stentor.http.surface import SURFACE, Route
 from stentor.telemetry.logs import Log
@@ -76,6 +76,7 @@ class Gateway:
             return
         connection = Connection(scope, receive, self._cors.wrap(scope, send), self._loop)
         envelope: Envelope = "openai" if scope["path"].startswith("/v1") else "detail"
+        principal = ANONYMOUS
         try:
             if self._hosts is not None:
                 self._hosts.check(connection.header(b"host"))
@@ -87,22 +88,29 @@ class Gateway:
             principal = await self._admit(bound.route, connection)
             await bound.handler(connection, principal, params)
         except Refused as refusal:
-            await self._refuse(connection, refusal, envelope)
+            await self._refuse(connection, refusal, envelope, principal)
         except ClientGone:
             return
         except Exception as error:  # noqa: BLE001  # the outermost boundary: a defect is answered, logged and survived
             self._log.event("request_crashed", level="error", request_id=connection.request_id, cause=error)
-            await self._refuse(connection, _defect(), envelope)
+            await self._refuse(connection, _defect(), envelope, principal)
         finally:
             connection.finish()
 
-    async def _refuse(self, connection: Connection, refusal: Refused, envelope: Envelope) -> None:
+    async def _refuse(self, connection: Connection, refusal: Refused, envelope: Envelope, principal: Principal) -> None:
+        scope = connection.scope
+        status = meaning_of(refusal).status
         self._log.event(
             "request_refused",
+            level="warning" if status >= 500 else "info",
             request_id=connection.request_id,
-            path=connection.scope["path"],
-            method=connection.scope["method"],
+            path=scope["path"],
+            method=scope["method"],
+            status=status,
             code=refusal.code,
+            # Whoever is known is named; of strangers only the address tells a guesser from a misspelt key.
+            key_id=principal.key_id or None,
+            client=None if principal.key_id else _address(scope),
         )
         if connection.started:
             await connection.fail_stream(refusal)
@@ -152,6 +160,11 @@ def _defect() -> Refused:
     return Refused("internal_error", "The server failed on this request. The log has more under its x-request-id.")
 
 
-def _from_loopback(scope: Scope) -> bool:
+def _address(scope: Scope) -> str | None:
     client = scope.get("client")
-    return client is not None and (client[0].startswith("127.") or client[0] == "::1")
+    return None if client is None else str(client[0])
+
+
+def _from_loopback(scope: Scope) -> bool:
+    address = _address(scope)
+    return address is not None and (address.startswith("127.") or address == "::1")

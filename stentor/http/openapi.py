@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 
 from stentor.http import wire
-from stentor.http.surface import SURFACE, Route
+from stentor.http.errors import CODES
+from stentor.http.surface import SURFACE, Access, Route
 
 _REF = "#/components/schemas/{name}"
 _ACCESS_TEXT = {
@@ -14,6 +15,27 @@ _ACCESS_TEXT = {
     "key": "Needs an API key with the scope '{scope}'.",
     "admin": "Needs an API key with the scope 'admin', or the server's own Unix socket.",
     "metrics": "Needs a key with the scope 'admin'; open on this machine while the server listens on loopback alone.",
+}
+_ERRORS: dict[Access, tuple[int, ...]] = {
+    "public": (400, 500),
+    "metrics": (400, 401, 403, 500, 503),
+    "key": (400, 401, 403, 404, 500, 503),
+    "admin": (400, 401, 403, 404, 409, 413, 500, 503),
+}
+_ERRORS_OF_ANSWERS = (402, 413, 429, 502)
+_TEXT = {"type": "string"}
+_TIME = {"type": "integer", "description": "Microseconds since 1970, UTC."}
+_QUERY: dict[str, dict[str, Any]] = {
+    "user": {**_TEXT, "description": "Name, email or id."},
+    "project": {**_TEXT, "description": "A project's id."},
+    "key": {**_TEXT, "description": "A key's id."},
+    "model": {**_TEXT, "description": "A model's id."},
+    "request_id": {**_TEXT, "description": "The x-request-id of an answer."},
+    "status": {"enum": ["completed", "cancelled", "failed"]},
+    "since_us": _TIME,
+    "until_us": _TIME,
+    "after": {**_TEXT, "description": "The 'next' of the page before."},
+    "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
 }
 
 
@@ -45,24 +67,20 @@ def _operation(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
     ok: dict[str, Any] = {"description": "The answer."}
     schema = refs[id(route.response)] if route.response is not None else {}
     ok["content"] = {route.media_type: {"schema": schema} if schema else {}}
-    if route.streams:
-        ok["content"]["text/event-stream"] = {"schema": {"type": "string"}}
-    envelope = wire.ErrorEnvelope if route.envelope == "openai" else wire.DetailEnvelope
-    error = {
-        "description": "What was wrong, and what to do.",
-        "content": {"application/json": {"schema": refs[id(envelope)]}},
-    }
+    others = ("text/event-stream",) if route.streams else route.also
+    ok["content"] |= {media_type: {"schema": _TEXT} for media_type in others}
     operation: dict[str, Any] = {
         "operationId": f"{route.handler}_{route.path.strip('/').replace('/', '_')}",
         "summary": route.summary,
         "description": _ACCESS_TEXT[route.access].format(scope=route.scope),
-        "responses": {"200": ok, "default": error},
+        "responses": {"200": ok, **_errors(route, refs)},
     }
-    names = re.findall(r"{(\w+)}", route.path)
-    if names:
-        operation["parameters"] = [
-            {"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names
-        ]
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in re.findall(r"{(\w+)}", route.path)
+    ]
+    parameters += [{"name": name, "in": "query", "schema": _QUERY[name]} for name in route.query]
+    if parameters:
+        operation["parameters"] = parameters
     if route.request is not None:
         operation["requestBody"] = {
             "required": True,
@@ -71,3 +89,18 @@ def _operation(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
     if route.access != "public":
         operation["security"] = [{"bearer": []}, {"apiKey": []}]
     return operation
+
+
+def _errors(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
+    """The error answers of a route by status, each with its codes; ``default`` is for what any path may say."""
+    envelope = wire.ErrorEnvelope if route.envelope == "openai" else wire.DetailEnvelope
+    content = {"application/json": {"schema": refs[id(envelope)]}}
+    answers: dict[str, Any] = {}
+    for status in sorted((*_ERRORS[route.access], *(_ERRORS_OF_ANSWERS if route.streams else ()))):
+        said = [f"{code}: {meaning.text}" for code, meaning in CODES.items() if meaning.status == status]
+        answers[str(status)] = {"description": " ".join(said), "content": content}
+    if route.handler == "health":
+        healthless = {"application/json": {"schema": refs[id(wire.Health)]}, "text/plain": {"schema": _TEXT}}
+        answers["503"] = {"description": "The database can't be written.", "content": healthless}
+    answers["default"] = {"description": "What was wrong, and what to do.", "content": content}
+    return answers

@@ -32,6 +32,7 @@ class PublicEndpoints:
         self._render_metrics = render_metrics
         self._version = version
         self._openapi = b""
+        self._docs = b""
 
     async def health(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """GET /health: 503 while the store can't be written or the authority can't be reached."""
@@ -79,7 +80,9 @@ class PublicEndpoints:
 
     async def docs(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """GET /docs and /swagger-ui/: self-contained, nothing is loaded from elsewhere."""
-        await _send(connection, 200, _HTML, docs_page(openapi_document(self._version)).encode())
+        if not self._docs:
+            self._docs = docs_page(openapi_document(self._version)).encode()
+        await _send(connection, 200, _HTML, self._docs)
 
 
 def _prefers_text(connection: Connection) -> bool:

@@ -17,7 +17,10 @@ loopback alone."""
 
 
 class Route(NamedTuple):
-    """One method on one path. ``request`` and ``response`` are wire types, or None for other media types."""
+    """One method on one path. ``request`` and ``response`` are wire types, or None for other media types.
+
+    ``also`` are media types that ``Accept`` may ask for instead, ``query`` the parameters after the question mark.
+    """
 
     method: str
     path: str
@@ -30,10 +33,16 @@ class Route(NamedTuple):
     envelope: Envelope = "openai"
     media_type: str = "application/json"
     streams: bool = False
+    also: tuple[str, ...] = ()
+    query: tuple[str, ...] = ()
 
 
 def _admin(method: str, path: str, handler: str, summary: str, request: Any = None, response: Any = None) -> Route:
     return Route(method, "/admin/api" + path, handler, "admin", summary, "admin", request, response, "detail")
+
+
+def _listing(path: str, handler: str, summary: str, response: Any, *query: str) -> Route:
+    return _admin("GET", path, handler, summary, None, response)._replace(query=(*query, "after", "limit"))
 
 
 SURFACE: tuple[Route, ...] = (
@@ -47,8 +56,14 @@ SURFACE: tuple[Route, ...] = (
     ),
     Route("GET", "/v1/models", "list_models", "key", "The models this key may use.", "inference", None, wire.ModelList),
     Route("GET", "/v1/models/{model}", "get_model", "key", "One model.", "inference", None, wire.Model),
-    Route("GET", "/health", "health", "public", "Whether the server can serve.", "", None, wire.Health, "detail"),
-    Route("GET", "/", "root", "public", "What this server is.", "", None, wire.Root, "detail"),
+    Route(
+        "GET", "/health", "health", "public", "Whether the server can serve.", "", None, wire.Health, "detail",
+        also=("text/plain",),
+    ),
+    Route(
+        "GET", "/", "root", "public", "What this server is.", "", None, wire.Root, "detail",
+        also=("text/plain", "text/html"),
+    ),
     Route(
         "GET", "/metrics", "metrics", "metrics", "Prometheus metrics.", "admin",
         media_type="text/plain", envelope="detail",
@@ -56,14 +71,17 @@ SURFACE: tuple[Route, ...] = (
     Route("GET", "/openapi.json", "openapi", "public", "The OpenAPI document of this surface.", envelope="detail"),
     Route("GET", "/docs", "docs", "public", "The reference as a page.", media_type="text/html", envelope="detail"),
     Route("GET", "/swagger-ui/", "docs", "public", "The same page.", media_type="text/html", envelope="detail"),
-    _admin("GET", "/api-keys", "list_keys", "API keys without their texts, newest first.", None, admin.KeyPage),
+    _listing("/api-keys", "list_keys", "API keys without their texts, newest first.", admin.KeyPage, "user"),
     _admin("POST", "/api-keys", "create_key", "Make an API key.", admin.CreateKeyRequest, admin.NewKey),
     _admin("POST", "/api-keys/{id}/revoke", "revoke_key", "End a key now.", None, admin.Key),
     _admin("POST", "/api-keys/{id}/rotate", "rotate_key", "Replace a key.", admin.RotateKeyRequest, admin.NewKey),
-    _admin("GET", "/users", "list_users", "Users with their balances, by name.", None, admin.UserPage),
+    _listing("/users", "list_users", "Users with their balances, by name.", admin.UserPage),
     _admin("POST", "/users", "create_user", "Make a user.", admin.CreateUserRequest, admin.User),
     _admin("POST", "/users/{id}/topup", "top_up", "Add to a prepaid balance.", admin.TopUpRequest, admin.User),
-    _admin("GET", "/usage", "list_usage", "Usage events, newest first.", None, admin.UsagePage),
+    _listing(
+        "/usage", "list_usage", "Usage events, newest first.", admin.UsagePage,
+        "user", "project", "key", "model", "request_id", "status", "since_us", "until_us",
+    ),
     _admin("GET", "/models", "list_model_cards", "The catalogue with states and sources.", None, admin.ModelPage),
     _admin("POST", "/models/{id}/start", "start_model", "Bring it up.", admin.StartModelRequest, admin.ModelCard),
     _admin("POST", "/models/{id}/stop", "stop_model", "Stop it when its requests are done.", None, admin.ModelCard),

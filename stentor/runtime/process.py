@@ -50,7 +50,7 @@ class ProcessParts(msgspec.Struct, frozen=True):
 
 
 class EngineProcess:
-    """One instance. Attributes are for reading; ``generation`` counts its children, ``restarts`` those after failures."""
+    """One instance. Attributes are for reading: ``generation`` counts children, ``restarts`` those after a failure."""
 
     def __init__(
         self,
