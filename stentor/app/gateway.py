@@ -5,11 +5,10 @@ import contextlib
 import gc
 import socket
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from stentor.app.protocol import Protocol
 from stentor.core.books import Books
 from stentor.core.scheduler import Scheduler
 from stentor.egress.engines import EngineClient, EngineSettings
@@ -26,7 +25,6 @@ from stentor.version import VERSION
 
 KEEP_ALIVE_S = 75
 STOP_S = 5.0
-PIPELINE_MAX = 16
 
 
 class GatewayParts:
@@ -93,29 +91,6 @@ class GatewayParts:
         await asyncio.to_thread(self._tracer.close)
 
 
-class _Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, with pipelines whose running request hears that the client left, not the last one alone."""
-
-    _served: RequestResponseCycle | None = None
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._served = cycle
-        super()._start_asgi_task(cycle, app)
-
-    def on_headers_complete(self) -> None:
-        super().on_headers_complete()
-        # A connection that isn't read never says that it was closed.
-        if 0 < len(self.pipeline) <= PIPELINE_MAX:
-            self.flow.resume_reading()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        served = self._served
-        if served is not None and not served.response_complete:
-            served.disconnected = True
-            served.message_event.set()
-
-
 class HttpServer(uvicorn.Server):
     """uvicorn on a socket of ours, leaving signals to us."""
 
@@ -123,7 +98,7 @@ class HttpServer(uvicorn.Server):
         config = uvicorn.Config(
             app,
             loop="none",
-            http=_Protocol,
+            http=Protocol,
             ws="none",
             lifespan="off",
             log_config=None,

@@ -134,8 +134,24 @@ class LocalBooks:
             del self._running[ident]
             give_back(running.hold)
             raise
+        return self._grant(running, place)
+
+    def try_open(self, ask: Open, owner: str = "") -> Grant | None:
+        """As :meth:`open` where nothing has to be waited for; None, and nothing is taken, where something has."""
+        account = self.roll.keys.get(ask.key_id)
+        if account is None:
+            return None
+        running = self._admit(ask, owner, account)
+        place = self._places.try_acquire(running.model.id, ask.prefix_key)
+        if place is None:
+            give_back(running.hold)
+            return None
+        self._running[ask.request_id, ask.attempt] = running
+        return self._grant(running, place)
+
+    def _grant(self, running: _Running, place: Place) -> Grant:
         running.place = place
-        model = running.model
+        ask, model = running.ask, running.model
         return Grant(
             ask.request_id,
             ask.attempt,
@@ -169,7 +185,7 @@ class LocalBooks:
         running = _Running(ask, owner, account, model, now.us)
         running.price = self.prices.get_price(model.id, now.us)
         demand = Demand(
-            ask.input_bound,
+            ask.input_bound + ask.media * model.media_bound,
             ask.output_asked,
             self._settings.default_max_tokens,
             ask.answers,

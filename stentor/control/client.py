@@ -131,7 +131,7 @@ class AuthorityClient:
         if line is None or line.lost:
             raise AuthorityLost
         number = next(self._numbers)
-        future = asyncio.get_running_loop().create_future()
+        future = line.loop.create_future()
         self._waiting[number] = (name, future)
         line.send(number, name, payload)
         return number, future

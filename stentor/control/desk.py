@@ -35,13 +35,17 @@ class OwnedBooks(Books, Protocol):
         """See ``Books.open``."""
         ...
 
+    def try_open(self, ask: Open, owner: str = "") -> Grant | None:
+        """As ``open`` where nothing has to be waited for; None, and nothing is taken, where something has."""
+        ...
+
     def abandon(self, owner: str) -> None:
         """Close every open request of a lost worker: failed, ``worker_lost``, cost 0."""
         ...
 
 
 class Desk:
-    """Serves one worker. ``owner`` names it in the books."""
+    """Serves one worker. ``owner`` names it in the books. Make it inside the running loop."""
 
     def __init__(self, owner: str, books: OwnedBooks, scheduler: Scheduler, operate: Operate) -> None:
         self._owner = owner
@@ -49,7 +53,10 @@ class Desk:
         self._scheduler = scheduler
         self._operate = operate
         self._line: Line | None = None
+        self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        # A settlement goes on when its worker dies: the answer may have reached the client.
+        self._closing: set[asyncio.Task[None]] = set()
         self._opening: dict[int, asyncio.Task[None]] = {}
         self.lost = asyncio.Event()
         self._on_ready: Callable[[], None] | None = None
@@ -93,12 +100,28 @@ class Desk:
             if self._on_ready is not None:
                 self._on_ready()
             return
-        task = asyncio.get_running_loop().create_task(self._answer(number, name, payload))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        if name == "open" and self._open_at_once(number, payload):
+            return
+        task = self._loop.create_task(self._answer(number, name, payload))
+        tasks = self._closing if name == "close" else self._tasks
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
         if name == "open":
             self._opening[number] = task
             task.add_done_callback(lambda _: self._opening.pop(number, None))
+
+    def _open_at_once(self, number: int, payload: msgspec.Raw) -> bool:
+        """Answer an ``open`` that needn't wait, without a task; False if it has to be waited for."""
+        line = self._line
+        assert line is not None
+        try:
+            grant = self._books.try_open(_decode_open(payload), self._owner)
+        except Refused as refusal:
+            line.send(number, "refused", _wire(refusal))
+            return True
+        if grant is not None:
+            line.send(number, "ok", grant)
+        return grant is not None
 
     async def _answer(self, number: int, name: str, payload: msgspec.Raw) -> None:
         line = self._line
@@ -106,8 +129,7 @@ class Desk:
         try:
             answer = await self._serve(name, payload)
         except Refused as refusal:
-            wire = RefusalWire(refusal.code, refusal.message, refusal.param, refusal.retry_after_s, refusal.details)
-            line.send(number, "refused", wire)
+            line.send(number, "refused", _wire(refusal))
         except Exception as defect:
             # The worker waits without a deadline: it must hear of a defect, too.
             text = f"The server failed on this request ({type(defect).__name__}); its log says more."
@@ -121,8 +143,7 @@ class Desk:
         if name == "open":
             return await books.open(_decode_open(payload), self._owner)
         if name == "close":
-            # A settlement goes on when its worker dies: the answer may have reached the client.
-            return await asyncio.shield(books.close(_decode_close(payload)))
+            return await books.close(_decode_close(payload))
         if name == "find_principal":
             return await books.find_principal(_decode_bytes(payload))
         if name == "find_problem":
@@ -168,3 +189,7 @@ class Desk:
             await self._books.close(end)
         except Refused:
             return  # never opened, or the store is down: there is nothing to give back
+
+
+def _wire(refusal: Refused) -> RefusalWire:
+    return RefusalWire(refusal.code, refusal.message, refusal.param, refusal.retry_after_s, refusal.details)

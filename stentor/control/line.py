@@ -25,7 +25,7 @@ class Line(asyncio.Protocol):
     def __init__(self, on_frame: OnFrame, on_lost: Callable[[], None]) -> None:
         self._on_frame = on_frame
         self._on_lost = on_lost
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._rest = b""
         self._out: list[bytes] = []
@@ -61,7 +61,7 @@ class Line(asyncio.Protocol):
             return
         frame = _encode((number, name, payload))
         if not self._out:
-            self._loop.call_soon(self._flush)
+            self.loop.call_soon(self._flush)
         self._out.append(_LENGTH.pack(len(frame)))
         self._out.append(frame)
 

@@ -149,7 +149,7 @@ class Assembly:
     def read(self, meter: AnswerMeter) -> None:
         """Read the answer, and let ``meter`` know what it used. Raises EngineError, EngineRubbish."""
         for chunk in self._decode():
-            if chunk is not None and chunk.prompt_progress == NOTHING:
+            if chunk is not None and chunk.prompt_progress is NOTHING:
                 self._take(chunk, meter)
 
     def _decode(self) -> list[_Chunk | None]:
@@ -169,11 +169,11 @@ class Assembly:
             raise EngineRubbish(f"the engine sent a frame that can't be read: {error}") from None
 
     def _take(self, chunk: _Chunk, meter: AnswerMeter) -> None:
-        if chunk.error not in (NOTHING, NULL):
+        if chunk.error is not NOTHING and chunk.error != NULL:
             raise EngineError(bytes(chunk.error).decode(errors="replace")[:500])
         if self._head is None:
             self._head = chunk
-        if chunk.timings != NOTHING:
+        if chunk.timings is not NOTHING:
             self._timings = chunk.timings
         if chunk.usage is not None:
             meter.take_usage(chunk.usage)
