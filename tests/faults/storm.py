@@ -267,7 +267,7 @@ async def check_nothing_reserved(subject: Subject, key: str) -> None:
     """As many requests at once as the user may have at most: one place or reservation kept back would refuse one."""
     assert subject.metric("stentor_open_requests") == 0
     assert subject.metric("stentor_running_requests") == 0
-    body = {"model": "scripted", "messages": [{"role": "user", "content": script({"sleep": 1.0}, {"tokens": 2})}]}
+    body = {"model": "scripted", "messages": [{"role": "user", "content": script({"sleep": 0.3}, {"tokens": 2})}]}
     async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
 
         async def one() -> int:

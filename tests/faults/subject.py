@@ -266,9 +266,3 @@ def events_on_disk(subject: Subject) -> dict[str, dict[str, Any]]:
         return {row["request_id"]: dict(row) for row in raw.execute("SELECT * FROM usage_events ORDER BY id")}
     finally:
         raw.close()
-
-
-def last_log(subject: Subject, event: str) -> list[dict[str, Any]]:
-    """All log lines of one event."""
-    lines = [json.loads(line) for line in subject.log.splitlines() if line.startswith(b"{")]
-    return [line for line in lines if line["event"] == event]

@@ -1,15 +1,16 @@
 """A server that can't start says in one line why and what to do, and changes nothing."""
 
 import hashlib
+import shutil
 import socket
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.faults.conftest import MakeSubject
-from tests.faults.subject import MORTAL, Subject, fail_start, limited, run_stentor
+from tests.faults.subject import MORTAL, Subject, Surroundings, fail_start, limited, run_stentor
 from tests.serving import scripted_model
 
 
@@ -28,13 +29,25 @@ def contents(subject: Subject) -> list[str]:
         raw.close()
 
 
-@pytest.fixture
-def used(make_subject: MakeSubject) -> Subject:
-    """A server that has run once and answered once; it stands still now."""
-    subject = make_subject()
+@pytest.fixture(scope="module")
+def veteran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The data folder of a server that has run once and answered once, and its key."""
+    place = Surroundings(tmp_path_factory.mktemp("veteran"))
+    subject = Subject(place, scripted_model(), "--admin-key")
     subject.start()
     assert subject.chat("hello").status == 200
     assert subject.stop() == 0
+    yield subject.data_dir, subject.key
+    place.check_empty()
+
+
+@pytest.fixture
+def used(make_subject: MakeSubject, veteran: tuple[Path, str]) -> Subject:
+    """A server that has run before, on a copy of its data; it stands still."""
+    subject = make_subject()
+    data_dir, subject.key = veteran
+    shutil.copytree(data_dir, subject.data_dir, ignore=shutil.ignore_patterns("*.sock"))
+    subject.data_dir.chmod(0o700)
     return subject
 
 
@@ -50,8 +63,7 @@ def assert_works_again(subject: Subject) -> None:
 # -- ports and locks
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("shared", [False, True], ids=["taken", "taken-by-one-who-shares"])
+@pytest.mark.parametrize(("workers", "shared"), [(1, False), (2, False), (2, True)])
 def test_a_taken_port(make_subject: MakeSubject, workers: int, shared: bool) -> None:
     subject = make_subject(GATEWAY_WORKERS=workers)
     with socket.socket() as other:

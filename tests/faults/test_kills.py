@@ -19,6 +19,7 @@ from tests.faults.storm import Storm, check_money, check_nothing_reserved, compa
 from tests.faults.subject import Subject, Surroundings, recording_model, wait_for
 
 INSTANCES = 2
+PLACES = 5  # of each: fewer than there are clients, so that some always wait
 WORKERS_GONE_S = 2.0
 ENGINES_GONE_S = 5.0
 SEED = int(os.environ.get("STORM_SEED", "20261"))
@@ -116,7 +117,7 @@ async def raid(make_subject: MakeSubject, place: Surroundings, request: pytest.F
     print(f"STORM_SEED={SEED} (run {offset}: {seed})")
     finished = place.folder / "finished"
     finished.touch()
-    subject = make_subject(recording_model(finished, instances=INSTANCES, parallel=16), GATEWAY_WORKERS=workers)
+    subject = make_subject(recording_model(finished, instances=INSTANCES, parallel=PLACES), GATEWAY_WORKERS=workers)
     key = await prepare_books(subject)
     await asyncio.to_thread(subject.start)
     yield Raid(subject, Storm(subject, key, seed), workers, seed)

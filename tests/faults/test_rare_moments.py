@@ -1,19 +1,26 @@
 """Moments that are seldom met: a first start that is killed, a machine that sleeps, a disk with no byte left."""
 
+import contextlib
+import http.client
 import io
 import os
 import random
+import resource
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.faults.conftest import MakeSubject
 from tests.faults.streams import Background, OpenStream
 from tests.faults.subject import Subject, wait_for
+from tests.scripted_engine import script
+from tests.serving import scripted_model
 
 SEED = int(os.environ.get("STORM_SEED", "20261"))
 
@@ -70,6 +77,87 @@ def test_a_machine_that_sleeps_goes_on_where_it_was(make_subject: MakeSubject, w
     os.kill(subject.pid, signal.SIGCONT)
     assert waiting.result(10).status == 200
     assert stream.wait(10).is_whole
+    assert subject.metric("stentor_open_requests") == 0
+
+
+def test_a_killed_worker_leaves_no_place_in_the_queue(make_subject: MakeSubject) -> None:
+    subject = make_subject(scripted_model(parallel=1), GATEWAY_WORKERS=2)
+    subject.start()
+    running = OpenStream(subject, {"tokens": 3}, {"sleep": 2.0}, {"tokens": 2})
+    waiting = [Background(lambda: ask_once(subject)) for _ in range(12)]
+    assert wait_for(lambda: subject.metric("stentor_queue_depth") == 12, 5)
+    assert subject.metric("stentor_open_requests") == 1, "who waits has no grant yet"
+    victim = subject.workers()[0]
+    survives = running.worker(subject).pid != victim.pid
+    victim.kill()
+    statuses = [each.result(20) for each in waiting]
+    assert set(statuses) == {0, 200}, "all connections went to one worker"
+    assert running.wait(5).is_whole == survives
+    subject.wait_whole(1, workers=2)
+    assert subject.metric("stentor_queue_depth") == 0
+    assert subject.metric("stentor_open_requests") == 0
+    assert subject.chat("hello").status == 200
+    assert [event["status"] for event in subject.rows("/usage")].count("completed") == statuses.count(
+        200
+    ) + survives + 1
+
+
+def ask_once(subject: Subject) -> int:
+    """A short chat's status; 0 where the connection broke."""
+    try:
+        return subject.chat(script({"tokens": 2})).status
+    except (OSError, http.client.HTTPException):
+        return 0
+
+
+def test_remains_of_an_earlier_run_are_no_obstacle(make_subject: MakeSubject) -> None:
+    subject = make_subject()
+    subject.start()
+    subject.stop()
+    run = subject.data_dir / "run"
+    for remains in run.iterdir():
+        remains.write_bytes(b"\0" * 100)
+    (run / "engines.json").write_bytes(b'[{"half')
+    for path in run.parent.glob("*.sock"):
+        path.unlink()
+        path.write_text("a file where the socket was")
+    subject.start()
+    assert subject.chat("hello").status == 200
+    assert subject.cli("keys", "list", "--json")
+
+
+def test_of_two_starts_at_once_one_wins(make_subject: MakeSubject) -> None:
+    both = make_subject(), make_subject()
+    starts = [Background(subject.start) for subject in both]
+    failures = [start.failure(30) for start in starts]
+    (winner,) = [subject for subject, failure in zip(both, failures, strict=True) if failure is None]
+    (loser,) = [subject for subject in both if subject is not winner]
+    assert loser.wait_ended(5) == 1
+    assert f"(process {winner.pid})".encode() in loser.log
+    assert b"Traceback" not in loser.log
+    assert winner.chat("hello").status == 200
+
+
+def test_a_server_without_file_descriptors_comes_back(make_subject: MakeSubject) -> None:
+    subject = make_subject()
+    subject.start()
+    subject.chat("hello")
+    server = psutil.Process(subject.pid)
+    soft, hard = resource.prlimit(subject.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(subject.pid, resource.RLIMIT_NOFILE, (server.num_fds() + 4, hard))
+    with contextlib.ExitStack() as stack:
+        for _ in range(20):
+            idle = stack.enter_context(socket.socket())
+            idle.settimeout(5)
+            idle.connect(("127.0.0.1", subject.port))
+        time.sleep(1.0)
+        busy_s = server.cpu_times().user
+        time.sleep(1.0)
+        assert server.cpu_times().user - busy_s < 0.7, "it spins while it can't accept"
+    assert wait_for(lambda: ask_once(subject) == 200, 10)
+    resource.prlimit(subject.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    assert ask_once(subject) == 200
+    assert all(finding["ok"] for finding in subject.admin("/doctor")["data"])
     assert subject.metric("stentor_open_requests") == 0
 
 
