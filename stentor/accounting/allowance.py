@@ -86,7 +86,7 @@ def _check_rates(account: KeyAccount, demand: Demand, now: Moment, second: int) 
     if account.pace is not None:
         wait_s = account.pace.wait_s(now.steady_s)
         if wait_s > 0:
-            raise refusals.too_soon(wait_s)
+            raise refusals.too_soon(account.pace, wait_s, now)
 
 
 def _plan_output(account: KeyAccount, demand: Demand, now: Moment) -> tuple[int, Bounds]:

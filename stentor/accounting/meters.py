@@ -138,9 +138,10 @@ class Gauge:
 class Pace:
     """A limit on requests per second for one key: the next one may come 1/qps after the last, with a second's burst."""
 
-    __slots__ = ("_burst_s", "_gap_s", "_next_s")
+    __slots__ = ("_burst_s", "_gap_s", "_next_s", "per_second")
 
     def __init__(self, per_second: float) -> None:
+        self.per_second = per_second
         self._gap_s = 1.0 / per_second
         self._burst_s = max(1.0, self._gap_s) - self._gap_s
         self._next_s = 0.0

@@ -2,7 +2,7 @@
 
 import math
 
-from stentor.accounting.meters import Meter, Minute, Moment
+from stentor.accounting.meters import Meter, Minute, Moment, Pace
 from stentor.core.errors import Refused
 
 
@@ -46,13 +46,19 @@ def too_many_tokens(window: Minute, wanted: int, now: Moment, second: int) -> Re
     return refused
 
 
-def too_soon(wait_s: float) -> Refused:
+def too_soon(pace: Pace, wait_s: float, now: Moment) -> Refused:
     """The key's requests come faster than the server allows."""
     return Refused(
         "rate_limit_exceeded",
-        f"This key's requests come too fast. Try again in {math.ceil(wait_s)} s.",
+        f"This key's requests come faster than {pace.per_second:g} a second. Try again in {math.ceil(wait_s)} s.",
         retry_after_s=wait_s,
-        details={"rule": "requests_per_second", "unit": "requests", "left": 0},
+        details={
+            "rule": "requests_per_second",
+            "unit": "requests",
+            "limit": int(pace.per_second) if pace.per_second.is_integer() else pace.per_second,
+            "left": 0,
+            "resets_at": math.ceil(now.us / 1_000_000 + wait_s),
+        },
     )
 
 

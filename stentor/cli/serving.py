@@ -1,6 +1,7 @@
 """``up`` and ``serve``: start the server in this process and say how to reach it."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 import click
@@ -91,9 +92,13 @@ def announce_json(ready: Ready) -> None:
 
 def _announcer(settings: "Settings") -> Callable[[Ready], None]:
     hardware = load("stentor.runtime.hardware")
+    # Asking a driver may take seconds: it is done while the server starts, not while it serves.
+    looking = ThreadPoolExecutor(1)
+    gpus = looking.submit(hardware.find_gpus)
+    looking.shutdown(wait=False)
 
     def announce(ready: Ready) -> None:
-        gpu = hardware.choose_gpu_step(hardware.find_gpus(), settings.runtime.engine_bin)
+        gpu = hardware.choose_gpu_step(gpus.result(), settings.runtime.engine_bin)
         click.echo(describe_ready(ready, gpu))
 
     return announce

@@ -7,7 +7,7 @@ from stentor.core.books import Close, Grant, Open, Settled
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId
 from stentor.core.principal import Principal
-from stentor.telemetry.logs import Log
+from stentor.telemetry.logs import Level, Log
 from stentor.telemetry.metrics import Metrics
 
 
@@ -18,6 +18,7 @@ class ObservedBooks:
         self._books = books
         self._metrics = metrics
         self._log = log
+        self._tells_all = log.says("debug")
         self._open: dict[tuple[str, int], tuple[Grant, str, str]] = {}
 
     @property
@@ -47,26 +48,50 @@ class ObservedBooks:
         self._open[ask.request_id, ask.attempt] = grant, ask.endpoint, owner
         return grant
 
+    def try_open(self, ask: Open, owner: str = "") -> Grant | None:
+        """See ``OwnedBooks.try_open``."""
+        try:
+            grant = self._books.try_open(ask, owner)
+        except Refused as refusal:
+            self._metrics.observe_refused(ask.endpoint, refusal.code)
+            raise
+        if grant is not None:
+            self._open[ask.request_id, ask.attempt] = grant, ask.endpoint, owner
+        return grant
+
     async def close(self, end: Close) -> Settled:
         """See ``Books.close``."""
         known = self._open.pop((end.request_id, end.attempt), None)
-        settled = await self._books.close(end)
-        if known is not None:
-            grant, endpoint, _ = known
-            self._metrics.observe_closed(grant, endpoint, end, settled)
-            if settled.absorbed_nano or end.outcome == "failed":
-                self._log_unusual(grant, end, settled)
+        if known is None:
+            return await self._books.close(end)
+        grant, endpoint, _ = known
+        try:
+            settled = await self._books.close(end)
+        except Refused as refusal:
+            self._metrics.observe_refused(endpoint, refusal.code)
+            raise
+        self._metrics.observe_closed(grant, endpoint, end, settled)
+        unusual = end.outcome == "failed" or settled.absorbed_nano > 0
+        if unusual or self._tells_all:
+            self._tell(grant, end, settled, "warning" if unusual else "debug")
         return settled
 
-    def _log_unusual(self, grant: Grant, end: Close, settled: Settled) -> None:
+    def _tell(self, grant: Grant, end: Close, settled: Settled, level: Level) -> None:
+        name = "request_closed" if level == "debug" else "cost_absorbed"
+        usage = settled.usage
         self._log.event(
-            "request_failed" if end.outcome == "failed" else "cost_absorbed",
-            level="warning",
+            "request_failed" if end.outcome == "failed" else name,
+            level=level,
             request_id=end.request_id,
             attempt=end.attempt,
             model=grant.model,
             instance=grant.instance,
+            outcome=end.outcome,
             reason=end.reason,
+            latency_ms=end.latency_us / 1000,
+            queued_ms=grant.queued_us / 1000,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
             cost_nano=settled.cost_nano,
             absorbed_nano=settled.absorbed_nano,
         )

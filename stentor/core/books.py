@@ -33,6 +33,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True):
     ``input_bound`` is an upper bound of the prompt in tokens, before it is capped by the model's context;
     ``output_asked`` is what the client asked for (None: the server's default); ``answers`` is ``n``.
     ``needs`` are abilities that the model must have (``text``, ``image``, ``audio``, ``embedding``, …).
+    ``media`` counts images and clips, which ``input_bound`` leaves out: the model says what each can cost at most.
     ``prefix_key`` identifies the start of the conversation for prefix affinity (0: none).
     """
 
@@ -49,6 +50,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True):
     client_request_id: str | None = None
     prefix_key: int = 0
     queue_timeout_s: float | None = None
+    media: int = 0
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True):

@@ -71,6 +71,7 @@ class Ask:
         "include_usage",
         "input_bound",
         "kind",
+        "media",
         "model",
         "needs",
         "output_asked",
@@ -86,6 +87,7 @@ class Ask:
     answers: int
     needs: tuple[str, ...]
     input_bound: int
+    media: int
 
     @property
     def endpoint(self) -> str:
@@ -152,8 +154,8 @@ def read_chat(body: bytes) -> Ask:
     messages = _typed(fields, "messages", _decode_messages, "a list of messages with a 'role'")
     if not messages:
         raise bad_request("'messages' is empty; send at least one message.", "messages")
-    ask.needs = _needs_of(messages)
-    ask.input_bound = len(body) + TOKENS_PER_MESSAGE * len(messages) + TOKENS_OF_TEMPLATE
+    ask.needs, ask.media, media_bytes = _needs_of(messages)
+    ask.input_bound = len(body) - media_bytes + TOKENS_PER_MESSAGE * len(messages) + TOKENS_OF_TEMPLATE
     if "tools" in fields:
         ask.input_bound += TOKENS_OF_TOOL_TEMPLATE
     return ask
@@ -175,13 +177,15 @@ def read_completion(body: bytes) -> Ask:
         fields["prompt"] = msgspec.Raw(_encode(prompt[0]))
     if not prompt:
         raise bad_request("'prompt' is empty; send at least one character or token.", "prompt")
-    ask.needs = ("text",)
+    ask.needs, ask.media = ("text",), 0
     ask.input_bound = len(body) + TOKENS_OF_TEMPLATE
     return ask
 
 
-def _needs_of(messages: list[_Message]) -> tuple[str, ...]:
+def _needs_of(messages: list[_Message]) -> tuple[tuple[str, ...], int, int]:
+    """The abilities that are needed, how many images and clips there are, and their size as text in bytes."""
     needs = ["text"]
+    media = media_bytes = 0
     for number, message in enumerate(messages):
         # A string or null needs no look inside; JSON escapes can't hide a list.
         if bytes(memoryview(message.content)[:1]) in (b'"', b"n"):
@@ -192,25 +196,27 @@ def _needs_of(messages: list[_Message]) -> tuple[str, ...]:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise bad_request(f"'{place}' must be a text or a list of parts: {error}.", place) from None
         for part in parts:
-            need = _need_of(part, place)
+            need, size = _need_of(part, place)
+            media += need != "text"
+            media_bytes += size
             if need not in needs:
                 needs.append(need)
-    return tuple(needs)
+    return tuple(needs), media, media_bytes
 
 
-def _need_of(part: _Part, place: str) -> str:
+def _need_of(part: _Part, place: str) -> tuple[str, int]:
     if part.type in ("text", "refusal"):
-        return "text"
+        return "text", 0
     if part.type == "image_url":
         if part.image_url is None or not part.image_url.url.startswith("data:"):
             raise bad_request(
                 "Images must be sent inside the request as a 'data:' address (base64); this server fetches none.", place
             )
-        return "image"
+        return "image", len(part.image_url.url)
     if part.type == "input_audio":
         if part.input_audio is None:
             raise bad_request("'input_audio' needs 'data' (base64) and 'format'.", place)
-        return "audio"
+        return "audio", len(part.input_audio.data)
     raise bad_request(
         f"'{place}' has a part of type '{part.type[:40]}'; known are 'text', 'image_url' and 'input_audio'.", place
     )

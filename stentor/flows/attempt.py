@@ -88,6 +88,7 @@ class Attempt:
             needs=ask.needs,
             stream=ask.stream,
             client_request_id=label,
+            media=ask.media,
         )
         try:
             self.grant = await self._books.open(wanted)

@@ -11,7 +11,9 @@ _METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
 _HEADERS = b"Authorization, X-API-Key, Content-Type, If-None-Match"
 _EXPOSED = (
     b"x-request-id, x-stentor-model, x-stentor-instance, x-stentor-cost, x-stentor-overhead-ms, "
-    b"x-should-retry, retry-after"
+    b"x-should-retry, retry-after, "
+    b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
 )
 
 

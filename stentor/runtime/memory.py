@@ -60,10 +60,10 @@ def choose_pooling(header: GgufHeader, spec: ModelSpec) -> Pooling:
     return "mean"
 
 
-def find_free_bytes(limit_mb: int | None) -> int:
-    """Memory that a new engine may use: what the machine has available, at most the operator's limit."""
+def find_free_bytes(limit_mb: int | None, planned_bytes: int) -> int:
+    """Memory that a new engine may use: what the machine has available, at most what others leave of the limit."""
     available: int = psutil.virtual_memory().available
-    return available if limit_mb is None else min(available, limit_mb * MIB)
+    return available if limit_mb is None else max(0, min(available, limit_mb * MIB - planned_bytes))
 
 
 def choose_threads(configured: int | None) -> int:

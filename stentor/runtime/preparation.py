@@ -31,28 +31,36 @@ class Preparation:
         catalogue: Catalogue,
         source: ModelSource,
         launchers: Mapping[EngineKind, Launcher],
+        find_planned: Callable[[], int],
     ) -> None:
+        """``find_planned`` says how many bytes were planned for all engines that are there."""
         self._settings = settings
         self._catalogue = catalogue
         self._source = source
         self._launchers = launchers
+        self._find_planned = find_planned
         self._fetching: dict[str, asyncio.Lock] = {}
 
-    async def prepare(self, spec: ModelSpec, take_port: Callable[[], int]) -> Launch:
+    async def prepare(self, spec: ModelSpec, take_port: Callable[[int], int]) -> Launch:
         """The child that serves ``spec``. Raises StentorError, LaunchRefused where a retry can't help.
 
-        A port is taken only once the weights are there: a download must not keep a slot from other models.
+        ``take_port`` is told how many bytes of memory were planned. A port is taken only once the weights are there: a
+        download must not keep a slot from other models.
         """
         threads = spec.threads or choose_threads(self._settings.default_threads)
         ctx, places, weights = spec.ctx or self._settings.default_ctx, spec.parallel, None
-        pooling = spec.pooling
+        pooling, planned_bytes = spec.pooling, 0
         if spec.engine != "command":
             weights = await self._fetch(spec)
             header = await asyncio.to_thread(_read_weights, spec, weights)
-            plan = plan_context(header, spec, ctx, self._free_bytes(spec))
+            free_bytes = self._free_bytes(spec)
+            plan = plan_context(header, spec, ctx, free_bytes)
+            planned_bytes = 0 if free_bytes is None else plan.needed_bytes
             ctx, places, pooling = plan.ctx, plan.places, choose_pooling(header, spec)
+        # No await between the plan and this: nobody else plans with the same memory.
+        port = take_port(planned_bytes)
         order = LaunchOrder(
-            spec=spec, port=take_port(), weights=weights, ctx=ctx, places=places, threads=threads, pooling=pooling
+            spec=spec, port=port, weights=weights, ctx=ctx, places=places, threads=threads, pooling=pooling
         )
         return await self._launchers[spec.engine].prepare(order)
 
@@ -65,7 +73,7 @@ class Preparation:
         # An external server and an explicit number of GPU layers put the weights where this machine's RAM says nothing.
         if spec.engine != "llama" or spec.gpu_layers > 0:
             return None
-        return find_free_bytes(self._settings.memory_limit_mb)
+        return find_free_bytes(self._settings.memory_limit_mb, self._find_planned())
 
     async def _fetch(self, spec: ModelSpec) -> Path:
         # Two instances of one model must not download it twice.

@@ -57,7 +57,7 @@ class EngineProcess:
         instance: InstanceId,
         spec: ModelSpec,
         parts: ProcessParts,
-        prepare: Callable[[Callable[[], int]], Awaitable[Launch]],
+        prepare: Callable[[Callable[[int], int]], Awaitable[Launch]],
         on_change: Callable[["EngineProcess"], None],
     ) -> None:
         settings = parts.settings
@@ -271,8 +271,8 @@ class EngineProcess:
         finally:
             self._parts.slots.free(self.instance)
 
-    def _take_port(self) -> int:
-        self.port = self._parts.slots.take(self.instance)
+    def _take_port(self, planned_bytes: int) -> int:
+        self.port = self._parts.slots.take(self.instance, planned_bytes)
         return self.port
 
     async def _watch(self, child: Child, launch: Launch) -> None:

@@ -56,10 +56,12 @@ class LocalScheduler:
             "llama-server": LlamaServerLauncher(environment, settings.engine_bin, settings.data_dir / "run"),
             "command": CommandLauncher(environment),
         }
-        self._preparation = Preparation(settings, self._catalogue, source, launchers)
         self._roster = Roster(settings.data_dir / "run" / "engines.json")
         self._probe = Probe()
         slots = Slots(settings.slot_first_port, settings.slot_count)
+        self._preparation = Preparation(
+            settings, self._catalogue, source, launchers, find_planned=lambda: slots.planned_bytes
+        )
         self._parts = ProcessParts(settings, self._probe, slots, self._roster)
         self._journal = Journal(log)
         self._instances: dict[InstanceId, Instance] = {}

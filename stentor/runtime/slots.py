@@ -19,19 +19,27 @@ class Slots:
     def __init__(self, first_port: int, count: int) -> None:
         self.ports = tuple(range(first_port, first_port + count))
         self._holders: dict[int, InstanceId] = {}
+        self._planned: dict[InstanceId, int] = {}
 
-    def take(self, instance: InstanceId) -> int:
-        """A free port for ``instance``. Raises NoSlot."""
+    @property
+    def planned_bytes(self) -> int:
+        """Memory that was planned for all instances that hold a port."""
+        return sum(self._planned.values())
+
+    def take(self, instance: InstanceId, planned_bytes: int = 0) -> int:
+        """A free port for ``instance``, which will need ``planned_bytes`` of memory. Raises NoSlot."""
         port, foreign = choose_port(self.ports, self._holders, is_port_free)
         if port is None:
             raise NoSlot(_explain(self.ports, self._holders, foreign))
         self._holders[port] = instance
+        self._planned[instance] = planned_bytes
         return port
 
     def free(self, instance: InstanceId) -> None:
         """Give back what ``instance`` holds, if anything."""
         for port in [port for port, holder in self._holders.items() if holder == instance]:
             del self._holders[port]
+        self._planned.pop(instance, None)
 
 
 def choose_port(

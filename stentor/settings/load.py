@@ -42,5 +42,5 @@ def load_settings(
     values["ENGINE_BIN"], engine_notices = choose_engine_binary(values["ENGINE_BIN"], origins.get("ENGINE_BIN", ""))
     named = named_models(values, tuple(argv_overrides.get("models") or ()), cwd)
     tables = file_models(file, values["ENGINE_BIN"]) if file is not None else ()
-    settings = compose(Read(values, origins, choose_models(tables, named), path, environ))
+    settings = compose(Read(values, origins, choose_models(tables, named, values["ENGINE_BIN"]), path, environ))
     return settings, [*notices, *engine_notices, *find_unread(settings), *find_risks(settings)]

@@ -106,15 +106,23 @@ def id_from_source(source: str) -> str:
 def named_models(values: Mapping[str, Any], sources: tuple[str, ...], cwd: Path) -> tuple[ModelSpec, ...]:
     """Models named by ``MODEL_PATH`` and ``--model``; they are started at once, each with ``INSTANCES`` instances."""
     paths = [f"file:{values['MODEL_PATH']}"] if values["MODEL_PATH"] is not None else []
-    engine: EngineKind = "llama-server" if values["ENGINE_BIN"] is not None else "llama"
+    engine = _engine(values["ENGINE_BIN"])
+    count = values["INSTANCES"]
     return tuple(
-        STARTER
-        if source == STARTER_SOURCE and engine == "llama" and values["INSTANCES"] == 1
-        else ModelSpec(
-            id=id_from_source(source), source=source, engine=engine, instances=values["INSTANCES"], preload=True
-        )
+        msgspec.structs.replace(STARTER, engine=engine, instances=count)
+        if source == STARTER_SOURCE
+        else ModelSpec(id=id_from_source(source), source=source, engine=engine, instances=count, preload=True)
         for source in [*paths, *(plain_source(source, cwd) for source in sources)]
     )
+
+
+def _engine(engine_bin: Path | None) -> EngineKind:
+    """The engine of models that name none."""
+    return "llama" if engine_bin is None else "llama-server"
+
+
+def _starter(engine_bin: Path | None) -> ModelSpec:
+    return msgspec.structs.replace(STARTER, engine=_engine(engine_bin))
 
 
 def plain_source(source: str, cwd: Path) -> str:
@@ -124,7 +132,9 @@ def plain_source(source: str, cwd: Path) -> str:
     return f"file:{(cwd / Path(source.removeprefix('file:')).expanduser()).absolute()}"
 
 
-def choose_models(tables: tuple[ModelSpec, ...], named: tuple[ModelSpec, ...]) -> tuple[ModelSpec, ...]:
+def choose_models(
+    tables: tuple[ModelSpec, ...], named: tuple[ModelSpec, ...], engine_bin: Path | None
+) -> tuple[ModelSpec, ...]:
     """What to serve: everything that is configured, else the starter model. Named sources win over equal tables."""
     taken = {spec.source for spec in named}
     same = {spec.source: spec for spec in tables if spec.source in taken}
@@ -134,4 +144,4 @@ def choose_models(tables: tuple[ModelSpec, ...], named: tuple[ModelSpec, ...]) -
         else spec
         for spec in named
     )
-    return (*(spec for spec in tables if spec.source not in taken), *merged) or (STARTER,)
+    return (*(spec for spec in tables if spec.source not in taken), *merged) or (_starter(engine_bin),)

@@ -99,6 +99,10 @@ class Log:
             said |= {"error_type": type(cause).__name__, "error": explain_error(cause), "error_at": locate_error(cause)}
         self._queue.put((time.time(), level, name, said))
 
+    def says(self, level: Level) -> bool:
+        """Whether events of this level are written: for those that are too many to be made in vain."""
+        return _NUMBERS[level] >= self._level
+
     def close(self, timeout_s: float = _CLOSE_S) -> bool:
         """Write what waits, at most ``timeout_s`` long, and stop. True when everything is written."""
         self._queue.put(None)

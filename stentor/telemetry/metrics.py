@@ -46,7 +46,10 @@ METRICS: tuple[MetricSpec, ...] = (
         ("model", "engine", "endpoint", "outcome"),
     ),
     MetricSpec(
-        "stentor_requests_refused_total", "counter", "Requests refused by a rule, by its code.", ("endpoint", "code")
+        "stentor_requests_refused_total",
+        "counter",
+        "Requests refused by a rule, or that could not be booked, by code.",
+        ("endpoint", "code"),
     ),
     MetricSpec(
         "stentor_request_latency_seconds",

@@ -90,7 +90,10 @@ def test_requests_per_second(strict: Gate):
     answers = [strict.chat(key=key) for _ in range(12)]
     slow = [answer for answer in answers if answer.status == 429]
     assert slow
-    assert refusal(slow[0], 429, "rate_limit_exceeded")["rule"] == "requests_per_second"
+    details = refusal(slow[0], 429, "rate_limit_exceeded")
+    assert (details["rule"], details["limit"]) == ("requests_per_second", 5)
+    assert slow[0].headers["x-ratelimit-limit-requests"] == "5"
+    assert time.time() <= int(slow[0].headers["x-ratelimit-reset-requests"]) <= time.time() + 2
     assert slow[0].headers["retry-after"] == "1"
     assert strict.chat(key=strict.make_key()["key"]).status == 200
 

@@ -65,6 +65,15 @@ async def test_a_name_is_resolved_before_anything_is_charged(house, key: KeyId) 
     assert (await refused(house.open(limited))).code == "model_not_found"
 
 
+async def test_each_medium_reserves_the_most_that_one_can_cost(house, key: KeyId) -> None:
+    house.places.model = msgspec.structs.replace(house.places.model, abilities=("text", "image"), media_bound=1000)
+    ask = Open(new_request_id(), 1, key, "/v1/chat/completions", "tiny", 50, 20, needs=("text", "image"), media=3)
+    grant = await house.books.open(ask)
+    assert house.books.roll.keys[key].user.balance.held == (50 + 3 * 1000) * 100 + 20 * 200
+    await house.close(grant, (2500, 15))
+    await house.check()
+
+
 async def test_a_missing_ability_is_named(house, key: KeyId) -> None:
     refusal = await refused(house.open(key, needs=("text", "image")))
     assert refusal.code == "missing_ability"

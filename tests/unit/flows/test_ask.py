@@ -138,3 +138,12 @@ def test_finds_the_text_to_count() -> None:
     parts = [{"type": "text", "text": "two"}, {"type": "image_url", "image_url": {"url": "data:x"}}]
     body = chat(messages=[{"role": "system", "content": "one"}, {"role": "user", "content": parts}])
     assert prompt_text(read_chat(body)) == "one\ntwo"
+
+
+def test_media_are_counted_apart_from_the_text() -> None:
+    url = "data:image/png;base64," + "A" * 50_000
+    parts = [{"type": "text", "text": "what is it?"}, {"type": "image_url", "image_url": {"url": url}}]
+    ask = read_chat(chat(messages=[{"role": "user", "content": parts}] * 2))
+    assert ask.media == 2
+    assert 2 * 64 < ask.input_bound < 5_000
+    assert read_chat(chat()).media == 0

@@ -16,11 +16,12 @@ from stentor.core.ids import InstanceId, KeyId, ModelId
 from stentor.runtime.breaker import Breaker, BreakerPolicy
 from stentor.runtime.gguf import GgufHeader, InvalidGguf, count_kv_elements, read_header
 from stentor.runtime.launchers.base import LaunchRefused, choose_environment
-from stentor.runtime.memory import MIB, choose_pooling, choose_threads, plan_context
+from stentor.runtime.memory import MIB, choose_pooling, choose_threads, find_free_bytes, plan_context
 from stentor.runtime.queue import Waiter, WaitQueue, choose_displaced, choose_next_waiter
 from stentor.runtime.routing import Affinity, choose_instance
 from stentor.runtime.slots import NoSlot, Slots, choose_port
 from stentor.runtime.spec import ModelSpec, ServedModel
+from tests.serving import free_port
 
 SERVED = ServedModel(ModelId("m"), (), ("text",), 8192, "llama", "m", 0)
 
@@ -121,6 +122,22 @@ def test_no_slot_says_who_holds_them() -> None:
     slots = Slots(1, 0)
     with pytest.raises(NoSlot, match="There are no slots"):
         slots.take(InstanceId("m#1"))
+
+
+def test_memory_is_planned_as_long_as_a_port_is_held() -> None:
+    port = free_port()
+    slots = Slots(port, 1)
+    assert slots.take(InstanceId("m#1"), 700) == port
+    assert slots.planned_bytes == 700
+    slots.free(InstanceId("m#1"))
+    assert slots.planned_bytes == 0
+
+
+def test_engines_share_the_memory_limit() -> None:
+    assert find_free_bytes(64, 0) == 64 * MIB
+    assert find_free_bytes(64, 40 * MIB) == 24 * MIB
+    assert find_free_bytes(64, 65 * MIB) == 0
+    assert find_free_bytes(None, 1 << 60) > 0
 
 
 def policy(**fields: Any) -> BreakerPolicy:

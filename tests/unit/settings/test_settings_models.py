@@ -86,6 +86,8 @@ def test_named_models_stand_beside_the_tables_and_start_at_once(tmp_path):
 
 def test_the_starter_named_by_its_source_keeps_its_id(tmp_path):
     assert models(tmp_path, argv={"models": (STARTER.source,)}) == (STARTER,)
+    (twice,) = models(tmp_path, argv={"models": (STARTER.source,), "instances": "2"})
+    assert (twice.id, twice.instances) == (STARTER.id, 2)
 
 
 def test_an_engine_binary_serves_models_that_name_no_engine(tmp_path):
@@ -97,6 +99,8 @@ def test_an_engine_binary_serves_models_that_name_no_engine(tmp_path):
     )
     specs = models(tmp_path, text, environ={"STENTOR_ENGINE_BIN": str(binary)})
     assert [spec.engine for spec in specs] == ["llama-server", "llama", "command"]
+    (starter,) = models(tmp_path, environ={"STENTOR_ENGINE_BIN": str(binary)})
+    assert (starter.id, starter.engine) == (STARTER.id, "llama-server")
 
 
 def test_relative_binaries_start_from_the_file(tmp_path):
