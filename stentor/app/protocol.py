@@ -1,4 +1,4 @@
-"""uvicorn's HTTP/1.1, changed in two points that it leaves no setting for."""
+"""uvicorn's HTTP, changed in three points that it leaves no setting for."""
 
 import asyncio
 from typing import Any, cast
@@ -46,7 +46,11 @@ class HeadWithBody:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's HTTP/1.1, with pipelines whose running request hears that the client left, not the last one alone."""
+    """uvicorn's HTTP, corrected where it isn't HTTP.
+
+    Of a pipeline the running request hears that the client left, not the last one alone; and HTTP/1.0, which knows no
+    chunks, gets a stream as it is, ended by the connection.
+    """
 
     _served: RequestResponseCycle | None = None
 
@@ -55,6 +59,8 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._served = cycle
+        if cycle.scope["http_version"] == "1.0":
+            _send_unchunked(cycle)
         super()._start_asgi_task(cycle, app)
 
     def on_headers_complete(self) -> None:
@@ -73,3 +79,16 @@ class Protocol(HttpToolsProtocol):
         if served is not None and not served.response_complete:
             served.disconnected = True
             served.message_event.set()
+
+
+def _send_unchunked(cycle: RequestResponseCycle) -> None:
+    """Have the bodies of this answer sent as they are, whatever their length."""
+    send = cycle.send
+
+    async def send_plain(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.chunked_encoding = False
+    setattr(cycle, "send", send_plain)  # noqa: B010  # mypy allows no other way to replace a method

@@ -50,12 +50,13 @@ class OneEngine:
     """Places without end on one scripted engine; and its catalogue, which nobody asks here."""
 
     def __init__(self, engine: EngineProcess) -> None:
+        self.kind = "command"
         self._place = Place(InstanceId("one"), 1, engine.url, "", 0)
         self.taken = 0
         self.suspects = 0
 
     def resolve(self, name: str, allowed: frozenset[str]) -> ServedModel:
-        return ServedModel(ModelId("scripted"), (), ("text",), 8192, "command", "scripted", 0)
+        return ServedModel(ModelId("scripted"), (), ("text",), 8192, self.kind, "scripted", 0)
 
     def try_acquire(self, model: ModelId, prefix_key: int) -> Place | None:
         self.taken += 1
@@ -335,3 +336,57 @@ async def test_a_lost_authority_lets_nothing_be_booked(here: Here, monkeypatch: 
     assert b"[DONE]" not in answer
     monkeypatch.undo()
     here.books.abandon("")
+
+
+def counted(number: int, text: str) -> dict[str, str]:
+    """A frame of our own engine: with its count so far."""
+    timings = {"cache_n": 2, "prompt_n": 9, "predicted_n": number}
+    choice = {"finish_reason": None, "index": 0, "delta": {"content": text}}
+    return {"raw": f"data: {json.dumps({'choices': [choice], 'timings': timings}, separators=(',', ':'))}\n\n"}
+
+
+PROGRESS = {"raw": 'data: {"choices":[],"prompt_progress":{"total":11,"cache":2,"processed":11,"time_ms":1}}\n\n'}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_engine_of_ours_counts_for_one_who_leaves(here: Here, engine: EngineProcess, stream: bool) -> None:
+    here.places.kind = "llama"
+    before = len(engine.log())
+    steps = [PROGRESS, counted(1, "a"), counted(3, "b c"), {"hang": True}]
+    reader, writer = await here.connect()
+    writer.write(here.request(chat_body(script(*steps), stream=stream)))
+    if stream:
+        relayed = await reader.readuntil(b"b c")
+        assert b"timings" not in relayed
+        assert b"prompt_progress" not in relayed
+    else:
+        await asyncio.sleep(0.3)
+    writer.close()
+    (event,) = await here.events()
+    assert (event.status, event.estimated) == ("cancelled", False)
+    assert (event.input_tokens, event.cached_tokens, event.output_tokens) == (11, 2, 3)
+    body = (await asyncio.to_thread(engine.wait_log, before))["body"]
+    assert (body["timings_per_token"], body["return_progress"]) == (True, True)
+
+
+async def test_an_engine_of_ours_that_breaks_off_counted_what_was_relayed(here: Here) -> None:
+    here.places.kind = "llama"
+    steps = [PROGRESS, counted(1, "a"), counted(3, "b c"), {"sleep": 0.05}, {"close": True}]
+    assert b"engine_failed" in await here.ask(chat_body(script(*steps), stream=True))
+    (event,) = await here.events()
+    assert (event.status, event.estimated, event.input_tokens) == ("failed", False, 0)
+    assert (event.output_tokens, event.cost_nano) == (3, price(0, 3))
+
+
+@pytest.mark.parametrize("name", ["id_slot", "unknown_to_us"])
+async def test_an_engine_of_ours_gets_known_fields_alone(here: Here, engine: EngineProcess, name: str) -> None:
+    here.places.kind = "llama"
+    before = len(engine.log())
+    answer = await here.ask(chat_body("hello", **{name: 1}, top_k=5))
+    if name == "id_slot":
+        assert b"unsupported_parameter" in answer
+        return
+    assert answer.startswith(b"HTTP/1.1 200")
+    body = (await asyncio.to_thread(engine.wait_log, before))["body"]
+    assert name not in body
+    assert body["top_k"] == 5
