@@ -1,7 +1,6 @@
 """The server under attack: in surroundings of its own, with nothing allowed to stay behind."""
 
 import contextlib
-import json
 import os
 import re
 import signal
