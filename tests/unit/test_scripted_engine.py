@@ -519,3 +519,10 @@ def test_needs_nothing_but_its_file(tmp_path: Path) -> None:
     environment = {"PATH": os.environ["PATH"]}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 0
+
+
+def test_a_script_that_goes_wrong_once_goes_well_the_second_time(engine: EngineProcess) -> None:
+    text = script({"say": "never"}, status=500, once=True, mark="once-upon-a-test")
+    body = {"messages": [{"role": "user", "content": text}]}
+    assert engine.ask("POST", CHAT, body)["error"]["code"] == 500
+    assert engine.ask("POST", CHAT, body)["choices"][0]["message"]["content"] == DEFAULT_TEXT
