@@ -91,8 +91,13 @@ class Management:
         self._books.tell_revoked(key.id)
         return key
 
-    async def rotate_key(self, actor: Actor, key_id: str, *, grace_s: int = 0) -> MadeKey:
-        """Replace a key by one with the same rights; the old one works for ``grace_s`` seconds more."""
+    async def rotate_key(
+        self, actor: Actor, key_id: str, *, grace_s: int = 0, creator: KeyId | None = None
+    ) -> MadeKey:
+        """Replace a key by one with the same rights; the old one works for ``grace_s`` seconds more.
+
+        With ``creator``, the key may do no more than that one: its new text is for whoever rotates it to read.
+        """
         if not 0 <= grace_s <= GRACE_MOST_S:
             raise Refused("invalid_request", f"A grace time lies between 0 and {GRACE_MOST_S} s.", param="grace_s")
         text = new_key()
@@ -102,6 +107,8 @@ class Management:
             old = api_keys.get_key(connection, KeyId(key_id))
             if not old.is_valid(now_us):
                 raise Refused("conflict", f"The key {key_id} has ended; make a new one instead.")
+            if creator is not None:
+                check_within(api_keys.get_key(connection, creator), old)
             new = api_keys.NewKey(
                 old.user_id,
                 old.project_id,

@@ -67,9 +67,10 @@ class Operations:
         row: Row = msgspec.to_builtins(await self._management.revoke_key(actor, key_id))
         return row
 
-    async def rotate_key(self, actor: Actor, key_id: str, body: Any) -> Row:
+    async def rotate_key(self, actor: Actor, key_id: str, body: Any, creator: str | None = None) -> Row:
         """Replace a key."""
-        made = await self._management.rotate_key(actor, key_id, grace_s=_read(body, _Rotation).grace_s)
+        grace_s = _read(body, _Rotation).grace_s
+        made = await self._management.rotate_key(actor, key_id, grace_s=grace_s, creator=creator)  # type: ignore[arg-type]
         return made.row()
 
     async def list_users(self, query: Query) -> Row:

@@ -19,7 +19,7 @@ class KeyAsk(msgspec.Struct, frozen=True):
     expires_us: int | None = None
 
 
-def check_within(creator: ApiKey, ask: KeyAsk) -> None:
+def check_within(creator: ApiKey, ask: KeyAsk | ApiKey) -> None:
     """Raises Refused if ``ask`` would allow what the creator's own key doesn't."""
     for field in ("scopes", "models", "endpoints"):
         own, wanted = getattr(creator, field), getattr(ask, field)

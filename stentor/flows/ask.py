@@ -14,6 +14,8 @@ from stentor.flows.fields import CHAT_FIELDS, COMPLETION_FIELDS, apply_fields
 Kind = Literal["chat", "completion"]
 
 ANSWERS_MAX = 16
+FIELDS_MAX = 256
+TOKENS_MAX = 2**40  # more than any context; a larger number isn't worth carrying about
 # What a chat template may put around a message, and what it may add once (a default system prompt, tool preamble).
 TOKENS_PER_MESSAGE = 64
 TOKENS_OF_TEMPLATE = 64
@@ -99,13 +101,16 @@ def decode_fields(body: bytes) -> dict[str, msgspec.Raw]:
     try:
         if not body.isascii():
             body.decode()  # raw values are passed on unread, and nothing else would look
-        return _decode_body(body)
+        fields = _decode_body(body)
     except RecursionError:
         raise bad_request("The body is nested too deeply to be read; flatten it.") from None
     except msgspec.ValidationError:
         raise bad_request('The body must be a JSON object, as {"model": …, "messages": […]}.') from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise bad_request(f"The body is not valid JSON: {error}.") from None
+    if len(fields) > FIELDS_MAX:
+        raise bad_request(f"The body has {len(fields)} fields; at most {FIELDS_MAX} are accepted.")
+    return fields
 
 
 def _typed(fields: dict[str, msgspec.Raw], name: str, decode: Any, wanted: str) -> Any:
@@ -124,7 +129,7 @@ def _positive(fields: dict[str, msgspec.Raw], name: str) -> int | None:
     value: int | None = _typed(fields, name, _decode_int, "a whole number")
     if value is not None and value < 1:
         raise bad_request(f"'{name}' is {value}; it must be at least 1.", name)
-    return value
+    return None if value is None else min(value, TOKENS_MAX)
 
 
 def _read_common(ask: Ask, fields: dict[str, msgspec.Raw]) -> None:

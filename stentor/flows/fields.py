@@ -12,6 +12,7 @@ import msgspec
 
 from stentor.core.errors import Refused
 
+_decode_any = msgspec.json.Decoder().decode
 Rule = Literal["pass", "set", "strip", "refuse"]
 
 _SAMPLING: tuple[str, ...] = (
@@ -34,6 +35,25 @@ _REFUSED: tuple[str, ...] = (
     "t_max_predict_ms", "t_max_prompt_ms", "lora", "chat_template", "return_tokens", "n_cmpl", "best_of",
     "prompt_truncate", "truncate", "action", "filename",
 )  # fmt: skip
+
+# What an engine turns into memory or work before the first token, bounded: a field over it can take an engine and
+# everybody on it down (a grammar of 100,000 brackets does, and so does a window of two thousand million tokens).
+_MOST_BYTES: Mapping[str, int] = {
+    "grammar": 32 * 1024,
+    "json_schema": 32 * 1024,
+    "response_format": 32 * 1024,
+    "tools": 512 * 1024,
+    "logit_bias": 64 * 1024,
+    "stop": 16 * 1024,
+    "samplers": 1024,
+    "dry_sequence_breakers": 512,
+}
+_MOST: Mapping[str, int] = {
+    "repeat_last_n": 2**20,
+    "dry_penalty_last_n": 2**20,
+    "top_logprobs": 20,
+    "logprobs": 20,
+}
 
 
 def _table(passed: tuple[str, ...]) -> dict[str, Rule]:
@@ -64,6 +84,7 @@ def apply_fields(
     for name, value in fields.items():
         rule = table.get(name, default)
         if rule == "pass":
+            _check_size(name, value)
             out[name] = value
         elif rule == "refuse" and bytes(value) != b"null":
             raise Refused(
@@ -73,3 +94,20 @@ def apply_fields(
                 param=name,
             )
     return out
+
+
+def _check_size(name: str, value: msgspec.Raw) -> None:
+    """Raises Refused (400) for a value that is more than an engine should have to bear."""
+    most_bytes = _MOST_BYTES.get(name)
+    if most_bytes is not None and len(bytes(value)) > most_bytes:
+        raise Refused(
+            "invalid_request",
+            f"'{name}' has {len(bytes(value))} bytes of JSON; at most {most_bytes} are accepted.",
+            param=name,
+        )
+    most = _MOST.get(name)
+    if most is None:
+        return
+    number = _decode_any(value)
+    if isinstance(number, int | float) and number > most:
+        raise Refused("invalid_request", f"'{name}' is {number}; it must be at most {most}.", param=name)

@@ -41,7 +41,7 @@ class HostGuard:
                 "host_not_allowed",
                 f"This server isn't called '{host[:100]}'; the operator can add names to STENTOR_ALLOWED_HOSTS.",
             )
-        if header is not None and len(self._known) < 1000:
+        if header is not None and len(header) < 300 and len(self._known) < 1000:
             self._known.add(header)
 
     def _is_own(self, name: str) -> bool:

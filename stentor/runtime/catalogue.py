@@ -65,7 +65,7 @@ class Catalogue:
     def _unknown(self, name: str, allowed: frozenset[str]) -> Refused:
         visible = self._visible(allowed)
         names = {candidate: model for model, spec in visible.items() for candidate in _names_of(spec)}
-        close = difflib.get_close_matches(name, names, n=_NEAREST, cutoff=0.4)
+        close = difflib.get_close_matches(name[:200], names, n=_NEAREST, cutoff=0.4)
         nearest = list(dict.fromkeys(names[hit] for hit in close)) or sorted(visible)[:_NEAREST]
         if not visible:
             hint = "No model is available to this key."

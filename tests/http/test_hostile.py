@@ -1,0 +1,121 @@
+"""A client that means harm: what it could take from others, and what the server lets it have."""
+
+import json
+import time
+
+import pytest
+
+from tests.http.harness import CHAT, Gate, RawConnection, chat_body, raw_request
+
+FOREVER = {"scopes": ["inference", "admin"]}
+
+
+# -- keys
+
+
+def test_a_narrow_admin_key_can_not_rotate_itself_a_wide_one(each: Gate):
+    """The text of the new key is told to whoever rotates."""
+    narrow = each.make_key(scopes=["admin"], limits={"token_limit": 10})
+    for wide in (FOREVER, {"scopes": ["admin"]}, {"scopes": ["admin"], "limits": {"token_limit": 11}}):
+        victim = each.make_key(**wide)
+        answer = each.ask("POST", f"/admin/api/api-keys/{victim['id']}/rotate", {}, key=narrow["key"])
+        assert (answer.status, answer.json()["code"]) == (403, "insufficient_scope")
+        assert each.ask("GET", "/admin/api/users", key=victim["key"]).status == 200
+    answer = each.ask("POST", f"/admin/api/api-keys/{narrow['id']}/rotate", {}, key=narrow["key"])
+    assert answer.status == 200
+
+
+def test_a_key_in_its_grace_can_not_make_itself_a_successor_without_end(each: Gate):
+    old = each.make_key(**FOREVER)
+    each.admin("POST", f"/api-keys/{old['id']}/rotate", {"grace_s": 60})
+    answer = each.ask("POST", f"/admin/api/api-keys/{old['id']}/rotate", {}, key=old["key"])
+    assert answer.json()["code"] == "insufficient_scope"
+
+
+# -- bodies
+
+
+BOMBS = {
+    "window": {"repeat_penalty": 1.1, "repeat_last_n": 2**31 - 1},
+    "window as a float": {"dry_multiplier": 1, "dry_penalty_last_n": 2e9},
+    "brackets": {"grammar": "root ::= " + "(" * 50_000 + '"a"' + ")" * 50_000},
+    "schema": {"json_schema": {"properties": {f"{number}": {} for number in range(5000)}}},
+    "format": {"response_format": {"type": "json_schema", "json_schema": {"schema": {"enum": ["x"] * 20_000}}}},
+    "breakers": {"dry_sequence_breakers": [f"{number}" for number in range(5000)]},
+    "stops": {"stop": [f"{number}" for number in range(50_000)]},
+    "biases": {"logit_bias": [[number, 1] for number in range(50_000)]},
+    "alternatives": {"logprobs": True, "top_logprobs": 50_000},
+}
+
+
+@pytest.mark.parametrize("fields", BOMBS.values(), ids=BOMBS)
+def test_what_would_take_an_engine_down_does_not_reach_it(gate: Gate, fields):
+    answer = gate.chat(**fields)
+    error = answer.json()["error"]
+    assert (answer.status, error["code"]) == (400, "invalid_request")
+    assert error["param"] in fields
+    assert len(answer.body) < 500
+    assert gate.event(answer.request_id)["cost_nano"] == 0
+
+
+def test_a_body_of_very_many_fields_is_refused(gate: Gate):
+    answer = gate.chat(**{f"x{number}": 1 for number in range(300)})
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "invalid_request")
+
+
+@pytest.mark.parametrize("asked", [2**40, 2**63, 2**64, 10**30])
+def test_more_tokens_than_a_machine_word_holds_are_only_many(each: Gate, asked):
+    assert each.chat(max_tokens=asked).status == 200
+
+
+def test_a_model_name_of_megabytes_costs_little(each: Gate):
+    body = chat_body(model="s" * 20_000_000)
+    start = time.monotonic()
+    assert each.ask("POST", CHAT, body).status == 404
+    assert time.monotonic() - start < 1.5
+
+
+# -- connections
+
+
+def grow(gate: Gate, begin: bytes, more: bytes, most_bytes: int) -> bytes:
+    """Send ``more`` again and again; what was answered when the server had enough. Fails if it never has."""
+    with RawConnection(gate.port, timeout_s=5) as connection:
+        connection.send(begin)
+        try:
+            for _ in range(most_bytes // len(more)):
+                connection.send(more)
+        except OSError:
+            return b"closed"
+        connection.socket.settimeout(0.5)
+        try:
+            return connection.socket.recv(4096) or b"closed"
+        except ConnectionResetError:
+            return b"closed"
+
+
+HEADS = {
+    "one header": (b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: ", b"a" * 65536),
+    "many headers": (b"GET /health HTTP/1.1\r\nHost: localhost\r\n", b"a: b\r\n" * 8192),
+    "a long path": (b"GET /", b"a" * 65536),
+    "trailers": (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n",
+        b"a: b\r\n" * 8192,
+    ),
+}
+
+
+@pytest.mark.parametrize(("begin", "more"), HEADS.values(), ids=HEADS)
+def test_a_head_without_end_is_cut_off(gate: Gate, begin, more):
+    assert grow(gate, begin, more, 8 * 1024 * 1024)
+    assert gate.ask("GET", "/health", key="").status == 200
+
+
+def test_a_large_head_and_a_large_body_are_no_attack(gate: Gate):
+    data = json.dumps(chat_body("x" * 300_000)).encode()
+    headers = {"Host": "localhost", "Authorization": f"Bearer {gate.key}", "Content-Length": str(len(data))}
+    headers["X-Padding"] = "a" * 30_000
+    with RawConnection(gate.port) as connection:
+        for _ in range(3):
+            connection.send(raw_request("POST", CHAT, headers, data))
+            assert connection.answer().status in (200, 400)
