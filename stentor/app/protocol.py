@@ -6,6 +6,12 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 PIPELINE_MAX = 16
+HEAD_MAX_BYTES = 64 * 1024
+HEAD_TIMEOUT_S = 20.0
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-type: text/plain\r\ncontent-length: 33\r\n"
+    b"connection: close\r\n\r\nThe request's head is too large.\n"
+)
 
 
 class HeadWithBody:
@@ -49,13 +55,51 @@ class Protocol(HttpToolsProtocol):
     """uvicorn's HTTP, corrected where it isn't HTTP.
 
     Of a pipeline the running request hears that the client left, not the last one alone; and HTTP/1.0, which knows no
-    chunks, gets a stream as it is, ended by the connection.
+    chunks, gets a stream as it is, ended by the connection. A request's head that grows without end, or doesn't come to
+    its end, is not waited for: uvicorn alone would keep all of it, for as long as the client likes.
     """
 
     _served: RequestResponseCycle | None = None
+    _in_head = False
+    _head_bytes = 0  # beyond the read with which the head began
+    _head_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, HeadWithBody(transport)))
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up_head)
+
+    def data_received(self, data: bytes) -> None:
+        began_before = self._in_head
+        super().data_received(data)
+        if self._in_head:
+            self._wait_for_head(len(data) if began_before else 0)
+
+    def _wait_for_head(self, more_bytes: int) -> None:
+        self._head_bytes += more_bytes
+        if self._head_bytes > HEAD_MAX_BYTES and not self.transport.is_closing():
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+        elif self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up_head)
+
+    def _give_up_head(self) -> None:
+        self._head_timer = None
+        if self.cycle is not None and not self.cycle.response_complete:
+            # A request that came before it is being answered: that goes first.
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up_head)
+        elif not self.transport.is_closing():
+            self.transport.close()
+
+    def _end_head(self) -> None:
+        self._in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+        self._head_bytes = 0
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._served = cycle
@@ -65,6 +109,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self._end_head()
         # A connection that isn't read never says that it was closed.
         if 0 < len(self.pipeline) <= PIPELINE_MAX:
             self.flow.resume_reading()
@@ -75,6 +120,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self._end_head()
         served = self._served
         if served is not None and not served.response_complete:
             served.disconnected = True

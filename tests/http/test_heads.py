@@ -1,0 +1,87 @@
+"""Heads of requests that grow without end, or never come to theirs."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from stentor.app import protocol
+from stentor.app.gateway import HttpServer
+from stentor.control.workers import bind, start_listening
+from tests.http.harness import Gate
+
+HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
+
+
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Answers after a moment."""
+    await asyncio.sleep(0.3)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
+    """A server with little patience for heads."""
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
+    server = HttpServer(application)  # type: ignore[arg-type]
+    sock = start_listening(bind("127.0.0.1", 0, shared=False))
+    port = sock.getsockname()[1]
+    server.begin(sock)
+    while not server.started:
+        await asyncio.sleep(0.01)
+    yield port
+    await server.end()
+
+
+async def send(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
+    """Everything that comes back until the server hangs up."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for part in parts:
+        writer.write(part)
+        await asyncio.sleep(pause_s)
+    async with asyncio.timeout(5):
+        answer = await reader.read()
+    writer.close()
+    return answer
+
+
+@pytest.mark.parametrize("parts", [(), (b"GET /he",), (HEAD,), (HEAD, b"X-More: yes\r\n")])
+async def test_a_head_that_does_not_end_is_not_waited_for(port: int, parts: tuple[bytes, ...]):
+    began = time.monotonic()
+    assert await send(port, *parts) == b""
+    assert time.monotonic() - began < 2
+
+
+async def test_an_answer_takes_longer_than_heads_may(port: int):
+    answer = await send(port, HEAD + b"Connection: close\r\n\r\n")
+    assert answer.endswith(b"\r\n\r\nok")
+
+
+async def test_a_head_that_waits_behind_a_running_request_does_not_end_that(port: int):
+    answer = await send(port, HEAD + b"\r\n", HEAD)
+    assert answer.count(b"HTTP/1.1 200 OK") == 1
+
+
+async def test_many_bodies_are_no_head(port: int):
+    post = b"POST /x HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000
+    last = b"GET /y HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    assert (await send(port, post + post + last[:20], last[20:])).count(b"HTTP/1.1 200 OK") == 3
+
+
+def test_a_head_that_grows_without_end_is_refused(gate: Gate):
+    connection = gate.server.connect()
+    connection.connect()
+    connection.sock.sendall(HEAD)
+    with pytest.raises(OSError):  # noqa: PT012
+        for _ in range(1000):
+            connection.sock.sendall(b"X-More: " + b"y" * 8000 + b"\r\n")
+            time.sleep(0.002)
+    connection.close()
+
+
+def test_large_heads_are_heads(gate: Gate):
+    answer = gate.ask("GET", "/health", key="", x_more="y" * 30_000)
+    assert answer.status == 200
