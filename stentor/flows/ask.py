@@ -5,6 +5,7 @@ or forwards under its own name is decoded and set. A key that occurs twice count
 """
 
 from typing import Any, Literal
+from zlib import crc32
 
 import msgspec
 
@@ -20,6 +21,7 @@ TOKENS_MAX = 2**40  # more than any context; a larger number isn't worth carryin
 TOKENS_PER_MESSAGE = 64
 TOKENS_OF_TEMPLATE = 64
 TOKENS_OF_TOOL_TEMPLATE = 512
+PREFIX_BYTES = 1024
 
 _decode_body = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -65,7 +67,10 @@ def bad_request(message: str, param: str | None = None, code: str = "invalid_req
 
 
 class Ask:
-    """A checked request for text. ``fields`` are the client's fields, raw; the rest is what admission needs."""
+    """A checked request for text. ``fields`` are the client's fields, raw; the rest is what admission needs.
+
+    ``prefix`` is a number for how it begins, the same for every turn of a conversation.
+    """
 
     __slots__ = (
         "answers",
@@ -77,6 +82,7 @@ class Ask:
         "model",
         "needs",
         "output_asked",
+        "prefix",
         "stream",
     )
 
@@ -90,6 +96,7 @@ class Ask:
     needs: tuple[str, ...]
     input_bound: int
     media: int
+    prefix: int
 
     @property
     def endpoint(self) -> str:
@@ -160,6 +167,7 @@ def read_chat(body: bytes) -> Ask:
     if not messages:
         raise bad_request("'messages' is empty; send at least one message.", "messages")
     ask.needs, ask.media, media_bytes = _needs_of(messages)
+    ask.prefix = _prefix_of(messages)
     ask.input_bound = len(body) - media_bytes + TOKENS_PER_MESSAGE * len(messages) + TOKENS_OF_TEMPLATE
     if "tools" in fields:
         ask.input_bound += TOKENS_OF_TOOL_TEMPLATE
@@ -183,8 +191,19 @@ def read_completion(body: bytes) -> Ask:
     if not prompt:
         raise bad_request("'prompt' is empty; send at least one character or token.", "prompt")
     ask.needs, ask.media = ("text",), 0
+    ask.prefix = crc32(memoryview(fields["prompt"])[:PREFIX_BYTES])
     ask.input_bound = len(body) + TOKENS_OF_TEMPLATE
     return ask
+
+
+def _prefix_of(messages: list[_Message]) -> int:
+    """What stays the same from turn to turn: the instructions and the first thing said. Chosen blindly, it costs time
+    alone, so 32 bits are enough."""
+    first = messages[0].content
+    prefix = crc32(first)
+    if len(messages) > 1 and messages[0].role in ("system", "developer"):
+        prefix = crc32(messages[1].content, prefix)
+    return prefix
 
 
 def _needs_of(messages: list[_Message]) -> tuple[tuple[str, ...], int, int]:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import time
+from zlib import crc32
 
 import msgspec
 
@@ -88,6 +89,7 @@ class Attempt:
             needs=ask.needs,
             stream=ask.stream,
             client_request_id=label,
+            prefix_key=crc32(principal.project_id.encode(), ask.prefix),
             media=ask.media,
         )
         try:
