@@ -12,6 +12,7 @@ import msgspec
 from stentor.accounting.accounts import KeyAccount
 from stentor.accounting.allowance import Charge, Demand, Hold, admit, give_back, settle, take_back
 from stentor.accounting.meters import Moment
+from stentor.accounting.plausible import correct_usage, is_plausible
 from stentor.accounting.price import Price, price_usage
 from stentor.accounting.prices import PriceList, load_prices
 from stentor.accounting.settings import AccountingSettings
@@ -30,7 +31,6 @@ from stentor.store.database import Database
 from stentor.telemetry.logs import Log
 
 RECENT_MAX = 4096
-_MOST = 2**40  # tokens, milliseconds or characters that no single answer can have
 
 _Ident = tuple[RequestId, int]
 
@@ -231,7 +231,7 @@ class LocalBooks:
         """Charge in memory, give the place back, and make the event; the caller submits it before anything else."""
         now = Moment(self._clock.now_us(), self._clock.monotonic_s())
         usage = end.usage
-        if not _is_sane(usage):
+        if not is_plausible(usage):
             usage = self._correct(running, usage)
         cost = tokens = 0
         if end.billable:
@@ -322,17 +322,7 @@ class LocalBooks:
             self._log.event(
                 "usage_corrected", level="warning", request_id=running.ask.request_id, model=running.model.id
             )
-        input_tokens = _clamp(usage.input_tokens, running.model.context_size)
-        output_tokens = _clamp(usage.output_tokens, running.model.context_size * running.ask.answers)
-        return Usage(
-            input_tokens,
-            _clamp(usage.cached_tokens, input_tokens),
-            output_tokens,
-            _clamp(usage.reasoning_tokens, output_tokens),
-            _clamp(usage.audio_ms, _MOST),
-            _clamp(usage.characters, _MOST),
-            usage.estimated,
-        )
+        return correct_usage(usage, running.model.context_size, running.ask.answers)
 
 
 def _count_both(input_text: str, output_text: str) -> tuple[int, int]:
@@ -349,19 +339,6 @@ def _missing_ability(model: ServedModel, needed: str) -> Refused:
         f"The model '{model.id}' can't do '{needed}'; it can do {', '.join(model.abilities)}.",
         param="model",
     )
-
-
-def _is_sane(usage: Usage) -> bool:
-    return (
-        0 <= usage.cached_tokens <= usage.input_tokens < _MOST
-        and 0 <= usage.reasoning_tokens <= usage.output_tokens < _MOST
-        and 0 <= usage.audio_ms < _MOST
-        and 0 <= usage.characters < _MOST
-    )
-
-
-def _clamp(value: int, most: int) -> int:
-    return max(0, min(value, most))
 
 
 def _event(
