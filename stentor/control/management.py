@@ -26,6 +26,7 @@ from stentor.vault.keyring import Keyring
 
 HASHES_AT_ONCE = 2  # each takes 64 MiB
 GRACE_MOST_S = 90 * 86_400
+PASSWORD_LEAST = 8
 
 
 class Management:
@@ -59,7 +60,7 @@ class Management:
             if creator is not None:
                 check_within(api_keys.get_key(connection, creator), ask)
             user = users.get_user(connection, ask.user)
-            project = _project_of(connection, user, ask.project)
+            project = projects.get_project_for(connection, user, ask.project)
             new = api_keys.NewKey(
                 user.id, project.id, ask.name, ask.scopes, ask.models, ask.endpoints, ask.limits, ask.expires_us
             )
@@ -91,9 +92,7 @@ class Management:
         self._books.tell_revoked(key.id)
         return key
 
-    async def rotate_key(
-        self, actor: Actor, key_id: str, *, grace_s: int = 0, creator: KeyId | None = None
-    ) -> MadeKey:
+    async def rotate_key(self, actor: Actor, key_id: str, *, grace_s: int = 0, creator: KeyId | None = None) -> MadeKey:
         """Replace a key by one with the same rights; the old one works for ``grace_s`` seconds more.
 
         With ``creator``, the key may do no more than that one: its new text is for whoever rotates it to read.
@@ -205,8 +204,6 @@ class Management:
 
     async def set_password(self, actor: Actor, user: str, password: str) -> None:
         """Set a user's console password."""
-        if len(password) < 8:
-            raise Refused("invalid_request", "A password has at least 8 characters.", param="password")
         hashed = await self._hash(password)
 
         def work(connection: Connection) -> None:
@@ -230,6 +227,9 @@ class Management:
         return found if right and found is not None and found.active else None
 
     async def _hash(self, password: str) -> str:
+        """The hash of a new password, which must not be too short."""
+        if len(password) < PASSWORD_LEAST:
+            raise Refused("invalid_request", f"A password has at least {PASSWORD_LEAST} characters.", param="password")
         async with self._hashing:
             return await asyncio.to_thread(hash_password, password)
 
@@ -388,12 +388,3 @@ class Management:
             )
             for one in wrong
         ]
-
-
-def _project_of(connection: Connection, user: User, project: str) -> Project:
-    if not project:
-        return projects.get_personal_project(connection, user)
-    found = projects.get_project(connection, ProjectId(project))
-    if found.personal and found.owner_id != user.id:
-        raise Refused("invalid_request", "A personal project only takes keys of its owner.", param="project")
-    return found

@@ -34,6 +34,16 @@ def get_personal_project(connection: Connection, user: User) -> Project:
     raise Refused("not_found", f"The user '{user.name}' has no personal project.", param="project")
 
 
+def get_project_for(connection: Connection, user: User, project: str) -> Project:
+    """The project that a key of ``user`` belongs to, their own where none is named. Raises Refused."""
+    if not project:
+        return get_personal_project(connection, user)
+    found = get_project(connection, ProjectId(project))
+    if found.personal and found.owner_id != user.id:
+        raise Refused("invalid_request", "A personal project only takes keys of its owner.", param="project")
+    return found
+
+
 def add_project(connection: Connection, name: str, owner: User, now_us: int) -> Project:
     """Make a project for a team. Raises Refused for an empty or overlong name."""
     if not 1 <= len(name.strip()) <= 128:
