@@ -10,6 +10,7 @@ import click
 import msgspec
 
 from stentor.cli.options import place_options, read_settings
+from stentor.cli.render import printable
 from stentor.core.errors import StentorError
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ class Talk:
         try:
             for piece in self._server.stream_chat(body):
                 heard.append(piece)
-                click.echo(piece, nl=False)
+                click.echo(printable(piece), nl=False)
         except KeyboardInterrupt:
             click.echo(" …", nl=False)
         except StentorError:

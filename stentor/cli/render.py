@@ -1,5 +1,6 @@
 """How results reach the terminal: a table for people, JSON for programs."""
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Row = dict[str, Any]
 
 NANO_PER_USD = 1_000_000_000
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def json_option(command: Command) -> Command:
@@ -43,6 +45,11 @@ def print_rows(rows: Sequence[Row], columns: Iterable[tuple[str, Callable[[Row],
     console.print(table)
 
 
+def printable(text: str) -> str:
+    """``text`` without what could steer a terminal; line feeds and tabs stay."""
+    return _CONTROLS.sub("\ufffd", text)
+
+
 def plain(name: str) -> Callable[[Row], str]:
     """Show a field as it is; lists joined, absent values as a dash."""
 
@@ -52,7 +59,7 @@ def plain(name: str) -> Callable[[Row], str]:
             return "–"
         if isinstance(value, bool):
             return "yes" if value else "no"
-        return ", ".join(str(item) for item in value) if isinstance(value, (list, tuple)) else str(value)
+        return printable(", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
 
     return show
 

@@ -1,5 +1,6 @@
 """Management as JSON rows: one shape for the admin API and for the command line beside a server that doesn't run."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +20,7 @@ T = TypeVar("T")
 
 PAGE_MAX = 1000
 INSTANCES_MAX = 64
+_INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)  # what a column of the database holds
 
 
 class _Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -162,10 +164,9 @@ def _number(query: Query, name: str) -> int | None:
     text = query.get(name)
     if not text:
         return None
-    try:
-        return int(text)
-    except ValueError:
-        raise Refused("invalid_request", f"'{name}' is '{text[:40]}'; it must be a whole number.", param=name) from None
+    if not _INTEGER.fullmatch(text):
+        raise Refused("invalid_request", f"'{name}' is '{text[:40]}'; it must be a whole number.", param=name)
+    return int(text)
 
 
 def _limit(query: Query) -> int:
@@ -182,7 +183,7 @@ def _cursor(query: Query) -> tuple[int, int] | None:
     if not text:
         return None
     time_us, _, row = text.partition(".")
-    if not (time_us.isdigit() and row.isdigit()):
+    if not (_INTEGER.fullmatch(time_us) and _INTEGER.fullmatch(row)):
         raise Refused(
             "invalid_request", f"'after' is '{text[:40]}'; send the 'next' of the page before.", param="after"
         )

@@ -105,6 +105,8 @@ def _check(new: NewKey) -> None:
     for field, values in (("models", new.models), ("endpoints", new.endpoints)):
         if any(not value or any(c.isspace() for c in value) for value in values):
             raise Refused("invalid_request", f"An entry of {field} is empty or holds a space.", param=field)
+    if new.expires_us is not None and not 0 <= new.expires_us < 2**63:
+        raise Refused("invalid_request", "expires_us is microseconds since 1970, below 2^63.", param="expires_us")
     for field in _LIMITS:
         value = getattr(new.limits, field)
         if value is not None and not 0 <= value < 2**63:

@@ -1,6 +1,7 @@
 """The database: opened once by the node authority, read by many, written by one thread."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,6 +142,10 @@ def _lock(data_dir: Path, path: Path) -> list[DataLock]:
 def _open_writer(path: Path, settings: StoreSettings) -> Writer:
     engine = driver.writer_engine(path, settings)
     connection: Connection | None = None
+    # Ours alone from its first byte on, in a folder that may be open to others; log and shared memory follow its mode.
+    with contextlib.suppress(OSError):  # SQLite says it better
+        if not path.exists():
+            path.touch(mode=0o600)
     try:
         current = _inspect(path, settings.busy_timeout_s)
         connection = engine.connect()

@@ -32,6 +32,26 @@ def test_a_key_in_its_grace_can_not_make_itself_a_successor_without_end(each: Ga
     assert answer.json()["code"] == "insufficient_scope"
 
 
+def test_a_password_of_one_letter_is_refused_when_a_user_is_made(each: Gate):
+    answer = each.operate("POST", "/admin/api/users", {"name": "weak", "password": "a"})
+    assert (answer.status, answer.json()["code"]) == (400, "invalid_request")
+
+
+NUMBERS = {
+    "since": ("GET", "/usage?since_us=99999999999999999999", None),
+    "cursor": ("GET", "/usage?after=99999999999999999999.1", None),
+    "digits that are none": ("GET", "/usage?after=%C2%B2.1", None),
+    "expiry": ("POST", "/api-keys", {"user": "admin", "expires_us": 2**70}),
+    "negative expiry": ("POST", "/api-keys", {"user": "admin", "expires_us": -(2**70)}),
+}
+
+
+@pytest.mark.parametrize(("method", "path", "body"), NUMBERS.values(), ids=NUMBERS)
+def test_numbers_that_no_column_holds_are_refused(gate: Gate, method, path, body):
+    answer = gate.ask(method, "/admin/api" + path, body, key=gate.key)
+    assert (answer.status, answer.json()["code"]) == (400, "invalid_request")
+
+
 # -- bodies
 
 
@@ -73,6 +93,14 @@ def test_a_model_name_of_megabytes_costs_little(each: Gate):
     start = time.monotonic()
     assert each.ask("POST", CHAT, body).status == 404
     assert time.monotonic() - start < 1.5
+
+
+# -- what others read
+
+
+def test_names_of_others_do_not_steer_the_operators_terminal(gate: Gate):
+    gate.make_key(name="\x1b]0;owned\x07\x9b2J")
+    assert not set(gate.server.cli("keys", "list")) & {"\x1b", "\x07", "\x9b"}
 
 
 # -- connections

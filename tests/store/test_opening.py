@@ -193,3 +193,14 @@ def test_the_build_in_use_has_the_fixed_log() -> None:
     if driver.module is sqlite3:
         pytest.skip("the fixed build isn't installed here")
     assert driver.is_wal_safe()
+
+
+def test_the_database_is_its_owners_alone_in_a_folder_that_others_may_read(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    Database.open(in_data(tmp_path)).close()
+    assert [oct(path.stat().st_mode & 0o077) for path in tmp_path.glob("stentor.db*")] == ["0o0"]
+    database = Database.open(in_data(tmp_path))
+    try:
+        assert {path.stat().st_mode & 0o077 for path in tmp_path.glob("stentor.db*")} == {0}
+    finally:
+        database.close()

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 import click
 import pytest
 
-from stentor.cli.render import format_usd, money_of, plain, time_of
+from stentor.cli.render import format_usd, money_of, plain, printable, time_of
 from stentor.cli.values import Dollars, Moment, Span
 
 
@@ -67,3 +67,8 @@ def test_absent_values_are_dashes():
     row = {"a": None, "b": [], "c": ["x", "y"], "d": False, "e": 0}
     assert [plain(name)(row) for name in "abcdef"] == ["–", "–", "x, y", "no", "0", "–"]
     assert time_of("a")(row) == money_of("a")(row) == "–"
+
+
+def test_text_of_others_loses_what_steers_a_terminal():
+    assert printable("a\x1b[2J\x9b1m\r\x07") == "a\ufffd[2J\ufffd1m\ufffd\ufffd"
+    assert printable("two\nlines\tand 👩‍🚀 é") == "two\nlines\tand 👩‍🚀 é"
