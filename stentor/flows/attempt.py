@@ -145,7 +145,7 @@ class Attempt:
             if not (meter.finished and meter.counted):
                 raise EngineFailed("engine_broke_off", str(error), suspect=True) from None
         except EngineError as error:
-            raise EngineFailed("engine_error", f"it reported {error}", suspect=True) from None
+            raise EngineFailed("engine_error", "it reported an error of its own", suspect=True) from error
         except (EngineRubbish, FrameTooLarge) as error:
             raise EngineFailed("engine_rubbish", str(error), suspect=True) from None
         if not meter.finished:
