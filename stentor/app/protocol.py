@@ -63,6 +63,7 @@ class Protocol(HttpToolsProtocol):
     _in_head = False
     _head_bytes = 0  # beyond the read with which the head began
     _head_timer: asyncio.TimerHandle | None = None
+    _idle_bytes = 0  # read since the last that was part of a body or ended a head or a request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, HeadWithBody(transport)))
@@ -70,9 +71,14 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         began_before = self._in_head
+        self._idle_bytes += len(data)
         super().data_received(data)
         if self._in_head:
             self._wait_for_head(len(data) if began_before else 0)
+        elif self._idle_bytes > HEAD_MAX_BYTES:
+            self.transport.close()  # trailers, or what may stand beside a chunk's size: nobody reads them
+        elif self.cycle is not None and self.cycle.response_complete:
+            self._wait_for_head(0)  # line feeds, or the rest of a body that was refused, don't keep a connection
 
     def _wait_for_head(self, more_bytes: int) -> None:
         self._head_bytes += more_bytes
@@ -98,6 +104,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._idle_bytes = 0
         self._in_head = True
         self._head_bytes = 0
 
@@ -109,10 +116,23 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
+        self._idle_bytes = 0
         self._end_head()
         # A connection that isn't read never says that it was closed.
         if 0 < len(self.pipeline) <= PIPELINE_MAX:
             self.flow.resume_reading()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # else it is a trailer
+            super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        self._idle_bytes = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._idle_bytes = 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         cast(HeadWithBody, self.transport).flush()

@@ -85,3 +85,41 @@ def test_a_head_that_grows_without_end_is_refused(gate: Gate):
 def test_large_heads_are_heads(gate: Gate):
     answer = gate.ask("GET", "/health", key="", x_more="y" * 30_000)
     assert answer.status == 200
+
+
+CHUNKED = HEAD.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+async def feed(port: int, begin: bytes, more: bytes, pause_s: float) -> None:
+    """Send ``more`` for as long as the server takes it. Raises TimeoutError where it never has enough."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    async with asyncio.timeout(5):
+        writer.write(begin)
+        while not writer.is_closing():
+            try:
+                writer.write(more)
+                await writer.drain()
+            except ConnectionError:
+                break
+            await asyncio.sleep(pause_s)
+    writer.close()
+
+
+ENDLESS = {
+    "line feeds after an answer": (HEAD + b"\r\n", b"\r\n", 0.05),
+    "trailers": (CHUNKED + b"1\r\na\r\n0\r\n", b"a: b\r\n" * 2000, 0.0),
+    "one trailer": (CHUNKED + b"1\r\na\r\n0\r\nX: ", b"a" * 20_000, 0.0),
+    "beside a chunk's size": (CHUNKED + b"1;", b"a" * 20_000, 0.0),
+    "the body of an answered request": (HEAD + b"Content-Length: 100000000\r\n\r\n", b"a", 0.05),
+}
+
+
+@pytest.mark.parametrize(("begin", "more", "pause_s"), ENDLESS.values(), ids=ENDLESS)
+async def test_what_nobody_reads_does_not_keep_a_connection(port: int, begin: bytes, more: bytes, pause_s: float):
+    await feed(port, begin, more, pause_s)
+
+
+async def test_a_body_in_very_many_chunks_is_read(port: int):
+    head = CHUNKED[:-2] + b"Connection: close\r\n\r\n"
+    answer = await send(port, head, b"1;x=y\r\na\r\n" * 60_000 + b"0\r\na: trailer\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
