@@ -119,7 +119,11 @@ class _Server:
 
     def _gateway(self, authority: Authority) -> GatewayParts:
         settings = self._settings
-        tracer = open_tracer(settings.telemetry, VERSION) if settings.gateway_workers == 1 else NoTracer()
+        tracer = open_tracer(settings.telemetry, VERSION)
+        if settings.gateway_workers > 1:
+            # The workers have their own; opening one here says at once if the extra is missing.
+            tracer.close()
+            tracer = NoTracer()
         return GatewayParts(
             _http_settings(settings),
             authority.books,
@@ -273,6 +277,7 @@ def _url(settings: Settings, sock: socket.socket) -> str:
     if settings.public_url:
         return settings.public_url.rstrip("/")
     host, port = sock.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # an address that can be opened
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 

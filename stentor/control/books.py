@@ -18,6 +18,7 @@ from stentor.accounting.prices import PriceList, load_prices
 from stentor.accounting.settings import AccountingSettings
 from stentor.accounting.settlement import Settlement, find_settled, write_settlements
 from stentor.accounting.tokens import count_tokens
+from stentor.control.owned import Closing
 from stentor.control.places import Places
 from stentor.control.roll import Roll
 from stentor.core.books import Close, Grant, Open, Settled, Usage
@@ -215,17 +216,26 @@ class LocalBooks:
         """See :class:`~stentor.core.books.Books`."""
         ident = (end.request_id, end.attempt)
         running = self._running.get(ident)
-        if running is None or running.place is None:
-            return await self._find_result(ident)
-        if running.closing is not None:
+        if running is None or running.place is None or running.closing is not None:
             return await self._find_result(ident)
         if end.count_input or end.count_output:
             end = await self._count(running, end)
+        closing = self.begin_close(end)
+        if closing is not None and await closing.written:
+            return closing.settled
+        return await self._find_result(ident)
+
+    def begin_close(self, end: Close) -> Closing | None:
+        """See :class:`~stentor.control.owned.OwnedBooks`."""
+        ident = (end.request_id, end.attempt)
+        running = self._running.get(ident)
+        if running is None or running.place is None or running.closing is not None:
+            return None
+        if end.count_input or end.count_output:
+            return None
         del self._running[ident]
         settlement = self._settle(running, end)
-        if await self._lane.submit(settlement):
-            return settlement.settled
-        return await self._find_result(ident)
+        return Closing(settlement.settled, self._lane.submit(settlement))
 
     def _settle(self, running: _Running, end: Close) -> Settlement:
         """Charge in memory, give the place back, and make the event; the caller submits it before anything else."""

@@ -6,12 +6,13 @@ Each question is answered in its own time; a worker that is lost has its open re
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
 from stentor.control.line import Line, RefusalWire, StartOrder, Withdrawal
-from stentor.core.books import Books, Close, Grant, Open, Usage
+from stentor.control.owned import OwnedBooks
+from stentor.core.books import Close, Open, Usage
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ModelId, RequestId
 from stentor.core.operator import OperatorAnswer, OperatorCall
@@ -26,22 +27,6 @@ _decode_text = msgspec.msgpack.Decoder(str).decode
 _decode_bytes = msgspec.msgpack.Decoder(bytes).decode
 
 Operate = Callable[[OperatorCall], Awaitable[OperatorAnswer]]
-
-
-class OwnedBooks(Books, Protocol):
-    """Books that know which worker opened a request."""
-
-    async def open(self, ask: Open, owner: str = "") -> Grant:
-        """See ``Books.open``."""
-        ...
-
-    def try_open(self, ask: Open, owner: str = "") -> Grant | None:
-        """As ``open`` where nothing has to be waited for; None, and nothing is taken, where something has."""
-        ...
-
-    def abandon(self, owner: str) -> None:
-        """Close every open request of a lost worker: failed, ``worker_lost``, cost 0."""
-        ...
 
 
 class Desk:
@@ -102,13 +87,19 @@ class Desk:
             return
         if name == "open" and self._open_at_once(number, payload):
             return
+        if name == "close" and self._close_at_once(number, payload):
+            return
+        task = self._start(number, name, payload)
+        if name == "open":
+            self._opening[number] = task
+            task.add_done_callback(lambda _: self._opening.pop(number, None))
+
+    def _start(self, number: int, name: str, payload: msgspec.Raw) -> asyncio.Task[None]:
         task = self._loop.create_task(self._answer(number, name, payload))
         tasks = self._closing if name == "close" else self._tasks
         tasks.add(task)
         task.add_done_callback(tasks.discard)
-        if name == "open":
-            self._opening[number] = task
-            task.add_done_callback(lambda _: self._opening.pop(number, None))
+        return task
 
     def _open_at_once(self, number: int, payload: msgspec.Raw) -> bool:
         """Answer an ``open`` that needn't wait, without a task; False if it has to be waited for."""
@@ -122,6 +113,22 @@ class Desk:
         if grant is not None:
             line.send(number, "ok", grant)
         return grant is not None
+
+    def _close_at_once(self, number: int, payload: msgspec.Raw) -> bool:
+        """Start a ``close`` that needs nothing first, and answer it when it is written; False if it needs more."""
+        closing = self._books.begin_close(_decode_close(payload))
+        if closing is None:
+            return False
+
+        def tell(written: asyncio.Future[bool]) -> None:
+            if self._line is not None and written.exception() is None and written.result():
+                self._line.send(number, "ok", closing.settled)
+            else:
+                # Not written, or not new: the way that has words for it.
+                self._start(number, "close", payload)
+
+        closing.written.add_done_callback(tell)
+        return True
 
     async def _answer(self, number: int, name: str, payload: msgspec.Raw) -> None:
         line = self._line

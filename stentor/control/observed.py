@@ -1,14 +1,22 @@
 """Books that are watched: what passes through them is counted, and logged where somebody should know."""
 
+import asyncio
 from collections.abc import Callable
+from typing import NamedTuple
 
-from stentor.control.desk import OwnedBooks
+from stentor.control.owned import Closing, OwnedBooks
 from stentor.core.books import Close, Grant, Open, Settled
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId
 from stentor.core.principal import Principal
 from stentor.telemetry.logs import Level, Log
 from stentor.telemetry.metrics import Metrics
+
+
+class _Known(NamedTuple):
+    grant: Grant
+    endpoint: str
+    owner: str
 
 
 class ObservedBooks:
@@ -19,7 +27,7 @@ class ObservedBooks:
         self._metrics = metrics
         self._log = log
         self._tells_all = log.says("debug")
-        self._open: dict[tuple[str, int], tuple[Grant, str, str]] = {}
+        self._open: dict[tuple[str, int], _Known] = {}
 
     @property
     def open_requests(self) -> int:
@@ -45,7 +53,7 @@ class ObservedBooks:
         except Refused as refusal:
             self._metrics.observe_refused(ask.endpoint, refusal.code)
             raise
-        self._open[ask.request_id, ask.attempt] = grant, ask.endpoint, owner
+        self._open[ask.request_id, ask.attempt] = _Known(grant, ask.endpoint, owner)
         return grant
 
     def try_open(self, ask: Open, owner: str = "") -> Grant | None:
@@ -56,7 +64,7 @@ class ObservedBooks:
             self._metrics.observe_refused(ask.endpoint, refusal.code)
             raise
         if grant is not None:
-            self._open[ask.request_id, ask.attempt] = grant, ask.endpoint, owner
+            self._open[ask.request_id, ask.attempt] = _Known(grant, ask.endpoint, owner)
         return grant
 
     async def close(self, end: Close) -> Settled:
@@ -64,17 +72,41 @@ class ObservedBooks:
         known = self._open.pop((end.request_id, end.attempt), None)
         if known is None:
             return await self._books.close(end)
-        grant, endpoint, _ = known
         try:
-            settled = await self._books.close(end)
+            closing = self._books.begin_close(end)
+            if closing is not None and await closing.written:
+                settled = closing.settled
+            else:
+                settled = await self._books.close(end)
         except Refused as refusal:
-            self._metrics.observe_refused(endpoint, refusal.code)
+            self._metrics.observe_refused(known.endpoint, refusal.code)
             raise
-        self._metrics.observe_closed(grant, endpoint, end, settled)
+        self._note(known, end, settled)
+        return settled
+
+    def begin_close(self, end: Close) -> Closing | None:
+        """See ``OwnedBooks.begin_close``."""
+        known = self._open.get((end.request_id, end.attempt))
+        closing = self._books.begin_close(end)
+        if closing is None or known is None:
+            return closing
+        del self._open[end.request_id, end.attempt]
+
+        def note(written: asyncio.Future[bool]) -> None:
+            error = written.exception()
+            if isinstance(error, Refused):
+                self._metrics.observe_refused(known.endpoint, error.code)
+            elif error is None and written.result():
+                self._note(known, end, closing.settled)
+
+        closing.written.add_done_callback(note)
+        return closing
+
+    def _note(self, known: _Known, end: Close, settled: Settled) -> None:
+        self._metrics.observe_closed(known.grant, known.endpoint, end, settled)
         unusual = end.outcome == "failed" or settled.absorbed_nano > 0
         if unusual or self._tells_all:
-            self._tell(grant, end, settled, "warning" if unusual else "debug")
-        return settled
+            self._tell(known.grant, end, settled, "warning" if unusual else "debug")
 
     def _tell(self, grant: Grant, end: Close, settled: Settled, level: Level) -> None:
         name = "request_closed" if level == "debug" else "cost_absorbed"
@@ -98,7 +130,7 @@ class ObservedBooks:
 
     def abandon(self, owner: str) -> None:
         """See ``OwnedBooks.abandon``."""
-        lost = [key for key, (_, _, opener) in self._open.items() if opener == owner]
+        lost = [key for key, known in self._open.items() if known.owner == owner]
         for key in lost:
             del self._open[key]
         if lost:
