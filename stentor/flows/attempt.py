@@ -22,6 +22,8 @@ from stentor.telemetry.trace import Span
 SETTLE_TIMEOUT_S = 30.0
 DONE_FRAME = b"data: [DONE]\n\n"
 OWN_ENGINES = frozenset({"llama", "llama-server"})
+# llama-server answers these with 500, though they are the client's doing: nothing to try again, nothing to suspect.
+_UNREADABLE = ("Failed to parse messages: ", "Failed to parse tools: ", "Unknown reasoning format: ")
 
 
 class EngineRefused(Refused):
@@ -366,7 +368,8 @@ async def _check_head(answer: EngineAnswer) -> None:
             param="messages",
             details={"prompt_tokens": error.n_prompt_tokens, "context_size": error.n_ctx},
         )
-    if 400 <= answer.status < 500 and answer.status not in (401, 403, 404, 408, 429):
+    unread = answer.status == 500 and error.message.startswith(_UNREADABLE)
+    if unread or (400 <= answer.status < 500 and answer.status not in (401, 403, 404, 408, 429)):
         message = error.message[:500] or "the engine gave no reason"
         raise EngineRefused("invalid_request", f"The model's engine refuses this request: {message}")
     raise EngineFailed("engine_error", f"it answered status {answer.status}", suspect=answer.status >= 500)

@@ -1,5 +1,6 @@
 """Which model a name means, and which definitions are refused."""
 
+import time
 from typing import Any
 
 import msgspec
@@ -148,3 +149,10 @@ def test_two_models_cannot_share_a_name() -> None:
 def test_settings_of_a_model_are_checked_field_by_field(data: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert(data, ModelSpec)
+
+
+def test_a_name_of_megabytes_costs_no_search() -> None:
+    began = time.process_time()
+    with pytest.raises(Refused):
+        Catalogue([model("one"), model("two")]).resolve("s" * 20_000_000, ALL)
+    assert time.process_time() - began < 0.5
