@@ -253,10 +253,11 @@ def slow_pip(tmp_path, shelf):
 
 
 async def test_a_cancelled_fetch_ends_pip_and_leaves_nothing(cache, slow_pip, leftovers):
+    before = set(psutil.Process().children(recursive=True))
     seen = asyncio.Event()
     task = asyncio.create_task(Sources(cache, slow_pip).fetch(SOURCE, lambda _done, _total: seen.set()))
     await asyncio.wait_for(seen.wait(), 30)
-    children = psutil.Process().children(recursive=True)
+    children = set(psutil.Process().children(recursive=True)) - before
     assert any("pip" in child.cmdline() for child in children)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
