@@ -13,6 +13,8 @@ from pathlib import Path
 
 import psutil
 
+ROOT = Path(__file__).resolve().parent.parent
+
 SERVER_CORE = 0
 LOAD_CORE = 1
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -112,7 +114,7 @@ def memory_of(pid: int) -> list[dict[str, object]]:
         with suppress(*GONE):
             rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
             sizes = {line.split(":")[0]: int(line.split()[1]) * 1024 / 1e6 for line in rollup if line.endswith("kB")}
-            name = " ".join(process.cmdline())
+            name = " ".join(process.cmdline()).replace(f"{ROOT}/", "")
             rows.append({"pid": process.pid, "command": name[:160], "rss_mb": sizes["Rss"], "pss_mb": sizes["Pss"]})
     return rows
 
