@@ -21,7 +21,7 @@ _SAMPLING: tuple[str, ...] = (
     "dry_multiplier", "dry_base", "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers",
     "xtc_probability", "xtc_threshold", "dynatemp_range", "dynatemp_exponent",
     "mirostat", "mirostat_tau", "mirostat_eta", "samplers", "min_keep",
-    "response_format", "json_schema", "grammar", "logprobs",
+    "response_format", "json_schema", "logprobs",
 )  # fmt: skip
 _SET: tuple[str, ...] = (
     "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "timings_per_token", "return_progress",
@@ -29,17 +29,17 @@ _SET: tuple[str, ...] = (
 _BOOKKEEPING: tuple[str, ...] = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "cache_prompt", "verbosity",
 )  # fmt: skip
-# Cost (n_predict, ignore_eos …), isolation (id_slot, slot files, lora), or the template as a program.
+# Cost (n_predict, ignore_eos …), isolation (id_slot, slot files, lora), or programs: a template; a grammar, of
+# which two hundred bytes can keep an engine busy for ever. What JSON an answer has to be is said by a schema.
 _REFUSED: tuple[str, ...] = (
     "id_slot", "slot_id", "n_predict", "n_keep", "n_discard", "n_indent", "n_cache_reuse", "ignore_eos",
     "t_max_predict_ms", "t_max_prompt_ms", "lora", "chat_template", "return_tokens", "n_cmpl", "best_of",
-    "prompt_truncate", "truncate", "action", "filename",
+    "prompt_truncate", "truncate", "action", "filename", "grammar", "grammar_lazy", "grammar_triggers",
 )  # fmt: skip
 
 # What an engine turns into memory or work before the first token, bounded: a field over it can take an engine and
-# everybody on it down (a grammar of 100,000 brackets does, and so does a window of two thousand million tokens).
+# everybody on it down (a schema of 20,000 properties does, and so does a window of two thousand million tokens).
 _MOST_BYTES: Mapping[str, int] = {
-    "grammar": 32 * 1024,
     "json_schema": 32 * 1024,
     "response_format": 32 * 1024,
     "tools": 512 * 1024,
@@ -89,8 +89,8 @@ def apply_fields(
         elif rule == "refuse" and bytes(value) != b"null":
             raise Refused(
                 "unsupported_parameter",
-                f"'{name}' can't be set through this server: it would change what a request costs or whose memory it "
-                "uses. Leave it out.",
+                f"'{name}' can't be set through this server: it could change what a request costs or whose memory it "
+                "uses, or stop the engine for everybody. Leave it out.",
                 param=name,
             )
     return out

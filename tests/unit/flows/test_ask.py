@@ -88,7 +88,9 @@ def test_a_cap_under_another_name_never_reaches_the_engine() -> None:
     assert "max_completion_tokens" not in sent(chat(max_completion_tokens=9000))
 
 
-@pytest.mark.parametrize("field", ["id_slot", "n_predict", "lora", "chat_template", "ignore_eos", "best_of", "n_cmpl"])
+@pytest.mark.parametrize(
+    "field", ["id_slot", "n_predict", "lora", "chat_template", "ignore_eos", "best_of", "n_cmpl", "grammar"]
+)
 @pytest.mark.parametrize("engine", ["llama", "command"])
 def test_refuses_fields_that_change_cost_or_isolation(field: str, engine: str) -> None:
     with pytest.raises(Refused) as refused:
