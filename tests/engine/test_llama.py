@@ -184,7 +184,8 @@ def test_the_engine_ends_cleanly_on_sigterm(tiny: Path) -> None:
     assert engine.stderr is not None
     with engine.stdin as stdin:
         stdin.write(json.dumps(config) + "\n")
-    assert any(line.startswith("serving m at") for line in engine.stderr)
+    # llama.cpp writes its own lines in pieces, and this one may come between two of them.
+    assert any("serving m at" in line for line in engine.stderr)
     began = time.monotonic()
     engine.send_signal(signal.SIGTERM)
     assert engine.wait(5) == 0
