@@ -94,7 +94,7 @@ class GatewayParts:
 class HttpServer(uvicorn.Server):
     """uvicorn on a socket of ours, leaving signals to us."""
 
-    def __init__(self, app: Gateway, *, uds: bool = False) -> None:
+    def __init__(self, app: Gateway) -> None:
         config = uvicorn.Config(
             app,
             loop="none",
@@ -108,7 +108,6 @@ class HttpServer(uvicorn.Server):
             timeout_keep_alive=KEEP_ALIVE_S,
         )
         super().__init__(config)
-        self._uds = uds
         self._task: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager

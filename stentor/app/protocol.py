@@ -1,4 +1,4 @@
-"""uvicorn's HTTP, changed in three points that it leaves no setting for."""
+"""uvicorn's HTTP, changed in the points that it leaves no setting for."""
 
 import asyncio
 from typing import Any, cast

@@ -99,10 +99,6 @@ class Workers:
         if self._missing == 0:
             self._all_ready.set()
 
-    def pids(self) -> list[int]:
-        """The workers' process ids."""
-        return [process.pid for process in self._processes.values() if process.returncode is None]
-
     def _tell_revoked(self, key_id: KeyId) -> None:
         for desk in self._desks.values():
             desk.tell_revoked(key_id)

@@ -6,7 +6,7 @@ functions in ``routing``, ``queue``, ``slots``, ``memory`` and ``breaker``; here
 
 import asyncio
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
@@ -65,7 +65,6 @@ class LocalScheduler:
         self._parts = ProcessParts(settings, self._probe, slots, self._roster)
         self._journal = Journal(log)
         self._instances: dict[InstanceId, Instance] = {}
-        self._listeners: list[Callable[[ModelId], None]] = []
         self._created_us = clock.now_us()
         self._closing = False
         self._closed = asyncio.Event()
@@ -163,10 +162,6 @@ class LocalScheduler:
         """Model and state of every instance that was ever wanted."""
         return [(ModelId(each.process.spec.id), each.process.state) for each in self._instances.values()]
 
-    def on_change(self, listener: Callable[[ModelId], None]) -> None:
-        """Call ``listener`` with the model whenever one of its instances changes state; on the loop, so be quick."""
-        self._listeners.append(listener)
-
     # -- life ------------------------------------------------------------------------------------------------------
 
     def sweep(self) -> list[RosterEntry]:
@@ -246,8 +241,6 @@ class LocalScheduler:
             self._instances.setdefault(instance.id, instance)
         pool.note_change(process)
         self._journal.note_change(process)
-        for listener in self._listeners:
-            listener(model)
 
     def _describe_model(self, pool: Pool) -> ModelCard:
         spec = pool.spec
