@@ -2,9 +2,7 @@
 
 import asyncio
 import json
-import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -184,23 +182,29 @@ asyncio.run(main())
 """
 
 
+async def _acknowledged_until_killed(data_dir: Path) -> list[str]:
+    """What a child said is booked until it was killed: whole lines alone, for a line may be written in two."""
+    said, problems = data_dir / "said", data_dir / "problems"
+    with said.open("wb") as out, problems.open("wb") as err:
+        child = subprocess.Popen(
+            [sys.executable, "-c", KILLED, str(data_dir), str(Path(__file__).parent)], stdout=out, stderr=err
+        )
+    try:
+        async with asyncio.timeout(30):
+            while b"\n" not in said.read_bytes():
+                assert child.poll() is None, problems.read_text()
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(random.uniform(0.05, 0.4))
+    finally:
+        child.kill()
+        child.wait(timeout=20)
+    return said.read_text().rpartition("\n")[0].splitlines()
+
+
 async def test_kill_at_any_moment_keeps_every_acknowledged_event_whole(tmp_path: Path) -> None:
     acknowledged: set[str] = set()
     for _ in range(3):
-        child = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert child.stdout is not None
-        first = await asyncio.to_thread(child.stdout.readline)
-        await asyncio.sleep(random.uniform(0.05, 0.4))
-        os.kill(child.pid, signal.SIGKILL)
-        rest, errors = child.communicate(timeout=20)
-        assert first, errors
-        whole = (first + rest).rpartition("\n")[0]
-        acknowledged.update(whole.splitlines())
+        acknowledged.update(await _acknowledged_until_killed(tmp_path))
     database = Database.open(StoreSettings(data_dir=tmp_path))
     try:
         await _check_after_kill(database, acknowledged)
