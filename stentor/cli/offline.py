@@ -13,8 +13,6 @@ from stentor.core.operator import OperatorAnswer, OperatorCall
 if TYPE_CHECKING:
     from stentor.settings import Settings
 
-OPERATOR = ""
-
 
 class LoopbackTransport:
     """Hands requests to an application in this process. ``answer`` runs one call to its end."""
@@ -25,7 +23,7 @@ class LoopbackTransport:
     def send(self, method: str, target: str, body: bytes | None, timeout_s: float) -> tuple[int, bytes]:
         path, _, query = target.partition("?")
         try:
-            answer = self._answer(OperatorCall(method, unquote(path), query.encode(), body or b"", OPERATOR))
+            answer = self._answer(OperatorCall(method, unquote(path), query.encode(), body or b""))
         except TimeoutError:
             raise StentorError(f"The books gave no answer within {timeout_s:g} s.") from None
         return answer.status, answer.body

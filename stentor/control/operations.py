@@ -1,7 +1,7 @@
 """Management as JSON rows: one shape for the admin API and for the command line beside a server that doesn't run."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
 import msgspec
@@ -12,11 +12,13 @@ from stentor.control.management import Management
 from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
+from stentor.core.operator import Task
 from stentor.core.scheduler import ModelCard, Scheduler
 
 Row = dict[str, Any]
 Query = Mapping[str, str]
 T = TypeVar("T")
+Operation = Callable[[Task], Awaitable[Row]]
 
 PAGE_MAX = 1000
 INSTANCES_MAX = 64
@@ -52,6 +54,30 @@ class Operations:
         self._management = management
         self._scheduler = scheduler
         self._machine = machine
+        self._table = self._make_table()
+
+    async def perform(self, name: str, task: Task) -> Row:
+        """Do the operation of this name: that of the route's handler. Raises Refused."""
+        return await self._table[name](task)
+
+    def _make_table(self) -> dict[str, Operation]:
+        """Every operation by the name that the surface calls it."""
+        return {
+            "list_keys": lambda task: self.list_keys(task.query),
+            "create_key": lambda task: self.create_key(actor_of(task), task.body, task.creator),
+            "revoke_key": lambda task: self.revoke_key(actor_of(task), task.params["id"]),
+            "rotate_key": lambda task: self.rotate_key(actor_of(task), task.params["id"], task.body, task.creator),
+            "list_users": lambda task: self.list_users(task.query),
+            "create_user": lambda task: self.create_user(actor_of(task), task.body),
+            "top_up": lambda task: self.top_up(actor_of(task), task.params["id"], task.body),
+            "list_usage": lambda task: self.list_usage(task.query),
+            "list_model_cards": lambda task: self.list_models(),
+            "start_model": lambda task: self.start_model(actor_of(task), task.params["id"], task.body),
+            "stop_model": lambda task: self.stop_model(actor_of(task), task.params["id"]),
+            "list_slots": lambda task: self.list_slots(),
+            "doctor": lambda task: self.doctor(),
+            "system": lambda task: self.system(),
+        }
 
     async def list_keys(self, query: Query) -> Row:
         """Keys, newest first."""
@@ -150,6 +176,11 @@ class Operations:
     async def system(self) -> Row:
         """The machine and its engines."""
         return {**await self._machine.describe(), "slots": (await self.list_slots())["data"]}
+
+
+def actor_of(task: Task) -> Actor:
+    """Who the audit names."""
+    return Actor(task.actor, task.origin)
 
 
 def _page(rows: list[Row], after: object) -> Row:

@@ -20,27 +20,37 @@ class Authority(Protocol):
 
 
 class OperatorForward:
-    """Handlers for every management route, and the metrics of the whole server."""
+    """Handlers for every managed route, and the metrics of the whole server."""
 
     def __init__(self, authority: Authority) -> None:
         self._authority = authority
 
     def handlers(self) -> dict[str, Handler]:
         """One handler for all: the path says the rest."""
-        return {route.handler: self._forward for route in SURFACE if route.access == "admin"}
+        return {route.handler: self._forward for route in SURFACE if route.managed}
 
     async def render_metrics(self) -> bytes:
         """The exposition text."""
-        answer = await self._authority.operate(OperatorCall("GET", "/metrics", b"", b"", ""))
+        answer = await self._authority.operate(OperatorCall("GET", "/metrics", b"", b""))
         return answer.body
 
     async def _forward(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         body = await connection.read_body(OPERATOR_BODY_MAX)
         scope = connection.scope
-        call = OperatorCall(scope["method"], scope["path"], scope["query_string"], body, principal.key_id)
+        client = scope.get("client")
+        call = OperatorCall(
+            scope["method"],
+            scope["path"],
+            scope["query_string"],
+            body,
+            principal,
+            str(client[0]) if client else "",
+            (connection.header(b"accept") or b"").decode("latin-1"),
+        )
         answer = await self._authority.operate(call)
         headers = [
             (b"x-request-id", connection.request_id.encode()),
             (b"content-type", answer.content_type.encode()),
+            *((name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers),
         ]
         await connection.respond(answer.status, headers, answer.body)

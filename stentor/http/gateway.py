@@ -18,7 +18,8 @@ from stentor.http.auth import Authenticator, check_scope
 from stentor.http.connection import ClientGone, Connection, Receive, Scope, Send
 from stentor.http.errors import Envelope, meaning_of
 from stentor.http.guard import Cors, HostGuard
-from stentor.http.surface import SURFACE, Route
+from stentor.http.route import Route
+from stentor.http.surface import SURFACE
 from stentor.telemetry.logs import Log
 
 Params = dict[str, str]
@@ -142,8 +143,8 @@ class Gateway:
         if route.access == "public":
             return ANONYMOUS
         if self._operator_socket:
-            actor = connection.scope.get("stentor.actor")
-            return msgspec.structs.replace(OPERATOR, key_id=KeyId(actor)) if actor else OPERATOR
+            caller: Principal | None = connection.scope.get("stentor.caller")
+            return OPERATOR if caller is None else caller
         if route.access == "metrics" and self._open_metrics and _from_loopback(connection.scope):
             return ANONYMOUS
         principal = await self._authenticator.authenticate(connection.headers)
@@ -152,8 +153,9 @@ class Gateway:
 
 
 def _compile(path: str) -> re.Pattern[str]:
-    """``/v1/models/{model}`` as a pattern whose groups are the parameters."""
-    return re.compile("^" + re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path)) + "$")
+    """``/v1/models/{model}`` as a pattern whose groups are the parameters; ``{rest}`` takes what is left."""
+    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path))
+    return re.compile("^" + pattern.replace("(?P<rest>[^/]+)", "(?P<rest>.*)") + "$", re.DOTALL)
 
 
 def _defect() -> Refused:

@@ -4,10 +4,12 @@ from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.http.connection import Message
 from stentor.http.gateway import Gateway
 
+_SAID_BY_THE_CONNECTION = (b"x-request-id", b"content-length", b"content-type")
+
 
 async def call_app(app: Gateway, call: OperatorCall) -> OperatorAnswer:
     """Have ``app`` (the operator's) answer one request whole."""
-    status, content_type = 500, "application/json"
+    answer = OperatorAnswer(500, "application/json", b"", [])
     parts: list[bytes] = []
     asked = False
 
@@ -19,12 +21,13 @@ async def call_app(app: Gateway, call: OperatorCall) -> OperatorAnswer:
         return {"type": "http.request", "body": call.body, "more_body": False}
 
     async def send(message: Message) -> None:
-        nonlocal status, content_type
         if message["type"] == "http.response.start":
-            status = message["status"]
+            answer.status = message["status"]
             for name, value in message["headers"]:
                 if name == b"content-type":
-                    content_type = value.decode("latin-1")
+                    answer.content_type = value.decode("latin-1")
+                elif name not in _SAID_BY_THE_CONNECTION:
+                    answer.headers.append((name.decode("latin-1"), value.decode("latin-1")))
         else:
             parts.append(message.get("body", b""))
 
@@ -33,8 +36,10 @@ async def call_app(app: Gateway, call: OperatorCall) -> OperatorAnswer:
         "method": call.method,
         "path": call.path,
         "query_string": call.query,
-        "headers": [(b"content-type", b"application/json")],
-        "stentor.actor": call.actor,
+        "headers": [(b"content-type", b"application/json"), (b"accept", call.accept.encode("latin-1"))],
+        "client": (call.address, 0) if call.address else None,
+        "stentor.caller": call.caller,
     }
     await app(scope, receive, send)
-    return OperatorAnswer(status, content_type, b"".join(parts))
+    answer.body = b"".join(parts)
+    return answer

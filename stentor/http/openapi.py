@@ -7,7 +7,8 @@ import msgspec
 
 from stentor.http import wire
 from stentor.http.errors import CODES
-from stentor.http.surface import SURFACE, Access, Route
+from stentor.http.route import Access, Route
+from stentor.http.surface import SURFACE
 
 _REF = "#/components/schemas/{name}"
 _ACCESS_TEXT = {

@@ -21,8 +21,9 @@ from stentor.control.observed import ObservedBooks
 from stentor.control.wanted import KeyAsk
 from stentor.core.books import Books, Close, Grant, Open, Settled, Usage
 from stentor.core.errors import AuthorityLost, Refused
-from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId, new_request_id
+from stentor.core.ids import InstanceId, KeyId, ModelId, ProjectId, RequestId, TierId, UserId, new_request_id
 from stentor.core.operator import OperatorAnswer, OperatorCall
+from stentor.core.principal import Principal
 from stentor.core.scheduler import InstanceCard, ModelCard, Scheduler
 from stentor.people.values import KeyLimits
 from stentor.telemetry.logs import Log
@@ -31,6 +32,7 @@ from stentor.telemetry.settings import TelemetrySettings
 
 USD = 1_000_000_000
 TESTER = Actor("tester", "cli")
+CALLER = Principal(KeyId("k"), UserId("u"), ProjectId("p"), TierId("t"), frozenset({"admin"}))
 HELLO = {"words": ["first", 1]}
 
 MODEL = ModelCard(
@@ -473,14 +475,14 @@ async def test_a_lost_line_refuses_everything(line: Side, key: KeyId, wait_until
         side.scheduler.list_instances(),
         side.scheduler.start(ModelId("tiny")),
         side.scheduler.stop(ModelId("tiny")),
-        client.operate(OperatorCall("GET", "/", b"", b"", "")),
+        client.operate(OperatorCall("GET", "/", b"", b"")),
     ):
         assert (await refused(question)).code == "server_restarting"
     await wait_until(lambda: not side.house.places.waiting)
 
 
 async def test_management_is_answered_over_the_line(line: Side) -> None:
-    call = OperatorCall("POST", "/admin/api/ü", b"a=1", b"\xff{", "some-key")
+    call = OperatorCall("POST", "/admin/api/ü", b"a=1", b"\xff{", CALLER, "127.0.0.1", "text/csv")
     assert line.client is not None
     answer = await line.client.operate(call)
     assert (answer.status, answer.content_type) == (203, "text/odd")
@@ -538,5 +540,5 @@ async def test_a_frame_that_claims_to_be_endless_ends_the_line(line: Side, wait_
 
 async def test_a_large_answer_passes_the_line(line: Side) -> None:
     assert line.client is not None
-    answer = await line.client.operate(OperatorCall("GET", "/", b"", b"x" * 5_000_000, ""))
+    answer = await line.client.operate(OperatorCall("GET", "/", b"", b"x" * 5_000_000))
     assert len(answer.body) > 5_000_000

@@ -1,0 +1,17 @@
+"""The OpenAI-compatible routes."""
+
+from stentor.http import wire
+from stentor.http.route import Route
+
+ROUTES: tuple[Route, ...] = (
+    Route(
+        "POST", "/v1/chat/completions", "chat", "key", "Answer a conversation.", "inference",
+        wire.ChatCompletionRequest, wire.ChatCompletion, streams=True,
+    ),
+    Route(
+        "POST", "/v1/completions", "completion", "key", "Continue a text.", "inference",
+        wire.CompletionRequest, wire.Completion, streams=True,
+    ),
+    Route("GET", "/v1/models", "list_models", "key", "The models this key may use.", "inference", None, wire.ModelList),
+    Route("GET", "/v1/models/{model}", "get_model", "key", "One model.", "inference", None, wire.Model),
+)  # fmt: skip
