@@ -30,7 +30,11 @@ class ModelCard(msgspec.Struct, frozen=True):
 
 
 class InstanceCard(msgspec.Struct, frozen=True):
-    """One engine process as operators see it. ``log_tail`` holds its last lines and is for admins only."""
+    """One engine process as operators see it. ``log_tail`` holds its last lines and is for admins only.
+
+    ``reason`` is why it is as it is («evicted: idle 12 min, needed 3.1 GB for X»). ``planned_bytes`` of memory are set
+    aside for it, ``resident_bytes`` are in use now; ``context_size`` is tokens per request, 0 where nobody knows yet.
+    """
 
     id: InstanceId
     model: ModelId
@@ -44,6 +48,16 @@ class InstanceCard(msgspec.Struct, frozen=True):
     restarts: int
     reason: str = ""
     log_tail: tuple[str, ...] = ()
+    planned_bytes: int = 0
+    resident_bytes: int = 0
+    context_size: int = 0
+
+
+class SlotCard(msgspec.Struct, frozen=True):
+    """One port of the row that engines serve on, and the instance that holds it, if any."""
+
+    port: int
+    instance: InstanceCard | None = None
 
 
 class Scheduler(Protocol):
@@ -67,4 +81,35 @@ class Scheduler(Protocol):
 
     async def stop(self, model: ModelId) -> None:
         """Let running requests end (at most the drain time), then stop all instances of the model."""
+        ...
+
+
+class EngineControl(Scheduler, Protocol):
+    """What only the authority's own side does: engines by slot. Management reaches it by way of operator calls."""
+
+    async def list_slots(self) -> list[SlotCard]:
+        """All slots by port, empty ones included."""
+        ...
+
+    async def load(self, model: ModelId, instances: int = 1, slot: int | None = None) -> list[InstanceCard]:
+        """Bring up at least ``instances`` ready instances and return them; the model is wanted from now on.
+
+        ``slot`` is the port that the first of them must get: an instance of another model there is drained and
+        stopped first. Raises Refused: ``not_found`` (no such slot), ``conflict`` (a pinned model holds it),
+        ``model_unavailable`` with the reason.
+        """
+        ...
+
+    async def drain(self, slot: int) -> None:
+        """Give the instance at port ``slot`` no new work; returns when it runs nothing, at most after the drain time.
+
+        Raises Refused ``not_found`` where no instance is.
+        """
+        ...
+
+    async def unload(self, slot: int) -> None:
+        """Drain the instance at port ``slot`` (at most the drain time), then end it; gone on return.
+
+        The model isn't wanted any more if this was its last one. Raises Refused ``not_found`` where no instance is.
+        """
         ...

@@ -292,4 +292,5 @@ def _describe_instance(instance: Instance) -> InstanceCard:
         restarts=process.restarts,
         reason=str(process.failure) if process.failure else "",
         log_tail=tuple(process.log_tail),
+        context_size=process.context_size or 0,
     )

@@ -166,6 +166,9 @@ class Slot(msgspec.Struct):
     restarts: int
     reason: str
     log_tail: list[str]
+    planned_bytes: int
+    resident_bytes: int
+    context_size: int
 
 
 class Finding(msgspec.Struct):
