@@ -22,6 +22,8 @@ EXIT_BAD_MODEL = 65
 EXIT_UNAVAILABLE = 69
 _CONFIG_MAX_BYTES = 1 << 20
 _GGUF_MAGIC = b"GGUF"
+_FLASH = {"auto": "AUTO", "on": "ENABLED", "off": "DISABLED"}
+_LOAD_MODES = {"mmap+mlock": "MMAP_MLOCK", "dio": "DIRECT_IO"}
 _KEPT: list[socket.socket] = []
 
 
@@ -43,6 +45,8 @@ class LlamaConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     cache_ram_mib: int = 0
+    flash_attention: str = "auto"
+    load_mode: str = "auto"
     chat_template: str = ""
 
 
@@ -81,6 +85,9 @@ def make_parameters(xlc: Any, config: LlamaConfig) -> Any:
     parameters.cache_type_k = getattr(xlc.ggml_type, f"GGML_TYPE_{config.cache_type_k.upper()}")
     parameters.cache_type_v = getattr(xlc.ggml_type, f"GGML_TYPE_{config.cache_type_v.upper()}")
     parameters.cache_ram_mib = config.cache_ram_mib
+    flash, mode = _FLASH[config.flash_attention], _LOAD_MODES.get(config.load_mode, config.load_mode.upper())
+    parameters.flash_attn_type = getattr(xlc.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
+    parameters.load_mode = getattr(xlc.llama_load_mode, f"LLAMA_LOAD_MODE_{mode}")
     parameters.chat_template = config.chat_template
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = config.port

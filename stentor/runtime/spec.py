@@ -12,6 +12,8 @@ from stentor.core.ids import ModelId
 EngineKind = Literal["llama", "llama-server", "command"]
 ModelType = Literal["text", "vision", "omni", "embedding", "vision-embedding", "reranker", "audio", "tts"]
 Pooling = Literal["", "mean", "cls", "last", "rank"]
+FlashAttention = Literal["auto", "on", "off"]
+LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
 CacheType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 
 MODEL_ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -41,7 +43,8 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     run. ``arguments`` are extra arguments for ``llama-server``; ``command``, ``env`` and ``health_path`` describe an
     operator's own program, with ``${PORT}`` replaced in command and env. ``upstream_model`` is the name the engine
     knows the model by (None: the id). ``pooling`` empty means the model's own, or the mean where it has none.
-    ``media_bound`` is the most tokens one image or clip can cost (None: by type).
+    ``media_bound`` is the most tokens one image or clip can cost (None: by type). ``load_mode`` is how the weights get into
+    memory, ``mmproj`` the projector of a model that sees or hears (None: one that lies beside the weights).
     """
 
     id: _NAME
@@ -60,6 +63,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cache_type_k: CacheType = "f16"
     cache_type_v: CacheType = "f16"
     cache_ram_mib: Annotated[int, msgspec.Meta(ge=0)] = 0
+    flash_attention: FlashAttention = "auto"
+    load_mode: LoadMode = "auto"
+    mmproj: Path | None = None
     pooling: Pooling = ""
     chat_template: str = ""
     binary: Path | None = None

@@ -38,6 +38,9 @@ MODEL_TEXTS: dict[str, str] = {
     "cache_type_k": "Type of the key cache: `f16`, `q8_0`, …",
     "cache_type_v": "Type of the value cache.",
     "cache_ram_mib": "Memory of one instance for cached prompts, in MiB.",
+    "flash_attention": "`auto`, `on` or `off`.",
+    "load_mode": "How weights get into memory: `auto`, `none`, `mmap`, `mlock`, `mmap+mlock` or `dio`.",
+    "mmproj": "The projector file of a model that sees or hears; one beside the weights where it is left out.",
     "chat_template": "A chat template in place of the model's own.",
     "binary": "The `llama-server` to use for this model, in place of `ENGINE_BIN`.",
     "arguments": "More arguments for `llama-server`.",
@@ -67,8 +70,9 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
     if isinstance(entry.get("source"), str):
         entry["source"] = _anchor(entry["source"], file.path.parent)
         entry.setdefault("id", id_from_source(entry["source"]))
-    if isinstance(entry.get("binary"), str):
-        entry["binary"] = str(file.path.parent / Path(entry["binary"]).expanduser())
+    for key in ("binary", "mmproj"):
+        if isinstance(entry.get(key), str):
+            entry[key] = str(file.path.parent / Path(entry[key]).expanduser())
     if engine_bin is not None and "command" not in entry:
         entry.setdefault("engine", "llama-server")
     try:

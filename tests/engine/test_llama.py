@@ -192,3 +192,14 @@ def test_the_engine_ends_cleanly_on_sigterm(tiny: Path) -> None:
     assert time.monotonic() - began < 2
     engine.stderr.close()
     assert is_port_free(port)
+
+
+@pytest.mark.parametrize(("flash_attention", "load_mode"), [("on", "none"), ("off", "mmap"), ("auto", "dio")])
+async def test_flash_attention_and_load_mode_reach_the_engine(
+    make_scheduler: Any, tiny: Path, flash_attention: str, load_mode: str
+) -> None:
+    scheduler = make_scheduler(tiny_spec(tiny, flash_attention=flash_attention, load_mode=load_mode))
+    await take(scheduler, "tiny")
+    (card,) = await scheduler.list_instances()
+    maps = Path(f"/proc/{card.pid}/maps").read_text()
+    assert (str(tiny) in maps) is (load_mode == "mmap")

@@ -11,7 +11,14 @@ from engine_harness import ask, give, instance_of, take, until
 
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
-from stentor.runtime.launchers.llama_server import ServerAbilities, find_unknown_argument, parse_help
+from stentor.runtime.launchers.base import LaunchRefused
+from stentor.runtime.launchers.llama_server import (
+    ServerAbilities,
+    choose_load_wishes,
+    find_unknown_argument,
+    parse_help,
+    write_arguments,
+)
 from stentor.runtime.spec import ModelSpec
 
 HELP = """\
@@ -70,13 +77,14 @@ async def test_the_real_binary_serves(make_scheduler: Any, tiny: Path, tmp_path:
 
 
 async def test_extra_arguments_reach_the_binary(make_scheduler: Any, tiny: Path) -> None:
-    scheduler = make_scheduler(
-        server_spec(tiny, arguments=("--sse-ping-interval", "7", "--slot-prompt-similarity", "0.2"))
-    )
+    arguments = ("--sse-ping-interval", "7", "--slot-prompt-similarity", "0.2")
+    scheduler = make_scheduler(server_spec(tiny, arguments=arguments, flash_attention="off", load_mode="none"))
     await take(scheduler, "ext", timeout_s=60)
     card = await instance_of(scheduler, "ext")
     argv = Path(f"/proc/{card.pid}/cmdline").read_bytes().decode().split("\0")
     assert argv[argv.index("--sse-ping-interval") + 1] == "7"
+    assert argv[argv.index("--flash-attn") + 1] == "off"
+    assert argv[argv.index("--load-mode") + 1] == "none"
     for flag in ("--host", "--port", "--metrics", "--slots", "--no-ui", "--api-key-file"):
         assert flag in argv
 
@@ -150,3 +158,13 @@ def test_values_of_arguments_are_not_taken_for_flags() -> None:
     abilities = ServerAbilities(frozenset({"--temp", "--rope-scale"}), frozenset(), "v1")
     assert find_unknown_argument(("--temp", "-1", "--rope-scale", "2", "plain"), abilities) is None
     assert find_unknown_argument(("--tempo", "1"), abilities) == "this llama-server (v1) does not know '--tempo'."
+
+
+def test_the_load_mode_is_said_in_the_words_of_the_build() -> None:
+    new = ServerAbilities(frozenset({"--load-mode", "--mlock"}), frozenset(), "new")
+    old = ServerAbilities(frozenset({"--mlock", "--no-mmap"}), frozenset(), "old")
+    assert choose_load_wishes("auto", old) == []
+    assert write_arguments(choose_load_wishes("mlock", new), [], new) == ["--load-mode", "mlock"]
+    assert write_arguments(choose_load_wishes("mlock", old), [], old) == ["--mlock", "--no-mmap"]
+    with pytest.raises(LaunchRefused, match="--direct-io"):
+        write_arguments(choose_load_wishes("dio", old), [], old)

@@ -36,6 +36,8 @@ class LlamaLauncher:
             "cache_type_k": spec.cache_type_k,
             "cache_type_v": spec.cache_type_v,
             "cache_ram_mib": spec.cache_ram_mib,
+            "flash_attention": spec.flash_attention,
+            "load_mode": spec.load_mode,
             "chat_template": spec.chat_template,
         }
         return Launch(

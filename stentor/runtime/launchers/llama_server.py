@@ -23,7 +23,7 @@ from stentor.runtime.launchers.base import (
     choose_environment,
     new_token,
 )
-from stentor.runtime.spec import ModelSpec
+from stentor.runtime.spec import LoadMode, ModelSpec
 
 _PROBE_TIMEOUT_S = 20.0
 _FLAG_LINE = re.compile(r"^ {0,2}(-[A-Za-z0-9]|--[a-z])")
@@ -35,6 +35,13 @@ _OURS = frozenset(
         "-hf", "-hfr", "--hf-repo", "-mu", "--model-url", "--models-dir", "--models-preset", "--reuse-port",
     }
 )  # fmt: skip
+_OLD_LOAD_SWITCHES = {
+    "none": ("--no-mmap",),
+    "mmap": (),
+    "mlock": ("--mlock", "--no-mmap"),
+    "mmap+mlock": ("--mlock",),
+    "dio": ("--direct-io",),
+}
 Wish = tuple[tuple[str, ...], str | None]
 
 
@@ -109,6 +116,8 @@ def choose_wishes(order: LaunchOrder, key_file: Path) -> list[Wish]:
         wishes.append((("--n-gpu-layers", "--gpu-layers"), str(spec.gpu_layers)))
     if order.pooling:
         wishes.append((("--pooling",), order.pooling))
+    if spec.flash_attention != "auto":
+        wishes.append((("--flash-attn",), spec.flash_attention))
     return wishes + _choose_batches(spec, order.ctx)
 
 
@@ -128,6 +137,15 @@ def _choose_batches(spec: ModelSpec, ctx: int) -> list[Wish]:
     if spec.chat_template:
         wishes.append((("--chat-template",), spec.chat_template))
     return wishes
+
+
+def choose_load_wishes(mode: LoadMode, abilities: ServerAbilities) -> list[Wish]:
+    """How to get the weights into memory, in the words of this build: one option in new builds, switches in old ones."""
+    if mode == "auto":
+        return []
+    if "--load-mode" in abilities.flags:
+        return [(("--load-mode",), mode)]
+    return [((name,), None) for name in _OLD_LOAD_SWITCHES[mode]]
 
 
 def choose_optional_wishes(spec: ModelSpec) -> list[Wish]:
@@ -179,7 +197,8 @@ class LlamaServerLauncher:
         if problem is not None:
             raise LaunchRefused(f"Model '{spec.id}', arguments: {problem}")
         key_file = self._run_dir / f"{spec.id}-{order.port}.key"
-        arguments = write_arguments(choose_wishes(order, key_file), choose_optional_wishes(spec), abilities)
+        wishes = [*choose_wishes(order, key_file), *choose_load_wishes(spec.load_mode, abilities)]
+        arguments = write_arguments(wishes, choose_optional_wishes(spec), abilities)
         token = new_token()
         _write_secret(key_file, token)
         return Launch(
