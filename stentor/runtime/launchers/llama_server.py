@@ -140,7 +140,7 @@ def _choose_batches(spec: ModelSpec, ctx: int) -> list[Wish]:
 
 
 def choose_load_wishes(mode: LoadMode, abilities: ServerAbilities) -> list[Wish]:
-    """How to get the weights into memory, in the words of this build: one option in new builds, switches in old ones."""
+    """How weights get into memory, in the words of this build: one option in new builds, switches in old ones."""
     if mode == "auto":
         return []
     if "--load-mode" in abilities.flags:
