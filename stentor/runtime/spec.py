@@ -43,7 +43,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     run. ``arguments`` are extra arguments for ``llama-server``; ``command``, ``env`` and ``health_path`` describe an
     operator's own program, with ``${PORT}`` replaced in command and env. ``upstream_model`` is the name the engine
     knows the model by (None: the id). ``pooling`` empty means the model's own, or the mean where it has none.
-    ``media_bound`` is the most tokens one image or clip can cost (None: by type). ``load_mode`` says how the weights get
+    ``media_bound`` is the most tokens one image or clip can cost (None: by type). ``load_mode`` says how weights get
     into memory, ``mmproj`` is the projector of a model that sees or hears (None: one that lies beside the weights).
     """
 
