@@ -28,6 +28,9 @@ CODES: dict[str, Meaning] = {
     "unsupported_parameter": Meaning(400, "invalid_request_error", "A field that clients may not set."),
     "context_length_exceeded": Meaning(400, "invalid_request_error", "The prompt doesn't fit the model's context."),
     "missing_ability": Meaning(400, "invalid_request_error", "The model can't do what the request needs."),
+    "address_not_allowed": Meaning(
+        400, "invalid_request_error", "An address that this server doesn't connect to for others."
+    ),
     "host_not_allowed": Meaning(400, "invalid_request_error", "The Host header names a host that isn't this server."),
     "missing_api_key": Meaning(401, "authentication_error", "No API key was sent."),
     "invalid_api_key": Meaning(401, "authentication_error", "The API key is unknown, revoked or expired."),

@@ -225,6 +225,13 @@ _ACCESS = (
     Setting(
         "RATE_LIMIT_QPS", number(0), "Requests a second per key; 0 is off.", default=0.0, aliases=("RATE_LIMIT_QPS",)
     ),
+    Setting(
+        "EGRESS_ALLOW",
+        kinds.EGRESS,
+        "Hosts (`*.example.org` for all below one), addresses and networks that aren't public and that outgoing "
+        "requests may reach all the same. Addresses in the settings file itself need no entry.",
+        default=(),
+    ),
     _later("SIGNUP", kinds.SWITCH, "Let people ask for an account.", default=True),
     _later(
         "RING_KEY_MODE",
@@ -238,13 +245,12 @@ _ACCESS = (
 )
 
 _LATER = (
+    _later("ALLOW_IMAGE_URLS", kinds.SWITCH, "Fetch `https:` images that clients name.", default=False),
     _later("AUDIO_MAX_MB", integer(1, 65536, "MiB"), "Largest audio upload.", default=100),
     _later("AUDIO_MAX_S", integer(1, None, "s"), "Longest audio upload.", default=7200),
     _later("HF_TOKEN", kinds.TEXT, "Token for the model hub.", secret=True),
     _later("HF_ENDPOINT", kinds.URL, "Address of the model hub or of a mirror."),
     _later("HF_INFERENCE_URL", kinds.URL, "Address of the hub's inference service."),
-    _later("EGRESS_ALLOW", kinds.WORDS, "Private hosts or networks that outgoing requests may reach.", default=()),
-    _later("ALLOW_IMAGE_URLS", kinds.SWITCH, "Fetch `https:` images that clients name.", default=False),
     _later(
         "CACHE_URL", kinds.TEXT, "Valkey or Redis, used as a cache only.", aliases=("LLMRING_REDIS_URL",), secret=True
     ),

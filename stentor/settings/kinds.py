@@ -15,6 +15,8 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from stentor.egress.addresses import AllowList
+
 Parser = Callable[[Any, Path], Any]
 
 _TRUE = frozenset({"1", "true", "yes", "on"})
@@ -113,6 +115,15 @@ def _parse_networks(raw: Any, _base: Path) -> tuple[str, ...]:
     return tuple(networks)
 
 
+def _parse_egress(raw: Any, _base: Path) -> tuple[str, ...]:
+    entries = tuple(_split(raw))
+    try:
+        AllowList(entries)
+    except ValueError as error:
+        raise BadValue(f"holds a wrong entry: {error}") from None
+    return entries
+
+
 def _parse_url(raw: Any, _base: Path) -> str:
     text = _as_text(raw)
     try:
@@ -207,6 +218,7 @@ PATH = Kind("path", _parse_path)
 PATHS = Kind("paths, separated by commas", _parse_paths)
 WORDS = Kind("words, separated by commas", _parse_words)
 NETWORKS = Kind("networks (CIDR), separated by commas", _parse_networks)
+EGRESS = Kind("hosts, addresses and networks, separated by commas", _parse_egress)
 URL = Kind("http(s) address", _parse_url)
 KEY_BYTES = Kind("32 bytes as hex or base64", _parse_key_bytes)
 API_KEY = Kind("1–255 visible characters", _parse_api_key)
