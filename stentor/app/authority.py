@@ -43,7 +43,7 @@ class Authority:
         self.metrics = Metrics(VERSION)
         self.books = ObservedBooks(books, self.metrics, log)
         self.management = Management(database, books, keyring, clock)
-        self.operations = Operations(self.management, scheduler, ThisMachine(settings.data_dir))
+        self.operations = Operations(self.management, scheduler, ThisMachine(settings.data_dir), scheduler)
         self._watch_gauges()
 
     @classmethod

@@ -12,12 +12,16 @@ from stentor.app.protocol import Protocol
 from stentor.core.books import Books
 from stentor.core.scheduler import Scheduler
 from stentor.egress.engines import EngineClient, EngineSettings
+from stentor.egress.passage import EnginePassage
 from stentor.flows.calls import Calls
 from stentor.flows.chat import ChatFlow
+from stentor.http.admin.logs import LogEndpoints, Operate
 from stentor.http.auth import Authenticator
 from stentor.http.gateway import Gateway, Handler, HttpSettings
+from stentor.http.open_streams import OpenStreams
 from stentor.http.openai.models import ModelEndpoints
 from stentor.http.openai.text import TextEndpoints
+from stentor.http.passage import EnginePassageEndpoints
 from stentor.http.public import PublicEndpoints
 from stentor.telemetry.logs import Log
 from stentor.telemetry.trace import Tracer
@@ -51,21 +55,26 @@ class GatewayParts:
         flow = ChatFlow(books, self.engines, tracer)
         text = TextEndpoints(flow, self.calls, settings.body_max_bytes)
         models = ModelEndpoints(scheduler)
+        self._streams = OpenStreams()
+        self._passage = EnginePassage()
+        passage = EnginePassageEndpoints(scheduler, self._passage, self._streams, log, settings.body_max_bytes)
         self._handlers: dict[str, Handler] = {
             "chat": text.chat,
             "completion": text.completion,
             "list_models": models.list_models,
             "get_model": models.get_model,
+            "pass_on": passage.pass_on,
         }
 
     def app(
         self,
         operators: Mapping[str, Handler],
         render_metrics: Callable[[], Awaitable[bytes]],
+        operate: Operate,
         *,
         operator_socket: bool = False,
     ) -> Gateway:
-        """The ASGI application; ``operators`` are the handlers of the management routes."""
+        """The ASGI application; ``operators`` are the handlers of the managed routes, ``operate`` asks one of them."""
         public = PublicEndpoints(self._books, self._scheduler, render_metrics, VERSION)
         handlers: dict[str, Handler] = {
             **self._handlers,
@@ -74,12 +83,14 @@ class GatewayParts:
             "metrics": public.metrics,
             "openapi": public.openapi,
             "docs": public.docs,
+            "follow_log": LogEndpoints(operate, self._streams).follow,
             **operators,
         }
         return Gateway(self._settings, self.authenticator, handlers, self._log, operator_socket=operator_socket)
 
     async def drain(self, drain_s: float) -> None:
         """Let running requests end within ``drain_s``, then end them with ``server_shutdown``."""
+        self._streams.close()
         if not await self.calls.wait_idle(drain_s):
             self._log.event("requests_interrupted", level="warning", count=len(self.calls))
             self.calls.interrupt_all("server_shutdown")
@@ -87,6 +98,8 @@ class GatewayParts:
 
     async def close(self) -> None:
         """Close the connections to engines, and send what waits of the traces."""
+        self._streams.close()
+        await self._passage.close()
         await self.engines.close()
         await asyncio.to_thread(self._tracer.close)
 

@@ -23,7 +23,7 @@ class Offline:
         self._gateway = gateway
         self._log = log
         operators = AdminEndpoints(authority.operations).handlers()
-        self._app = gateway.app(operators, authority.render_metrics, operator_socket=True)
+        self._app = gateway.app(operators, authority.render_metrics, self.answer, operator_socket=True)
 
     async def answer(self, call: OperatorCall) -> OperatorAnswer:
         """Answer one request as the running server would."""

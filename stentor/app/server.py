@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
 from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.http.admin.handlers import AdminEndpoints
-from stentor.http.gateway import Gateway, HttpSettings
+from stentor.http.gateway import HttpSettings
 from stentor.http.loopback import call_app
 from stentor.settings import Settings
 from stentor.settings.checks import is_loopback
@@ -138,19 +138,22 @@ class _Server:
     ) -> None:
         path = self._settings.admin_socket
         self._operators = AdminEndpoints(authority.operations).handlers()
-        app = gateway.app(self._operators, authority.render_metrics, operator_socket=True)
-        self._operate = _operator_calls(app)
-        server = HttpServer(app)
+        self._operator_app = gateway.app(self._operators, authority.render_metrics, self._operate, operator_socket=True)
+        server = HttpServer(self._operator_app)
         server.begin(_listen_unix(path))
         stack.callback(path.unlink, missing_ok=True)
         stack.push_async_callback(server.end)
+
+    async def _operate(self, call: OperatorCall) -> OperatorAnswer:
+        """Answer a management request that this server's own parts or a worker pass on."""
+        return await call_app(self._operator_app, call)
 
     async def _start_http(
         self, authority: Authority, gateway: GatewayParts, first_socket: socket.socket
     ) -> RunningHttp:
         settings = self._settings
         if settings.gateway_workers == 1:
-            server = HttpServer(gateway.app(self._operators, authority.render_metrics))
+            server = HttpServer(gateway.app(self._operators, authority.render_metrics, self._operate))
             server.begin(first_socket)
 
             async def end_alone(drain_s: float) -> None:
@@ -283,10 +286,3 @@ def _url(settings: Settings, sock: socket.socket) -> str:
 
 def _worker_command(line_fd: int, listen_fd: int) -> list[str]:
     return [sys.executable, "-m", "stentor.app.worker", str(line_fd), str(listen_fd), str(os.getpid())]
-
-
-def _operator_calls(app: Gateway) -> Callable[[OperatorCall], Awaitable[OperatorAnswer]]:
-    async def operate(call: OperatorCall) -> OperatorAnswer:
-        return await call_app(app, call)
-
-    return operate

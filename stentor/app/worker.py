@@ -51,7 +51,7 @@ async def _serve(line: socket.socket, listening: socket.socket) -> int:
     tracer = open_tracer(hello.telemetry, VERSION)
     parts = GatewayParts(hello.http, authority, authority, hello.pepper, tracer, log)
     forward = OperatorForward(authority)
-    server = HttpServer(parts.app(forward.handlers(), forward.render_metrics))
+    server = HttpServer(parts.app(forward.handlers(), forward.render_metrics, authority.operate))
     server.begin(listening)
     tune_collector()
     authority.tell_ready()

@@ -14,7 +14,7 @@ from stentor.core.errors import AuthorityLost, Refused
 from stentor.core.ids import KeyId, ModelId
 from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
-from stentor.core.scheduler import InstanceCard, ModelCard
+from stentor.core.scheduler import EngineDoor, InstanceCard, ModelCard
 
 _ANSWERS: dict[str, Any] = {
     name: msgspec.msgpack.Decoder(kind).decode
@@ -26,6 +26,7 @@ _ANSWERS: dict[str, Any] = {
         "list_models": list[ModelCard],
         "find_model": ModelCard | None,
         "list_instances": list[InstanceCard],
+        "find_door": EngineDoor | None,
         "start": None,
         "stop": None,
         "operate": OperatorAnswer,
@@ -181,6 +182,11 @@ class AuthorityClient:
         """See ``Scheduler.list_instances``."""
         cards: list[InstanceCard] = await self._ask("list_instances", None)[1]
         return cards
+
+    async def find_door(self, name: str) -> EngineDoor | None:
+        """See ``Scheduler.find_door``."""
+        door: EngineDoor | None = await self._ask("find_door", name)[1]
+        return door
 
     async def start(self, model: ModelId, instances: int = 1) -> None:
         """See ``Scheduler.start``."""

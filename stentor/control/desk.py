@@ -168,6 +168,8 @@ class Desk:
             return await scheduler.stop(ModelId(_decode_text(payload)))
         if name == "find_model":
             return await scheduler.find_model(_decode_text(payload))
+        if name == "find_door":
+            return await scheduler.find_door(_decode_text(payload))
         if name == "list_models":
             return await scheduler.list_models()
         if name == "list_instances":

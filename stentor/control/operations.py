@@ -13,7 +13,7 @@ from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
 from stentor.core.operator import Task
-from stentor.core.scheduler import ModelCard, Scheduler
+from stentor.core.scheduler import LogPage, ModelCard, Scheduler
 
 Row = dict[str, Any]
 Query = Mapping[str, str]
@@ -22,6 +22,7 @@ Operation = Callable[[Task], Awaitable[Row]]
 
 PAGE_MAX = 1000
 INSTANCES_MAX = 64
+LOG_WAIT_MAX_S = 30
 _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)  # what a column of the database holds
 
 
@@ -47,13 +48,22 @@ class Machine(Protocol):
         ...
 
 
+class EngineLogs(Protocol):
+    """Whoever keeps the engines' output."""
+
+    async def read_log(self, name: str, after: int, wait_s: float) -> LogPage | None:
+        """Lines after the first ``after`` ones; waits for one at most ``wait_s``."""
+        ...
+
+
 class Operations:
     """Every management operation by name; ``body`` is decoded JSON, ``query`` the query string's last values."""
 
-    def __init__(self, management: Management, scheduler: Scheduler, machine: Machine) -> None:
+    def __init__(self, management: Management, scheduler: Scheduler, machine: Machine, logs: EngineLogs) -> None:
         self._management = management
         self._scheduler = scheduler
         self._machine = machine
+        self._logs = logs
         self._table = self._make_table()
 
     async def perform(self, name: str, task: Task) -> Row:
@@ -75,6 +85,7 @@ class Operations:
             "start_model": lambda task: self.start_model(actor_of(task), task.params["id"], task.body),
             "stop_model": lambda task: self.stop_model(actor_of(task), task.params["id"]),
             "list_slots": lambda task: self.list_slots(),
+            "read_log": self.read_log,
             "doctor": lambda task: self.doctor(),
             "system": lambda task: self.system(),
         }
@@ -169,6 +180,15 @@ class Operations:
         """Engine processes."""
         return _page([msgspec.to_builtins(card) for card in await self._scheduler.list_instances()], None)
 
+    async def read_log(self, task: Task) -> Row:
+        """An engine's last lines, or those after ``after``, for which it waits ``wait_s``."""
+        slot = task.params["slot"]
+        wait_s = min(max(_number(task.query, "wait_s") or 0, 0), LOG_WAIT_MAX_S)
+        page = await self._logs.read_log(slot, max(_number(task.query, "after") or 0, 0), wait_s)
+        if page is None:
+            raise Refused("not_found", f"There is no engine '{slot[:128]}'; `stentor ps` shows all.")
+        return _page(page.lines, page.next)
+
     async def doctor(self) -> Row:
         """What the books say of themselves."""
         return _page([msgspec.to_builtins(finding) for finding in await self._management.doctor_books()], None)
@@ -183,7 +203,7 @@ def actor_of(task: Task) -> Actor:
     return Actor(task.actor, task.origin)
 
 
-def _page(rows: list[Row], after: object) -> Row:
+def _page(rows: list[Any], after: object) -> Row:
     return {"data": rows, "next": after}
 
 

@@ -60,6 +60,20 @@ class SlotCard(msgspec.Struct, frozen=True):
     instance: InstanceCard | None = None
 
 
+class EngineDoor(msgspec.Struct, frozen=True, array_like=True):
+    """Where a ready engine answers on this machine, and its token; for the server alone, never shown."""
+
+    url: str
+    token: str
+
+
+class LogPage(msgspec.Struct, frozen=True):
+    """Lines of an engine's log; ``next`` is how many there were in all, the ``after`` of the page that follows."""
+
+    lines: list[str]
+    next: int
+
+
 class Scheduler(Protocol):
     """Models and the engine processes that serve them. Every method is safe to call at any time."""
 
@@ -81,6 +95,10 @@ class Scheduler(Protocol):
 
     async def stop(self, model: ModelId) -> None:
         """Let running requests end (at most the drain time), then stop all instances of the model."""
+        ...
+
+    async def find_door(self, name: str) -> EngineDoor | None:
+        """The door of a ready engine: by instance id, port, or the id of its model; None where none is ready."""
         ...
 
 
@@ -111,5 +129,12 @@ class EngineControl(Scheduler, Protocol):
         """Drain the instance at port ``slot`` (at most the drain time), then end it; gone on return.
 
         The model isn't wanted any more if this was its last one. Raises Refused ``not_found`` where no instance is.
+        """
+        ...
+
+    async def read_log(self, name: str, after: int, wait_s: float) -> LogPage | None:
+        """The kept log lines after the first ``after`` ones of an instance (by id, or by port the latest there).
+
+        Waits at most ``wait_s`` for one. None where there is no such instance.
         """
         ...

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import Any
 
 from stentor.core.errors import Refused
@@ -19,6 +19,7 @@ Send = Callable[[Message], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 BODY_TIMEOUT_S = 60.0
+BODY_POLL_S = 0.05
 CLIENT_STALL_S = 30.0
 WATCH_AFTER_S = 0.02
 SKIP_S = 5.0
@@ -97,6 +98,56 @@ class Connection:
             if self._body_ended:
                 return b"".join(parts)
             message = await self._receive()
+
+    def has_body(self) -> bool:
+        """Whether the request says that it has a body."""
+        length = self.header(b"content-length")
+        return self.header(b"transfer-encoding") is not None or length not in (None, b"0")
+
+    async def iterate_body(self, limit_bytes: int) -> AsyncIterator[bytes]:
+        """The body as it comes in. Raises Refused (413) over the limit or when it stalls, ClientGone."""
+        size = 0
+        while not self._body_ended:
+            try:
+                async with asyncio.timeout(BODY_TIMEOUT_S):
+                    message = await self._receive()
+            except TimeoutError:
+                raise Refused("invalid_request", "The body stalled.") from None
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            part: bytes = message.get("body", b"")
+            self._body_ended = not message.get("more_body")
+            size += len(part)
+            if size > limit_bytes:
+                raise _too_large(limit_bytes)
+            if part:
+                yield part
+
+    async def wait_left(self) -> None:
+        """Until the client is gone. What is left of the body is somebody else's to read."""
+        while not self._body_ended:  # noqa: ASYNC110  # an answer before the end of the body is rarer than an event here
+            await asyncio.sleep(BODY_POLL_S)
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+
+    async def start_relay(self, status: int, headers: Headers) -> None:
+        """Begin an answer that is followed by :meth:`relay` until :meth:`end_relay`."""
+        self.started = True
+        self.status = status
+        headers = [(b"x-request-id", self.request_id.encode()), *headers, (b"x-accel-buffering", b"no")]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def relay(self, data: bytes) -> None:
+        """Send a piece. Raises ClientGone when the client hasn't read for 30 s."""
+        try:
+            async with asyncio.timeout(CLIENT_STALL_S):
+                await self._send({"type": "http.response.body", "body": data, "more_body": True})
+        except TimeoutError:
+            raise ClientGone from None
+
+    async def end_relay(self) -> None:
+        """End the answer well. An answer that isn't ended so is cut off, and the client sees that."""
+        await self._send({"type": "http.response.body", "body": b""})
 
     def watch(self, call: Call) -> None:
         """From now on the call is interrupted when the client leaves, or stops reading for 30 s.

@@ -35,6 +35,7 @@ _QUERY: dict[str, dict[str, Any]] = {
     "status": {"enum": ["completed", "cancelled", "failed"]},
     "since_us": _TIME,
     "until_us": _TIME,
+    "wait_s": {"type": "integer", "description": "How long to wait for something new, at most 30 s."},
     "after": {**_TEXT, "description": "The 'next' of the page before."},
     "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
 }
@@ -71,7 +72,7 @@ def _operation(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
     others = ("text/event-stream",) if route.streams else route.also
     ok["content"] |= {media_type: {"schema": _TEXT} for media_type in others}
     operation: dict[str, Any] = {
-        "operationId": f"{route.handler}_{route.path.strip('/').replace('/', '_')}",
+        "operationId": f"{route.handler}_{route.method.lower()}_{route.path.strip('/').replace('/', '_')}",
         "summary": route.summary,
         "description": _ACCESS_TEXT[route.access].format(scope=route.scope),
         "responses": {"200": ok, **_errors(route, refs)},

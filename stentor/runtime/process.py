@@ -11,7 +11,6 @@ import contextlib
 import random
 import secrets
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -25,6 +24,7 @@ from stentor.runtime.breaker import Breaker, BreakerPolicy
 from stentor.runtime.child import LOG_LINES, Child, describe_exit
 from stentor.runtime.failure import StartFailed
 from stentor.runtime.launchers.base import LOOPBACK, Launch, LaunchRefused
+from stentor.runtime.log_tail import LogTail
 from stentor.runtime.probe import EngineAddress, Probe
 from stentor.runtime.roster import TAG_VARIABLE, Roster
 from stentor.runtime.settings import RuntimeSettings
@@ -84,7 +84,7 @@ class EngineProcess:
         self.failed_starting = False
         self.pause_s = 0.0
         self.retry_at_s = 0.0
-        self.log_tail: deque[str] = deque(maxlen=LOG_LINES)
+        self.log_tail = LogTail(LOG_LINES)
         self.breaker = Breaker(policy, random.random)
         self._parts = parts
         self._prepare = prepare

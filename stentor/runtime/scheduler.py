@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
-from stentor.core.scheduler import InstanceCard, InstanceState, ModelCard, ModelState
+from stentor.core.scheduler import EngineDoor, InstanceCard, InstanceState, LogPage, ModelCard, ModelState
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.failure import StartFailed
 from stentor.runtime.journal import Journal
@@ -133,6 +133,26 @@ class LocalScheduler:
         """All engine processes that were ever wanted, failed ones included, by port."""
         cards = [_describe_instance(instance) for instance in self._instances.values()]
         return sorted(cards, key=lambda card: (card.port, card.id))
+
+    async def find_door(self, name: str) -> EngineDoor | None:
+        """The door of a ready engine: by instance id, port, or the id of its model; None where none is ready."""
+        for instance in self._instances.values():
+            process = instance.process
+            if name in (instance.id, str(process.port), process.spec.id) and process.state in ("ready", "draining"):
+                return EngineDoor(process.address.url, process.address.token)
+        return None
+
+    async def read_log(self, name: str, after: int, wait_s: float) -> LogPage | None:
+        """The kept log lines after the first ``after`` ones of an instance (by id, or by port the latest there).
+
+        Waits at most ``wait_s`` for one. None where there is no such instance.
+        """
+        found = [each for each in self._instances.values() if name in (each.id, str(each.process.port))]
+        if not found:
+            return None
+        process = max(found, key=lambda each: (each.process.pid is not None, each.process.started_us or 0)).process
+        await process.log_tail.wait(after, wait_s)
+        return LogPage(process.log_tail.since(after), process.log_tail.total)
 
     def count_idle_places(self) -> int:
         """Free places on ready instances, over all models."""

@@ -11,7 +11,13 @@ from tests.http.harness import CHAT, Gate, RawConnection, chat_body, raw_request
 from tests.scripted_engine import script
 
 CALLERS = ("nobody", "a ring key", "an inference key", "an admin key", "a revoked key", "the operator")
-PARAMETERS = {"{model}": "scripted", "{id}": "nothing-of-this-name"}
+PARAMETERS = {
+    "{model}": "scripted",
+    "{id}": "nothing-of-this-name",
+    "{slot}": "1",
+    "{instance}": "nothing-of-this-name",
+    "{rest}": "x",
+}
 
 
 def target(route: Route) -> str:
@@ -68,7 +74,7 @@ def test_who_may_call_what(each: Gate, keys, route: Route, caller):
 def test_every_route_says_who_may_call_it():
     assert {route.access for route in SURFACE} == {"public", "key", "admin", "metrics"}
     assert [route.path for route in SURFACE if route.access in ("key", "admin", "metrics") and not route.scope] == []
-    admin = [route for route in SURFACE if route.path.startswith("/admin")]
+    admin = [route for route in SURFACE if route.path.startswith(("/admin", "/upstream"))]
     assert {route.access for route in admin} == {"admin"}
     public = {route.path for route in SURFACE if route.access == "public"}
     assert public == {"/", "/health", "/openapi.json", "/docs", "/swagger-ui/"}

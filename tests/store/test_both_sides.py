@@ -24,7 +24,7 @@ from stentor.core.errors import AuthorityLost, Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId, ProjectId, RequestId, TierId, UserId, new_request_id
 from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
-from stentor.core.scheduler import InstanceCard, ModelCard, Scheduler
+from stentor.core.scheduler import EngineDoor, InstanceCard, ModelCard, Scheduler
 from stentor.people.values import KeyLimits
 from stentor.telemetry.logs import Log
 from stentor.telemetry.metrics import Metrics
@@ -59,6 +59,9 @@ class Cards:
 
     async def list_instances(self) -> list[InstanceCard]:
         return [INSTANCE]
+
+    async def find_door(self, name: str) -> EngineDoor | None:
+        return EngineDoor("http://127.0.0.1:4801", "secret") if name == "4801" else None
 
     async def start(self, model: ModelId, instances: int = 1) -> None:
         if model == "broken":
@@ -473,12 +476,18 @@ async def test_a_lost_line_refuses_everything(line: Side, key: KeyId, wait_until
         side.scheduler.list_models(),
         side.scheduler.find_model("tiny"),
         side.scheduler.list_instances(),
+        side.scheduler.find_door("4801"),
         side.scheduler.start(ModelId("tiny")),
         side.scheduler.stop(ModelId("tiny")),
         client.operate(OperatorCall("GET", "/", b"", b"")),
     ):
         assert (await refused(question)).code == "server_restarting"
     await wait_until(lambda: not side.house.places.waiting)
+
+
+async def test_the_door_of_an_engine(side: Side) -> None:
+    assert await side.scheduler.find_door("4801") == EngineDoor("http://127.0.0.1:4801", "secret")
+    assert await side.scheduler.find_door("other") is None
 
 
 async def test_management_is_answered_over_the_line(line: Side) -> None:

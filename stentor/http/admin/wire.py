@@ -171,6 +171,13 @@ class Slot(msgspec.Struct):
     context_size: int
 
 
+class LogPage(msgspec.Struct):
+    """Log lines of an engine process; ``next`` is the ``after`` of what follows."""
+
+    data: list[str]
+    next: int
+
+
 class Finding(msgspec.Struct):
     """One check; ``step`` says what to do if it isn't ``ok``."""
 
