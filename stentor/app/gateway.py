@@ -15,6 +15,7 @@ from stentor.egress.engines import EngineClient, EngineSettings
 from stentor.egress.passage import EnginePassage
 from stentor.flows.calls import Calls
 from stentor.flows.chat import ChatFlow
+from stentor.flows.inputs import InputsAttempt
 from stentor.http.admin.logs import LogEndpoints, Operate
 from stentor.http.auth import Authenticator
 from stentor.http.gateway import Gateway, Handler, HttpSettings
@@ -53,7 +54,8 @@ class GatewayParts:
         self._tracer = tracer
         self._log = log
         flow = ChatFlow(books, self.engines, tracer)
-        text = TextEndpoints(flow, self.calls, settings.body_max_bytes)
+        inputs = ChatFlow(books, self.engines, tracer, InputsAttempt)
+        text = TextEndpoints(flow, inputs, self.calls, settings.body_max_bytes)
         models = ModelEndpoints(scheduler)
         self._streams = OpenStreams()
         self._passage = EnginePassage()
@@ -61,6 +63,9 @@ class GatewayParts:
         self._handlers: dict[str, Handler] = {
             "chat": text.chat,
             "completion": text.completion,
+            "embeddings": text.embeddings,
+            "rerank": text.rerank,
+            "tokenize": text.tokenize,
             "list_models": models.list_models,
             "get_model": models.get_model,
             "pass_on": passage.pass_on,

@@ -166,6 +166,7 @@ class LocalBooks:
             running.hold.output,
             model.context_size,
             place.queued_us,
+            model.abilities,
         )
 
     def _admit(self, ask: Open, owner: str, account: KeyAccount) -> _Running:
@@ -185,12 +186,16 @@ class LocalBooks:
                 raise _missing_ability(model, ability)
         running = _Running(ask, owner, account, model, now.us)
         running.price = self.prices.get_price(model.id, now.us)
+        prompt = ask.input_bound + ask.media * model.media_bound
+        context = model.context_size
+        if ask.output_asked == 0 and prompt > context:
+            context = prompt  # nothing is generated, and each of many inputs may fill the context
         demand = Demand(
-            ask.input_bound + ask.media * model.media_bound,
+            prompt,
             ask.output_asked,
             self._settings.default_max_tokens,
             ask.answers,
-            model.context_size,
+            context,
             ask.attempt == 1,
         )
         running.hold = admit(account, demand, running.price, now)

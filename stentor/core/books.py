@@ -31,7 +31,8 @@ class Open(msgspec.Struct, frozen=True, array_like=True):
     """A request for admission: who asks, for which model, and the most it could use.
 
     ``input_bound`` is an upper bound of the prompt in tokens, before it is capped by the model's context;
-    ``output_asked`` is what the client asked for (None: the server's default); ``answers`` is ``n``.
+    ``output_asked`` is what the client asked for (None: the server's default; 0: nothing is generated, and the context
+    bounds each of the inputs, not their sum); ``answers`` is ``n``.
     ``needs`` are abilities that the model must have (``text``, ``image``, ``audio``, ``embedding``, …).
     ``media`` counts images and clips, which ``input_bound`` leaves out: the model says what each can cost at most.
     ``prefix_key`` identifies the start of the conversation for prefix affinity (0: none).
@@ -58,7 +59,8 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
 
     ``url`` is the engine's base address (``http://127.0.0.1:4801``), ``token`` its bearer token, ``output_cap`` the
     number of output tokens per answer that was reserved and that the engine must be held to. ``upstream_model`` is the
-    name the engine knows the model by, ``engine`` the field table to use (``llama``, ``command``, …).
+    name the engine knows the model by, ``engine`` the field table to use (``llama``, ``command``, …), ``abilities``
+    what the model can do.
     """
 
     request_id: RequestId
@@ -73,6 +75,7 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
     output_cap: int
     context_size: int
     queued_us: int = 0
+    abilities: tuple[str, ...] = ()
 
 
 class Close(msgspec.Struct, frozen=True, array_like=True):

@@ -120,7 +120,8 @@ def decode_fields(body: bytes) -> dict[str, msgspec.Raw]:
     return fields
 
 
-def _typed(fields: dict[str, msgspec.Raw], name: str, decode: Any, wanted: str) -> Any:
+def read_typed(fields: dict[str, msgspec.Raw], name: str, decode: Any, wanted: str) -> Any:
+    """The field decoded, or None where it is absent. Raises Refused (400) that says what was ``wanted``."""
     raw = fields.get(name)
     if raw is None:
         return None
@@ -133,7 +134,7 @@ def _typed(fields: dict[str, msgspec.Raw], name: str, decode: Any, wanted: str) 
 
 
 def _positive(fields: dict[str, msgspec.Raw], name: str) -> int | None:
-    value: int | None = _typed(fields, name, _decode_int, "a whole number")
+    value: int | None = read_typed(fields, name, _decode_int, "a whole number")
     if value is not None and value < 1:
         raise bad_request(f"'{name}' is {value}; it must be at least 1.", name)
     return None if value is None else min(value, TOKENS_MAX)
@@ -141,9 +142,9 @@ def _positive(fields: dict[str, msgspec.Raw], name: str) -> int | None:
 
 def _read_common(ask: Ask, fields: dict[str, msgspec.Raw]) -> None:
     ask.fields = fields
-    ask.model = _typed(fields, "model", _decode_str, "a model's name") or ""
-    ask.stream = bool(_typed(fields, "stream", _decode_bool, "true or false"))
-    options = _typed(fields, "stream_options", _decode_stream_options, 'an object like {"include_usage": true}')
+    ask.model = read_typed(fields, "model", _decode_str, "a model's name") or ""
+    ask.stream = bool(read_typed(fields, "stream", _decode_bool, "true or false"))
+    options = read_typed(fields, "stream_options", _decode_stream_options, 'an object like {"include_usage": true}')
     if options is not None and not ask.stream:
         raise bad_request("'stream_options' is only allowed together with 'stream': true.", "stream_options")
     ask.include_usage = bool(options and options.include_usage)
@@ -163,7 +164,7 @@ def read_chat(body: bytes) -> Ask:
         raise bad_request(
             '\'messages\' is missing: send a list like [{"role": "user", "content": "Hello"}].', "messages"
         )
-    messages = _typed(fields, "messages", _decode_messages, "a list of messages with a 'role'")
+    messages = read_typed(fields, "messages", _decode_messages, "a list of messages with a 'role'")
     if not messages:
         raise bad_request("'messages' is empty; send at least one message.", "messages")
     ask.needs, ask.media, media_bytes = _needs_of(messages)
@@ -183,7 +184,7 @@ def read_completion(body: bytes) -> Ask:
     ask.output_asked = _positive(fields, "max_tokens")
     if "prompt" not in fields:
         raise bad_request("'prompt' is missing: send a text or a list of token numbers.", "prompt")
-    prompt = _typed(fields, "prompt", _decode_prompt, "a text or a list of token numbers")
+    prompt = read_typed(fields, "prompt", _decode_prompt, "a text or a list of token numbers")
     if isinstance(prompt, list) and any(not isinstance(part, int) for part in prompt):
         if len(prompt) != 1:
             raise bad_request(f"'prompt' is a list of {len(prompt)} prompts; send one prompt a request.", "prompt")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import time
 from zlib import crc32
 
@@ -23,6 +24,7 @@ SETTLE_TIMEOUT_S = 30.0
 DONE_FRAME = b"data: [DONE]\n\n"
 OWN_ENGINES = frozenset({"llama", "llama-server"})
 # llama-server answers these with 500, though they are the client's doing: nothing to try again, nothing to suspect.
+_TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)")
 _UNREADABLE = ("Failed to parse messages: ", "Failed to parse tools: ", "Unknown reasoning format: ")
 
 
@@ -355,21 +357,33 @@ async def _check_head(answer: EngineAnswer) -> None:
         if answer.content_type != "text/event-stream":
             raise EngineFailed("engine_rubbish", f"it answered {answer.content_type}, not a stream", suspect=True)
         return
+    raise await read_failure(answer)
+
+
+async def read_failure(answer: EngineAnswer, param: str = "messages") -> EngineRefused | EngineFailed:
+    """What an engine's error answer means: the request's fault, or the engine's. ``param`` is what may be too long."""
     body = await answer.error_body()
     try:
         error = _decode_error(body).error
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         error = _WireError()
     if error.type == "exceed_context_size_error":
-        raise EngineRefused(
-            "context_length_exceeded",
-            f"This prompt has {error.n_prompt_tokens} tokens; the model's context is {error.n_ctx} tokens per request. "
-            "Shorten the prompt or choose a model with a longer context.",
-            param="messages",
-            details={"prompt_tokens": error.n_prompt_tokens, "context_size": error.n_ctx},
-        )
+        return _too_long(error.n_prompt_tokens, error.n_ctx, param)
+    batch = _TOO_LARGE.match(error.message) if answer.status == 500 else None
+    if batch is not None:
+        return _too_long(int(batch[1]), int(batch[2]), param)
     unread = answer.status == 500 and error.message.startswith(_UNREADABLE)
     if unread or (400 <= answer.status < 500 and answer.status not in (401, 403, 404, 408, 429)):
         message = error.message[:500] or "the engine gave no reason"
-        raise EngineRefused("invalid_request", f"The model's engine refuses this request: {message}")
-    raise EngineFailed("engine_error", f"it answered status {answer.status}", suspect=answer.status >= 500)
+        return EngineRefused("invalid_request", f"The model's engine refuses this request: {message}")
+    return EngineFailed("engine_error", f"it answered status {answer.status}", suspect=answer.status >= 500)
+
+
+def _too_long(tokens: int | None, context_size: int | None, param: str) -> EngineRefused:
+    return EngineRefused(
+        "context_length_exceeded",
+        f"This prompt has {tokens} tokens; the model's context is {context_size} tokens per request. "
+        "Shorten the prompt or choose a model with a longer context.",
+        param=param,
+        details={"prompt_tokens": tokens, "context_size": context_size},
+    )

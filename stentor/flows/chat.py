@@ -33,7 +33,9 @@ _INTERRUPTIONS: dict[Interruption, Refused] = {
 class ChatFlow:
     """Serves one kind of request for a whole worker."""
 
-    def __init__(self, books: Books, engines: EngineClient, tracer: Tracer) -> None:
+    def __init__(self, books: Books, engines: EngineClient, tracer: Tracer, attempt: type[Attempt] = Attempt) -> None:
+        """``attempt`` is how one try is made: an answer that is relayed as it comes, unless said otherwise."""
+        self._attempt = attempt
         self._books = books
         self._engines = engines
         self._tracer = tracer
@@ -42,7 +44,7 @@ class ChatFlow:
         """Answer ``ask``. Raises Refused as long as nothing was sent; afterwards all is said within the stream."""
         for number in range(1, ATTEMPTS_MAX + 1):
             span = self._tracer.start(ask.endpoint, ask.model, stream=ask.stream, traceparent=labels.traceparent)
-            attempt = Attempt(self._books, self._engines, ask, client, call, span)
+            attempt = self._attempt(self._books, self._engines, ask, client, call, span)
             try:
                 await attempt.open(principal, number, labels.client_request_id)
                 await attempt.relay()

@@ -71,6 +71,18 @@ CHAT_FIELDS: Mapping[str, Rule] = _table(
     )
 )  # fmt: skip
 COMPLETION_FIELDS: Mapping[str, Rule] = _table(("prompt", "suffix", "echo"))
+# What isn't listed is for operators' commands, which may know more (an input type, a task).
+_OF_INPUTS: tuple[str, ...] = ("model", "stream", "stream_options", "max_tokens")
+EMBEDDING_FIELDS: Mapping[str, Rule] = {
+    **dict.fromkeys((*_OF_INPUTS, "input", "encoding_format", "dimensions"), "set"),
+    **dict.fromkeys(_BOOKKEEPING, "strip"),
+    **dict.fromkeys((*_REFUSED, "embd_normalize"), "refuse"),
+}
+RERANK_FIELDS: Mapping[str, Rule] = {
+    **dict.fromkeys((*_OF_INPUTS, "query", "documents", "texts", "top_n", "return_documents"), "set"),
+    **dict.fromkeys(_BOOKKEEPING, "strip"),
+    **dict.fromkeys(_REFUSED, "refuse"),
+}
 
 _OWN_ENGINES = frozenset({"llama", "llama-server"})
 

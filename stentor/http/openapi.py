@@ -98,7 +98,7 @@ def _errors(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
     envelope = wire.ErrorEnvelope if route.envelope == "openai" else wire.DetailEnvelope
     content = {"application/json": {"schema": refs[id(envelope)]}}
     answers: dict[str, Any] = {}
-    for status in sorted((*_ERRORS[route.access], *(_ERRORS_OF_ANSWERS if route.streams else ()))):
+    for status in sorted((*_ERRORS[route.access], *(_ERRORS_OF_ANSWERS if route.streams or route.answers else ()))):
         said = [f"{code}: {meaning.text}" for code, meaning in CODES.items() if meaning.status == status]
         answers[str(status)] = {"description": " ".join(said), "content": content}
     if route.handler == "health":

@@ -13,7 +13,8 @@ loopback alone."""
 class Route(NamedTuple):
     """One method on one path. ``request`` and ``response`` are wire types, or None for other media types.
 
-    ``also`` are media types that ``Accept`` may ask for instead, ``query`` the parameters after the question mark.
+    ``streams``: it answers with events where it is asked to; ``answers``: a model answers it, whole. ``also`` are
+    media types that ``Accept`` may ask for instead, ``query`` the parameters after the question mark.
     A path parameter ``{rest}`` takes the rest of the path. ``managed`` routes are answered by the node authority, with
     the operation whose name is ``handler``.
     """
@@ -32,6 +33,7 @@ class Route(NamedTuple):
     also: tuple[str, ...] = ()
     query: tuple[str, ...] = ()
     managed: bool = False
+    answers: bool = False
 
 
 def admin(method: str, path: str, handler: str, summary: str, request: Any = None, response: Any = None) -> Route:

@@ -135,6 +135,91 @@ class Completion(msgspec.Struct, omit_defaults=True):
     timings: Json | None = None
 
 
+class InputUsage(msgspec.Struct):
+    """What a request without output used, exactly as it was booked."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class EmbeddingRequest(msgspec.Struct, omit_defaults=True):
+    """``input`` is a text, a list of texts, or token numbers (one list or several), 2,048 at most. ``dimensions``
+    shortens the vectors of models with the ability ``dimensions``."""
+
+    model: str
+    input: str | list[Any]
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    user: str | None = None
+
+
+class Embedding(msgspec.Struct):
+    """One vector: numbers, or little-endian float32 in base64."""
+
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingList(msgspec.Struct):
+    """One vector an input, in their order."""
+
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: InputUsage
+
+
+class RerankRequest(msgspec.Struct, omit_defaults=True):
+    """``documents`` are texts or objects with a ``text``, 1,024 at most; ``top_n`` are the best of them."""
+
+    model: str
+    query: str
+    documents: list[str | Json]
+    top_n: int | None = None
+    return_documents: bool = False
+
+
+class RankedDocument(msgspec.Struct, omit_defaults=True):
+    """``index`` in the request's list; a higher score is a better answer. Scores of two models can't be compared."""
+
+    index: int
+    relevance_score: float
+    document: Json | None = None
+
+
+class Ranking(msgspec.Struct):
+    """The documents, best first."""
+
+    id: str
+    object: Literal["list"]
+    model: str
+    results: list[RankedDocument]
+    usage: InputUsage
+
+
+class TokenizeRequest(msgspec.Struct, omit_defaults=True):
+    """``input`` (or ``content``) is the text; ``add_special`` adds what the model puts around a prompt, ``with_pieces``
+    the text of each token."""
+
+    model: str
+    input: str | None = None
+    content: str | None = None
+    add_special: bool = False
+    with_pieces: bool = False
+
+
+class Tokens(msgspec.Struct, omit_defaults=True):
+    """``pieces`` are texts, or bytes where a token is a part of a character."""
+
+    object: Literal["list"]
+    model: str
+    tokens: list[int]
+    count: int
+    usage: InputUsage
+    pieces: list[str | list[int]] | None = None
+
+
 class Model(msgspec.Struct):
     """A model as the key sees it. ``context_size`` is tokens per request; ``state`` cold, starting, ready or failed."""
 

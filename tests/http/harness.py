@@ -178,9 +178,14 @@ class Engine:
         finally:
             connection.close()
 
+    def log(self) -> list[Any]:
+        """What it received so far, oldest first."""
+        entries: list[Any] = self._ask("GET", "/log")
+        return entries
+
     def entries(self, mark: str) -> list[Json]:
         """The requests that carried ``mark``, oldest first."""
-        return [entry for entry in self._ask("GET", "/log") if mark in entry["body_text"]]
+        return [entry for entry in self.log() if mark in entry["body_text"]]
 
     def wait_entry(self, mark: str, *, ended: bool = True, timeout_s: float = 5.0) -> Json:
         """The one request with ``mark``, once it has come and, if ``ended``, is over."""

@@ -12,6 +12,18 @@ ROUTES: tuple[Route, ...] = (
         "POST", "/v1/completions", "completion", "key", "Continue a text.", "inference",
         wire.CompletionRequest, wire.Completion, streams=True,
     ),
+    Route(
+        "POST", "/v1/embeddings", "embeddings", "key", "Turn texts into vectors.", "inference",
+        wire.EmbeddingRequest, wire.EmbeddingList, answers=True,
+    ),
+    Route(
+        "POST", "/v1/rerank", "rerank", "key", "Order documents by how well they answer a query.", "inference",
+        wire.RerankRequest, wire.Ranking, answers=True,
+    ),
+    Route(
+        "POST", "/v1/tokenize", "tokenize", "key", "Cut a text into a model's tokens.", "inference",
+        wire.TokenizeRequest, wire.Tokens, answers=True,
+    ),
     Route("GET", "/v1/models", "list_models", "key", "The models this key may use.", "inference", None, wire.ModelList),
     Route("GET", "/v1/models/{model}", "get_model", "key", "One model.", "inference", None, wire.Model),
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""``/v1/chat/completions`` and ``/v1/completions``: from the connection to the flow and back."""
+"""What models answer, conversations and others: from the connection to the flow and back."""
 
 from collections.abc import Callable
 
@@ -8,16 +8,21 @@ from stentor.flows.ask import Ask, read_chat, read_completion
 from stentor.flows.calls import Calls
 from stentor.flows.chat import ChatFlow
 from stentor.flows.client import Labels
+from stentor.flows.embedding import read_embeddings
+from stentor.flows.inputs import InputsAsk
+from stentor.flows.rerank import read_rerank
+from stentor.flows.tokenizing import read_tokenize
 from stentor.http.connection import Connection
 
 LABEL_MAX_CHARS = 128
 
 
 class TextEndpoints:
-    """The two text endpoints over one flow."""
+    """The endpoints that generate, over one flow, and those that only read, over another."""
 
-    def __init__(self, flow: ChatFlow, calls: Calls, body_max_bytes: int) -> None:
+    def __init__(self, flow: ChatFlow, inputs: ChatFlow, calls: Calls, body_max_bytes: int) -> None:
         self._flow = flow
+        self._inputs = inputs
         self._calls = calls
         self._body_max_bytes = body_max_bytes
 
@@ -29,13 +34,26 @@ class TextEndpoints:
         """POST /v1/completions"""
         await self._serve(connection, principal, read_completion)
 
+    async def embeddings(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """POST /v1/embeddings"""
+        await self._serve(connection, principal, read_embeddings)
+
+    async def rerank(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """POST /v1/rerank"""
+        await self._serve(connection, principal, read_rerank)
+
+    async def tokenize(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """POST /v1/tokenize"""
+        await self._serve(connection, principal, read_tokenize)
+
     async def _serve(self, connection: Connection, principal: Principal, read: Callable[[bytes], Ask]) -> None:
         ask = read(await connection.read_body(self._body_max_bytes))
+        flow = self._inputs if isinstance(ask, InputsAsk) else self._flow
         labels = Labels(_label(connection, b"x-client-request-id"), _label(connection, b"traceparent"))
         call = self._calls.enter(principal.key_id)
         connection.watch(call)
         try:
-            await self._flow.run(principal, ask, connection, call, labels)
+            await flow.run(principal, ask, connection, call, labels)
         finally:
             call.closing = True
             self._calls.leave(call)
