@@ -20,8 +20,6 @@ OPERATIONS = {
     "/v1/messages": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
-    "/v1/rerank": "rerank",
-    "/v1/tokenize": "tokenize",
 }
 _SHUTDOWN_MS = 2000
 
