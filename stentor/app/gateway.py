@@ -18,6 +18,8 @@ from stentor.flows.chat import ChatFlow
 from stentor.flows.inputs import InputsAttempt
 from stentor.http.admin.logs import LogEndpoints, Operate
 from stentor.http.auth import Authenticator
+from stentor.http.dialects.openai_responses import ResponsesEndpoints
+from stentor.http.dialects.service import DialectService
 from stentor.http.gateway import Gateway, Handler, HttpSettings
 from stentor.http.open_streams import OpenStreams
 from stentor.http.openai.models import ModelEndpoints
@@ -60,6 +62,7 @@ class GatewayParts:
         self._streams = OpenStreams()
         self._passage = EnginePassage()
         passage = EnginePassageEndpoints(scheduler, self._passage, self._streams, log, settings.body_max_bytes)
+        service = DialectService(flow, self.calls, settings.body_max_bytes)
         self._handlers: dict[str, Handler] = {
             "chat": text.chat,
             "completion": text.completion,
@@ -69,6 +72,7 @@ class GatewayParts:
             "list_models": models.list_models,
             "get_model": models.get_model,
             "pass_on": passage.pass_on,
+            "create_response": ResponsesEndpoints(service).create,
         }
 
     def app(

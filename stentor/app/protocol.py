@@ -67,6 +67,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(cast(asyncio.Transport, HeadWithBody(transport)))
+        self.app_state = {"transport": self.transport}  # each request gets a copy: for an answer that has to break off
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._give_up_head)
 
     def data_received(self, data: bytes) -> None:

@@ -100,6 +100,12 @@ class Ask:
 
     @property
     def endpoint(self) -> str:
+        """What the client called."""
+        return self.engine_path
+
+    @property
+    def engine_path(self) -> str:
+        """What the engine is called at."""
         return "/v1/chat/completions" if self.kind == "chat" else "/v1/completions"
 
 
@@ -156,8 +162,13 @@ def _read_common(ask: Ask, fields: dict[str, msgspec.Raw]) -> None:
 def read_chat(body: bytes) -> Ask:
     """Read a ``/v1/chat/completions`` body. Raises Refused (400) naming the field."""
     ask = Ask()
+    fill_chat(ask, decode_fields(body), len(body))
+    return ask
+
+
+def fill_chat(ask: Ask, fields: dict[str, msgspec.Raw], size_bytes: int) -> None:
+    """Make ``ask`` the request whose fields these are, ``size_bytes`` of JSON. Raises Refused (400)."""
     ask.kind = "chat"
-    fields = decode_fields(body)
     _read_common(ask, fields)
     ask.output_asked = _positive(fields, "max_completion_tokens") or _positive(fields, "max_tokens")
     if "messages" not in fields:
@@ -169,17 +180,21 @@ def read_chat(body: bytes) -> Ask:
         raise bad_request("'messages' is empty; send at least one message.", "messages")
     ask.needs, ask.media, media_bytes = _needs_of(messages)
     ask.prefix = _prefix_of(messages)
-    ask.input_bound = len(body) - media_bytes + TOKENS_PER_MESSAGE * len(messages) + TOKENS_OF_TEMPLATE
+    ask.input_bound = size_bytes - media_bytes + TOKENS_PER_MESSAGE * len(messages) + TOKENS_OF_TEMPLATE
     if "tools" in fields:
         ask.input_bound += TOKENS_OF_TOOL_TEMPLATE
-    return ask
 
 
 def read_completion(body: bytes) -> Ask:
     """Read a ``/v1/completions`` body. Raises Refused (400) naming the field."""
     ask = Ask()
+    fill_completion(ask, decode_fields(body), len(body))
+    return ask
+
+
+def fill_completion(ask: Ask, fields: dict[str, msgspec.Raw], size_bytes: int) -> None:
+    """Make ``ask`` the request whose fields these are, ``size_bytes`` of JSON. Raises Refused (400)."""
     ask.kind = "completion"
-    fields = decode_fields(body)
     _read_common(ask, fields)
     ask.output_asked = _positive(fields, "max_tokens")
     if "prompt" not in fields:
@@ -193,8 +208,7 @@ def read_completion(body: bytes) -> Ask:
         raise bad_request("'prompt' is empty; send at least one character or token.", "prompt")
     ask.needs, ask.media = ("text",), 0
     ask.prefix = crc32(memoryview(fields["prompt"])[:PREFIX_BYTES])
-    ask.input_bound = len(body) + TOKENS_OF_TEMPLATE
-    return ask
+    ask.input_bound = size_bytes + TOKENS_OF_TEMPLATE
 
 
 def _prefix_of(messages: list[_Message]) -> int:

@@ -111,7 +111,7 @@ class Attempt:
         body = self._body(grant)
         self._keep_frames = grant.engine not in OWN_ENGINES
         self._overhead_us = max(0, _us_since(self.client.received_s) - grant.queued_us)
-        path = self._ask.endpoint
+        path = self._ask.engine_path
         try:
             answer = await self._engines.post_json(grant.url + path, grant.token, body)
         except EngineUnreachable as error:

@@ -10,7 +10,7 @@ from stentor.core.errors import Refused
 from stentor.core.ids import RequestId, new_request_id
 from stentor.flows.calls import Call
 from stentor.flows.client import AnswerHead
-from stentor.http.errors import Envelope, error_body, error_frame, error_headers, meaning_of
+from stentor.http.errors import Envelope, error_body, error_frame, error_headers, status_of
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -35,7 +35,7 @@ class Connection:
 
     __slots__ = (
         "_body_ended", "_call", "_loop", "_receive", "_send", "_sending_since", "_timer", "_watcher",
-        "headers", "received_s", "request_id", "scope", "started", "status",
+        "fail", "headers", "received_s", "request_id", "scope", "started", "status",
     )  # fmt: skip
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, loop: asyncio.AbstractEventLoop) -> None:
@@ -45,6 +45,8 @@ class Connection:
         self.received_s = time.monotonic()
         self.started = False
         self.status = 0
+        # How a dialect says that a stream ends early, where it isn't the OpenAI API's way.
+        self.fail: Callable[[Refused], Awaitable[None]] | None = None
         self._body_ended = False
         self._receive = receive
         self._send = send
@@ -168,10 +170,10 @@ class Connection:
                 call.interrupt("client_left")
                 return
 
-    async def start_stream(self, head: AnswerHead) -> None:
+    async def start_stream(self, head: AnswerHead, media_type: bytes = b"text/event-stream") -> None:
         headers = self._head_headers(head)
         headers += [
-            (b"content-type", b"text/event-stream"),
+            (b"content-type", media_type),
             (b"cache-control", b"no-cache"),
             (b"x-accel-buffering", b"no"),
         ]
@@ -217,7 +219,20 @@ class Connection:
             deadline.cancel()
 
     async def fail_stream(self, refusal: Refused) -> None:
-        await self.end_stream(error_frame(refusal))
+        if self.fail is not None:
+            await self.fail(refusal)
+        else:
+            await self.end_stream(error_frame(refusal))
+
+    async def cut(self) -> None:
+        """End a stream so that it is seen to be broken: the connection closes without the last chunk."""
+        transport: asyncio.Transport = self.scope["state"]["transport"]
+        transport.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLIENT_STALL_S):
+                while (await self._receive())["type"] != "http.disconnect":
+                    pass
+        transport.abort()
 
     def finish(self) -> None:
         """Stop watching the client."""
@@ -228,9 +243,9 @@ class Connection:
             self._watcher.cancel()
             self._watcher = None
 
-    async def answer(self, head: AnswerHead, body: bytes) -> None:
+    async def answer(self, head: AnswerHead, body: bytes, media_type: bytes = b"application/json") -> None:
         headers = self._head_headers(head)
-        headers.append((b"content-type", b"application/json"))
+        headers.append((b"content-type", media_type))
         await self.respond(200, headers, body)
 
     async def respond(self, status: int, headers: Headers, body: bytes) -> None:
@@ -248,7 +263,7 @@ class Connection:
         headers = [(b"x-request-id", self.request_id.encode()), (b"content-type", b"application/json")]
         headers += error_headers(refusal)
         body = error_body(refusal, envelope)
-        status = meaning_of(refusal).status
+        status = status_of(refusal, envelope)
         if refusal.code == "body_too_large":
             await self._respond_and_close(status, headers, body)
         else:

@@ -10,7 +10,7 @@ import msgspec
 
 from stentor.core.errors import Refused
 
-Envelope = Literal["openai", "detail"]
+Envelope = Literal["openai", "detail", "anthropic", "ollama", "lmserv"]
 
 _encode = msgspec.json.Encoder().encode
 
@@ -57,11 +57,36 @@ CODES: dict[str, Meaning] = {
 }
 
 _INTERNAL = CODES["internal_error"]
+# ``error.type`` by status, as the Anthropic API has it; every other status of a server's own is ``api_error``.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error", 402: "billing_error", 403: "permission_error", 404: "not_found_error",
+    413: "request_too_large", 429: "rate_limit_error", 529: "overloaded_error",
+}  # fmt: skip
+# Ollama's own paths; the rest of /api is ours.
+_OLLAMA_PATHS = frozenset(
+    f"/api/{name}" for name in ("chat", "generate", "embed", "embeddings", "tags", "show", "ps", "version")
+)
+
+
+def envelope_of(path: str) -> Envelope:
+    """The envelope of errors on ``path``, whether there is anything or not."""
+    if path.startswith("/v1"):
+        return "anthropic" if path == "/v1/messages" or path.startswith("/v1/messages/") else "openai"
+    if path in _OLLAMA_PATHS:
+        return "ollama"
+    return "lmserv" if path == "/chat" else "detail"
 
 
 def meaning_of(refusal: Refused) -> Meaning:
     """Status and type of a refusal; an unlisted code is a defect and answered as one."""
     return CODES.get(refusal.code, _INTERNAL)
+
+
+def status_of(refusal: Refused, envelope: Envelope) -> int:
+    """The HTTP status of a refusal on a surface."""
+    if envelope == "anthropic" and refusal.code == "overloaded":
+        return 529
+    return meaning_of(refusal).status
 
 
 def openai_error(refusal: Refused) -> dict[str, Any]:
@@ -77,11 +102,23 @@ def openai_error(refusal: Refused) -> dict[str, Any]:
     return error
 
 
+def error_object(refusal: Refused, envelope: Envelope) -> dict[str, Any]:
+    """The body of an error answer, as plain JSON values."""
+    if envelope == "openai":
+        return {"error": openai_error(refusal)}
+    if envelope == "anthropic":
+        status = status_of(refusal, envelope)
+        kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": refusal.message}}
+    if envelope == "ollama":
+        return {"error": refusal.message, "code": refusal.code}
+    bad_key = envelope == "lmserv" and meaning_of(refusal).status == 401
+    return {"detail": "Bad API key" if bad_key else refusal.message, "code": refusal.code}
+
+
 def error_body(refusal: Refused, envelope: Envelope) -> bytes:
     """The JSON body of an error answer."""
-    if envelope == "detail":
-        return _encode({"detail": refusal.message, "code": refusal.code})
-    return _encode({"error": openai_error(refusal)})
+    return _encode(error_object(refusal, envelope))
 
 
 def error_frame(refusal: Refused) -> bytes:

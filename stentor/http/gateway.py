@@ -16,7 +16,7 @@ from stentor.core.ids import KeyId, ProjectId, TierId, UserId
 from stentor.core.principal import SCOPES, Principal
 from stentor.http.auth import Authenticator, check_scope
 from stentor.http.connection import ClientGone, Connection, Receive, Scope, Send
-from stentor.http.errors import Envelope, meaning_of
+from stentor.http.errors import Envelope, envelope_of, status_of
 from stentor.http.guard import Cors, HostGuard
 from stentor.http.route import Route
 from stentor.http.surface import SURFACE
@@ -76,7 +76,7 @@ class Gateway:
         if scope["type"] != "http":
             return
         connection = Connection(scope, receive, self._cors.wrap(scope, send), self._loop)
-        envelope: Envelope = "openai" if scope["path"].startswith("/v1") else "detail"
+        envelope: Envelope | None = None
         principal = ANONYMOUS
         try:
             if self._hosts is not None:
@@ -98,9 +98,12 @@ class Gateway:
         finally:
             connection.finish()
 
-    async def _refuse(self, connection: Connection, refusal: Refused, envelope: Envelope, principal: Principal) -> None:
+    async def _refuse(
+        self, connection: Connection, refusal: Refused, envelope: Envelope | None, principal: Principal
+    ) -> None:
         scope = connection.scope
-        status = meaning_of(refusal).status
+        envelope = envelope or envelope_of(scope["path"])
+        status = status_of(refusal, envelope)
         self._log.event(
             "request_refused",
             level="warning" if status >= 500 else "info",

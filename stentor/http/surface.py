@@ -6,11 +6,13 @@ here is refused; a route without an access rule can't be written. Each area list
 
 from stentor.http import public_routes
 from stentor.http.admin import routes as admin_routes
+from stentor.http.dialects import routes as dialect_routes
 from stentor.http.openai import routes as openai_routes
 from stentor.http.route import Route
 
 SURFACE: tuple[Route, ...] = (
     *openai_routes.ROUTES,
+    *dialect_routes.ROUTES,
     *public_routes.ROUTES,
     *admin_routes.ROUTES,
 )

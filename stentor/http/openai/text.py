@@ -49,7 +49,7 @@ class TextEndpoints:
     async def _serve(self, connection: Connection, principal: Principal, read: Callable[[bytes], Ask]) -> None:
         ask = read(await connection.read_body(self._body_max_bytes))
         flow = self._inputs if isinstance(ask, InputsAsk) else self._flow
-        labels = Labels(_label(connection, b"x-client-request-id"), _label(connection, b"traceparent"))
+        labels = labels_of(connection)
         call = self._calls.enter(principal.key_id)
         connection.watch(call)
         try:
@@ -57,6 +57,11 @@ class TextEndpoints:
         finally:
             call.closing = True
             self._calls.leave(call)
+
+
+def labels_of(connection: Connection) -> Labels:
+    """The caller's own names for its request."""
+    return Labels(_label(connection, b"x-client-request-id"), _label(connection, b"traceparent"))
 
 
 def _label(connection: Connection, name: bytes) -> str | None:
