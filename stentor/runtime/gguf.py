@@ -4,6 +4,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 an
 values before the tokenizer's long lists are read.
 """
 
+import re
 import struct
 from pathlib import Path
 from typing import BinaryIO
@@ -13,6 +14,7 @@ import msgspec
 from stentor.core.errors import StentorError
 
 _MAGIC = b"GGUF"
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
 _PAIRS_MAX = 65_536
@@ -50,9 +52,18 @@ def read_header(path: Path) -> GgufHeader:
         name=str(pairs.get("general.name", "")),
         trained_ctx=_integer(pairs, f"{architecture}.context_length"),
         kv_elements=count_kv_elements(architecture, pairs),
-        file_bytes=path.stat().st_size,
+        file_bytes=count_file_bytes(path),
         has_pooling=f"{architecture}.pooling_type" in pairs,
     )
+
+
+def count_file_bytes(path: Path) -> int:
+    """The size of a model on disk, all of its shards together. Raises OSError."""
+    shard = _SHARD.fullmatch(path.name)
+    if shard is None:
+        return path.stat().st_size
+    names = (f"{shard[1]}-{number:05d}-of-{shard[2]}.gguf" for number in range(1, int(shard[2]) + 1))
+    return sum(path.with_name(name).stat().st_size for name in names)
 
 
 def count_kv_elements(architecture: str, pairs: dict[str, Value]) -> int:

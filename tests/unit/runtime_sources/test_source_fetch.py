@@ -11,7 +11,7 @@ import zipfile
 import psutil
 import pytest
 
-from stentor.runtime import sources as module
+from stentor.runtime import wheel_shelf as module
 from stentor.runtime.sources import FetchError, Known, Sources
 
 GGUF = b"GGUF" + bytes(range(256)) * 40

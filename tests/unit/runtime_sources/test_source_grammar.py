@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from stentor.runtime.downloads import Requirement
-from stentor.runtime.sources import KNOWN, FileSource, PypiSource, SourceError, parse_source
+from stentor.runtime.sources import KNOWN, FileSource, HubSource, PypiSource, SourceError, parse_source
 from stentor.settings.models import STARTER_SOURCE
 
 SHA = "ab" * 32
@@ -59,6 +59,18 @@ def test_the_file_is_named_after_the_member(member, name):
         "pypi:a==1#m@sha256=abc",
         f"pypi:a==1#m@sha256={SHA.upper()}",
         "file:",
+        "hf:",
+        "hf:a/b/c",
+        "hf:../b",
+        "hf:a/..b",
+        "hf:a/b@",
+        "hf:a/b@../x",
+        "hf:a/b:",
+        "hf:a/b:Q4 K",
+        "hf:a/b#",
+        "hf:a/b#../x.gguf",
+        "hf:a/b:Q4_0#x.gguf",
+        "hf:https://x/y",
     ],
 )
 def test_what_is_not_a_source_is_refused_and_quoted(text):
@@ -67,9 +79,19 @@ def test_what_is_not_a_source_is_refused_and_quoted(text):
     assert repr(text) in str(refusal.value)
 
 
-def test_the_hub_is_refused_with_what_to_do():
-    with pytest.raises(SourceError, match=r"can't fetch from yet.*file:/path"):
-        parse_source("hf:org/repo:Q4_K_M")
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("hf:org/repo", HubSource("org/repo")),
+        ("hf:repo", HubSource("repo")),
+        ("hf:org/repo:Q4_K_M", HubSource("org/repo", quant="Q4_K_M")),
+        ("hf:org/repo@refs/pr/1:Q8_0", HubSource("org/repo", "refs/pr/1", "Q8_0")),
+        ("hf:org/repo@v1#a/b.gguf", HubSource("org/repo", "v1", filename="a/b.gguf")),
+    ],
+)
+def test_a_hub_source_has_repository_revision_and_quantization(text, source):
+    assert parse_source(text) == source
+    assert str(source) == text
 
 
 def test_the_starter_is_known_by_its_sums():
