@@ -51,9 +51,8 @@ class Authority:
         """Open the vault and the books of ``database``. Raises StentorError."""
         clock: Clock = SystemClock()
         keyring = await database.write(lambda connection: Keyring.open(connection, settings.vault, clock.now_us()))
-        scheduler = LocalScheduler(
-            settings.runtime, Sources(settings.model_cache, settings.environ), settings.environ, clock, log
-        )
+        sources = Sources(settings.model_cache, settings.environ, hub=settings.hub)
+        scheduler = LocalScheduler(settings.runtime, sources, settings.environ, clock, log)
         books = await LocalBooks.start(database, scheduler, settings.accounting, clock, log)
         return cls(settings, database, keyring, scheduler, books, log)
 

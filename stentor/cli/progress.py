@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 
 def fetch_model(settings: "Settings", source: str, name: str) -> Path:
-    """The file of a source, fetched if it is not there. Raises FetchError or SourceError; Ctrl-C leaves nothing."""
+    """The file of a source, fetched if it is not there. Raises FetchError or SourceError; Ctrl-C ends it."""
     module = load("stentor.runtime.sources")
-    sources = module.Sources(settings.model_cache, settings.environ)
+    sources = module.Sources(settings.model_cache, settings.environ, hub=settings.hub)
     found: Path | None = sources.find(source)
     if source.startswith("file:"):
         return module.check_file(Path(source.removeprefix("file:")))  # type: ignore[no-any-return]
@@ -69,4 +69,4 @@ async def _fetch(sources: "Sources", source: str, tell: Callable[[int, int], Non
     try:
         return await task
     except asyncio.CancelledError:
-        raise StentorError("Fetching was stopped. Nothing partial was kept.") from None
+        raise StentorError("Fetching was stopped. The next one goes on with what came of a model on the hub.") from None

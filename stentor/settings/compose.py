@@ -10,6 +10,7 @@ import msgspec
 
 from stentor.accounting.settings import AccountingSettings
 from stentor.egress.settings import EgressSettings
+from stentor.runtime.hub import HubSettings
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.spec import ModelSpec
 from stentor.settings.declared import DECLARED, PREFIX, UNUSED_ALIASES, Setting
@@ -27,7 +28,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ``values`` holds every declared setting by its upper-case name, ``origins`` where each that isn't a default came
     from. ``allowed_hosts`` are the names that requests may carry beside the machine's own; ``api_key`` is the
     operator's fixed key. ``environ`` is the environment for child processes that need the machine's configuration
-    (pip). The parts ``store``, ``vault``, ``accounting``, ``runtime``, ``telemetry`` and ``egress`` are
+    (pip). The parts ``store``, ``vault``, ``accounting``, ``runtime``, ``telemetry``, ``hub``, ``egress`` are
     for the packages of these names.
     """
 
@@ -52,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     accounting: AccountingSettings
     runtime: RuntimeSettings
     telemetry: TelemetrySettings
+    hub: HubSettings
     egress: EgressSettings
     config_file: Path | None
     environ: Mapping[str, str]
@@ -113,6 +115,7 @@ def compose(read: Read) -> Settings:
         ),
         runtime=_runtime(values, read.models),
         telemetry=_telemetry(values),
+        hub=HubSettings(endpoint=values["HF_ENDPOINT"], token=values["HF_TOKEN"]),
         egress=EgressSettings(allow=values["EGRESS_ALLOW"], allow_image_urls=values["ALLOW_IMAGE_URLS"]),
         config_file=read.config_file,
         environ=child_environ(read.environ),

@@ -166,6 +166,13 @@ _MODELS = (
         default_text="`{DATA_DIR}/models`",
         aliases=("LLMSERVER_MODEL_CACHE", "LLMSERVER_HF_CACHE"),
     ),
+    Setting("HF_TOKEN", kinds.TEXT, "Token for gated and private repositories of the model hub.", secret=True),
+    Setting(
+        "HF_ENDPOINT",
+        kinds.URL,
+        "Address of the model hub or of a mirror.",
+        default_text="the hub library's own",
+    ),
     _later("MODEL_DIRS", kinds.PATHS, "Folders whose GGUF files may be named by relative paths.", default=()),
     Setting(
         "MODEL_PATH",
@@ -248,8 +255,6 @@ _LATER = (
     _later("ALLOW_IMAGE_URLS", kinds.SWITCH, "Fetch `https:` images that clients name.", default=False),
     _later("AUDIO_MAX_MB", integer(1, 65536, "MiB"), "Largest audio upload.", default=100),
     _later("AUDIO_MAX_S", integer(1, None, "s"), "Longest audio upload.", default=7200),
-    _later("HF_TOKEN", kinds.TEXT, "Token for the model hub.", secret=True),
-    _later("HF_ENDPOINT", kinds.URL, "Address of the model hub or of a mirror."),
     _later("HF_INFERENCE_URL", kinds.URL, "Address of the hub's inference service."),
     _later(
         "CACHE_URL", kinds.TEXT, "Valkey or Redis, used as a cache only.", aliases=("LLMRING_REDIS_URL",), secret=True

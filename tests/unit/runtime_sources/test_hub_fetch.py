@@ -145,7 +145,7 @@ async def test_giving_up_keeps_what_came_and_the_next_goes_on(hub, fetch):
 async def test_a_page_in_place_of_the_hub_is_told_from_it(hub, fetch, tmp_path, where):
     hub.add(REPO, {"t-Q4_0.gguf": DATA})
     (hub.mishaps if where == "file" else hub.api_mishaps).append({"html": HTML})
-    with pytest.raises(FetchError, match="isn't the hub.*sign-in page"):
+    with pytest.raises(FetchError, match=r"isn't the hub.*sign-in page"):
         await fetch()
     assert not any(path.endswith(".gguf") for path in kept(tmp_path))
     assert (await fetch()).read_bytes() == DATA
@@ -235,7 +235,7 @@ def test_the_hubs_library_reports_to_nobody(tmp_path):
 
 async def test_nobody_there_is_an_error_with_advice(fetch, hub):
     hub.close()
-    with pytest.raises(FetchError, match="can't be reached for org/Tiny-GGUF.*HF_ENDPOINT"):
+    with pytest.raises(FetchError, match=r"can't be reached for org/Tiny-GGUF.*HF_ENDPOINT"):
         await fetch(tries=2)
 
 

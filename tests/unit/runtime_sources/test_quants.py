@@ -76,5 +76,5 @@ def test_two_models_of_one_quantization_must_be_named():
 
 
 def test_a_repository_without_models_says_what_it_has():
-    with pytest.raises(NoSuchFile, match="holds no GGUF model .*safetensors"):
+    with pytest.raises(NoSuchFile, match=r"holds no GGUF model .*safetensors"):
         choose_files("o/r", files("model.safetensors", "config.json"))

@@ -204,8 +204,8 @@ def test_allowed_hosts_hold_what_the_server_was_told_it_is(tmp_path):
 
 
 def test_a_setting_that_nothing_reads_yet_is_told(tmp_path):
-    told = load(tmp_path, {"hf_endpoint": "https://mirror.example"})[1]
-    assert told == ["--hf-endpoint (command line) is accepted, but this version does not act on it yet."]
+    told = load(tmp_path, {"hf_inference_url": "https://mirror.example"})[1]
+    assert told == ["--hf-inference-url (command line) is accepted, but this version does not act on it yet."]
 
 
 def test_tls_is_not_silently_left_out(tmp_path):
