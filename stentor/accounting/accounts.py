@@ -29,6 +29,13 @@ class KeyTerms(msgspec.Struct, frozen=True):
     requests_per_minute: int | None
     tokens_per_minute: int | None
     concurrency: int | None
+    budget_day_nano: int | None = None
+    budget_month_nano: int | None = None
+
+    def budgets(self) -> dict[str, int]:
+        """The key's budgets by window."""
+        both = {"day": self.budget_day_nano, "month": self.budget_month_nano}
+        return {window: limit for window, limit in both.items() if limit is not None}
 
 
 def _minute(limit: int | None, unit: str) -> Minute | None:
@@ -40,6 +47,15 @@ def _relimit(window: Minute | None, limit: int | None, unit: str) -> Minute | No
         return _minute(limit, unit)
     window.limit = limit
     return window
+
+
+def _remeter(meter: Meter | None, limit: int | None, fresh: Meter | None) -> Meter | None:
+    if limit is None:
+        return None
+    if meter is None:
+        return fresh
+    meter.limit = limit
+    return meter
 
 
 class UserAccount:
@@ -77,6 +93,7 @@ class KeyAccount:
     """A key with all that applies to a request made with it, gathered once so that a request walks short tuples."""
 
     __slots__ = (
+        "budgets",
         "gauge",
         "money",
         "pace",
@@ -98,8 +115,9 @@ class KeyAccount:
         project: ProjectAccount,
         used: tuple[int, int],
         per_second: float,
+        budgets: dict[str, Meter] | None = None,
     ) -> None:
-        """``used``: tokens and nano-USD that count against the key's own limits so far."""
+        """``used``: tokens and nano-USD that count against the key's own limits so far; ``budgets`` its own ones."""
         self.terms = terms
         self.user = user
         self.project = project
@@ -114,6 +132,23 @@ class KeyAccount:
         self.spending: Meter | None = None
         if terms.spending_limit_nano is not None:
             self.spending = Meter("spending_limit", "key_spending", key_id, terms.spending_limit_nano, used[1])
+        self.budgets = budgets or {}
+        self.gather()
+
+    def change(self, terms: KeyTerms, fresh: dict[tuple[str, str], Meter]) -> None:
+        """Take on new terms; what was counted stays counted. ``fresh``: meters of new limits by kind and window."""
+        self.terms = terms
+        self.gauge.limit = terms.concurrency
+        self.requests = _relimit(self.requests, terms.requests_per_minute, "requests")
+        self.tokens = _relimit(self.tokens, terms.tokens_per_minute, "tokens")
+        self.quota = _remeter(self.quota, terms.token_limit, fresh.get(("key_tokens", "none")))
+        self.spending = _remeter(self.spending, terms.spending_limit_nano, fresh.get(("key_spending", "none")))
+        budgets = {}
+        for window, limit in terms.budgets().items():
+            meter = _remeter(self.budgets.get(window), limit, fresh.get(("key_budget", window)))
+            if meter is not None:
+                budgets[window] = meter
+        self.budgets = budgets
         self.gather()
 
     def gather(self) -> None:
@@ -123,5 +158,6 @@ class KeyAccount:
         money: list[Meter] = [self.user.balance] if self.user.terms.prepaid else []
         if self.spending is not None:
             money.append(self.spending)
+        money.extend(self.budgets[window] for window in sorted(self.budgets))
         money.extend(self.project.budgets[window] for window in sorted(self.project.budgets))
         self.money = tuple(money)

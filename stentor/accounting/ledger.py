@@ -114,14 +114,40 @@ def clear_budget(connection: Connection, project_id: ProjectId, window: str) -> 
 
 
 def start_budget(connection: Connection, project_id: ProjectId, window: str, window_start: int, limit_nano: int) -> int:
-    """Make a budget's bucket agree with all events of its window.
+    """As :func:`start_limit`, for a project's budget."""
+    return start_limit(connection, ("project_budget", project_id, window, window_start), limit_nano)
 
-    Returns how much of that had not been counted in the bucket yet: settlements that knew of the budget already have.
+
+_COUNTED = {
+    "project_budget": ("project_id", "cost_nano"),
+    "key_budget": ("key_id", "cost_nano"),
+    "key_spending": ("key_id", "cost_nano"),
+    "key_tokens": ("key_id", "tokens"),
+}
+
+
+def start_limit(connection: Connection, key: table.BucketKey, limit: int) -> int:
+    """Make a limit's bucket (kind, subject, window, window's start) agree with all events of its window.
+
+    Returns how much of that had not been counted in the bucket yet: settlements that knew of the limit already have.
     """
-    counted = budget_used(connection, project_id, window, window_start)
-    used = table.sum_project_cost(connection, project_id, window_start, None)
-    table.set_bucket(connection, ("project_budget", project_id, window, window_start), limit_nano, used)
+    found = table.find_bucket(connection, key)
+    counted = 0 if found is None else found[1]
+    column, amount = _COUNTED[key[0]]
+    used = table.sum_between(connection, (column, key[1]), amount, key[3], None)
+    table.set_bucket(connection, key, limit, used)
     return used - counted
+
+
+def clear_limit(connection: Connection, kind: str, subject: str, window: str) -> None:
+    """Forget what was counted for a limit, in all its windows."""
+    table.delete_buckets(connection, kind, subject, window)
+
+
+def key_budget_used(connection: Connection, key_id: KeyId, window: str, window_start: int) -> int:
+    """What a key used of its budget in a window."""
+    found = table.find_bucket(connection, ("key_budget", key_id, window, window_start))
+    return 0 if found is None else found[1]
 
 
 class Mismatch(msgspec.Struct, frozen=True):
@@ -144,11 +170,12 @@ def check_books(connection: Connection) -> list[Mismatch]:
             found.append(Mismatch("balance", subject, "credited", credited.get(subject, 0), paid.get(subject, 0)))
     found += _compare(connection, "key_tokens", table.sum_events(connection, "key_id", "tokens"))
     found += _compare(connection, "key_spending", table.sum_events(connection, "key_id", "cost_nano"))
-    for subject, window, start, _, used in table.list_buckets(connection, "project_budget"):
-        end = None if window == "none" else calendar_window(window, start)[1]
-        cost = table.sum_project_cost(connection, subject, start, end)
-        if cost != used:
-            found.append(Mismatch("project_budget", subject, "used", used, cost))
+    for kind in ("project_budget", "key_budget"):
+        for subject, window, start, _, used in table.list_buckets(connection, kind):
+            end = None if window == "none" else calendar_window(window, start)[1]
+            cost = table.sum_between(connection, (_COUNTED[kind][0], subject), "cost_nano", start, end)
+            if cost != used:
+                found.append(Mismatch(kind, subject, "used", used, cost))
     return found
 
 

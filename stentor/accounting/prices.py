@@ -1,5 +1,6 @@
 """The price list: which price a model has at a moment. Versions are never changed, only followed by later ones."""
 
+import re
 from bisect import bisect_right
 
 import msgspec
@@ -11,6 +12,8 @@ from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
 
 EVERY_LOCAL_MODEL = "*"
+HIGHEST_NANO = 10**15
+_MODEL = re.compile(r"[!-~]{1,255}", re.ASCII)
 _FOREVER_US = 2**63 - 1
 
 
@@ -71,8 +74,14 @@ def add_price(connection: Connection, model: str, effective_us: int, price: Pric
         raise Refused("invalid_request", "A price can't start in the past: requests were settled at the old one.")
     amounts = msgspec.structs.asdict(price)
     del amounts["version"]
-    if any(amount is not None and amount < 0 for amount in amounts.values()):
-        raise Refused("invalid_request", "A price can't be negative.")
+    if any(amount is not None and not 0 <= amount <= HIGHEST_NANO for amount in amounts.values()):
+        raise Refused("invalid_request", f"A price lies between 0 and {HIGHEST_NANO} nano-USD per million units.")
+    if not _MODEL.fullmatch(model):
+        raise Refused("invalid_request", "A price is for a model's name, or '*' for every local one.", param="model")
+    if effective_us >= 2**62:
+        raise Refused("invalid_request", "effective_us is microseconds since 1970, below 2^62.", param="effective_us")
+    if table.find_price(connection, model, effective_us) is not None:
+        raise Refused("conflict", f"'{model}' has a price from that moment on already; versions are never changed.")
     version = table.add_price(
         connection, {"model": model, "effective_us": effective_us, "created_us": now_us, **amounts}
     )

@@ -98,16 +98,17 @@ def over_quota(quota: Meter, wanted: int, affordable: int) -> Refused:
 
 
 _WHOSE = {
-    "insufficient_balance": ("The balance has", "Top up the account"),
-    "spending_limit": ("The key's spending limit leaves", "Use a key with a higher spending limit"),
-    "budget_exceeded": ("The project's budget leaves", "Raise the budget"),
+    "balance": ("The balance has", "Top up the account"),
+    "key_spending": ("The key's spending limit leaves", "Use a key with a higher spending limit"),
+    "project_budget": ("The project's budget leaves", "Raise the budget"),
+    "key_budget": ("The key's budget leaves", "Raise the key's budget"),
 }
 
 
 def unaffordable(meter: Meter, wanted_nano: int, affordable: int) -> Refused:
     """Money doesn't cover the worst case; names how many output tokens it would pay for."""
     left = max(meter.left(), 0)
-    whose, advice = _WHOSE[meter.code]
+    whose, advice = _WHOSE[meter.kind]
     window = "" if meter.window == "none" else f" for this {meter.window}"
     details = {
         "rule": meter.code,

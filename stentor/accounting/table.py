@@ -139,10 +139,16 @@ def sum_events(connection: Connection, subject: str, amount: str) -> dict[str, i
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
-def sum_project_cost(connection: Connection, project_id: str, start_us: int, end_us: int | None) -> int:
-    """What a project's events cost from ``start_us`` until ``end_us``."""
-    query = select(func.coalesce(func.sum(usage_events.c.cost_nano), 0)).where(
-        usage_events.c.project_id == project_id, usage_events.c.settled_us >= start_us
+def sum_between(
+    connection: Connection, subject: tuple[str, str], amount: str, start_us: int, end_us: int | None
+) -> int:
+    """The sum of an event column (or of billable ``tokens``) of one subject, from ``start_us`` until ``end_us``.
+
+    ``subject`` is a column and its value: ``("project_id", …)`` or ``("key_id", …)``.
+    """
+    value = usage_events.c[amount] if amount != "tokens" else _billable_tokens()
+    query = select(func.coalesce(func.sum(value), 0)).where(
+        usage_events.c[subject[0]] == subject[1], usage_events.c.settled_us >= start_us
     )
     if end_us is not None:
         query = query.where(usage_events.c.settled_us < end_us)
@@ -245,3 +251,9 @@ def list_prices(connection: Connection) -> list[AnyRow]:
 def add_price(connection: Connection, values: dict[str, Any]) -> int:
     """Append a price; returns its version."""
     return int(connection.execute(insert(prices).values(**values).returning(prices.c.version)).scalar_one())
+
+
+def find_price(connection: Connection, model: str, effective_us: int) -> int | None:
+    """The version of the price that a model has from exactly this moment on."""
+    query = select(prices.c.version).where(prices.c.model == model, prices.c.effective_us == effective_us)
+    return connection.execute(query).scalar_one_or_none()

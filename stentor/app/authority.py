@@ -5,10 +5,14 @@ from collections.abc import Mapping
 
 from stentor.app.machine import ThisMachine
 from stentor.control.books import LocalBooks
+from stentor.control.changes import Changes
 from stentor.control.first_run import ensure_first_run, ensure_fixed_key
 from stentor.control.management import Management
+from stentor.control.money_operations import MoneyOperations
 from stentor.control.observed import ObservedBooks
 from stentor.control.operations import Operations
+from stentor.control.people_operations import PeopleOperations
+from stentor.control.plans import Plans
 from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock, SystemClock
 from stentor.core.ids import ModelId
@@ -44,6 +48,10 @@ class Authority:
         self.books = ObservedBooks(books, self.metrics, log)
         self.management = Management(database, books, keyring, clock)
         self.operations = Operations(self.management, scheduler, ThisMachine(settings.data_dir), scheduler)
+        changes = Changes(database, books, self.management, clock)
+        plans = Plans(database, books, self.management, clock)
+        self.operations.add(PeopleOperations(self.management, changes, plans).table())
+        self.operations.add(MoneyOperations(plans).table())
         self._watch_gauges()
 
     @classmethod

@@ -29,6 +29,10 @@ class Offline:
         """Answer one request as the running server would."""
         return await call_app(self._app, call)
 
+    def operation_names(self) -> set[str]:
+        """What the authority can be asked to do."""
+        return self._authority.operations.names()
+
     async def close(self) -> None:
         """Close everything; the data folder is free again."""
         self._authority.management.close()

@@ -27,6 +27,7 @@ from stentor.vault.keyring import Keyring
 HASHES_AT_ONCE = 2  # each takes 64 MiB
 GRACE_MOST_S = 90 * 86_400
 PASSWORD_LEAST = 8
+PASSWORD_MOST = 1024
 
 
 class Management:
@@ -162,7 +163,7 @@ class Management:
 
     async def add_user(self, actor: Actor, ask: UserAsk) -> UserView:
         """Make a user with a personal project."""
-        hashed = None if ask.password is None else await self._hash(ask.password)
+        hashed = None if ask.password is None else await self.hash_password(ask.password)
         new = users.NewUser(ask.name, ask.email, ask.role, TierId(ask.tier), hashed)
 
         def work(connection: Connection) -> User:
@@ -204,7 +205,7 @@ class Management:
 
     async def set_password(self, actor: Actor, user: str, password: str) -> None:
         """Set a user's console password."""
-        hashed = await self._hash(password)
+        hashed = await self.hash_password(password)
 
         def work(connection: Connection) -> None:
             now_us = self._clock.now_us()
@@ -226,10 +227,12 @@ class Management:
             right = await asyncio.to_thread(is_password, stored, password)
         return found if right and found is not None and found.active else None
 
-    async def _hash(self, password: str) -> str:
+    async def hash_password(self, password: str) -> str:
         """The hash of a new password, which must not be too short."""
         if len(password) < PASSWORD_LEAST:
             raise Refused("invalid_request", f"A password has at least {PASSWORD_LEAST} characters.", param="password")
+        if len(password) > PASSWORD_MOST:
+            raise Refused("invalid_request", f"A password has at most {PASSWORD_MOST} characters.", param="password")
         async with self._hashing:
             return await asyncio.to_thread(hash_password, password)
 
@@ -302,12 +305,14 @@ class Management:
         """All tiers by name."""
         return await self._database.read(tiers.list_tiers)
 
-    async def set_tier(self, actor: Actor, tier: Tier) -> Tier:
-        """Add or change a tier; it holds for its users at once."""
+    async def set_tier(self, actor: Actor, tier: Tier, *, new: bool = False) -> Tier:
+        """Add or change a tier; it holds for its users at once. ``new``: refused where it exists."""
 
         def work(connection: Connection) -> None:
             now_us = self._clock.now_us()
             old = tiers.set_tier(connection, tier, now_us)
+            if new and old is not None:
+                raise Refused("conflict", f"There is a tier '{tier.id}' already.", param="id")
             before = None if old is None else msgspec.to_builtins(old)
             record_change(
                 connection, now_us, actor, "tier_set", ("tier", tier.id), before=before, after=msgspec.to_builtins(tier)

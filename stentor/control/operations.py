@@ -1,29 +1,33 @@
 """Management as JSON rows: one shape for the admin API and for the command line beside a server that doesn't run."""
 
-import re
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol, TypeVar
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import msgspec
 
 from stentor.accounting.usage import UsageFilter
 from stentor.audit.log import Actor
 from stentor.control.management import Management
+from stentor.control.reading import (
+    Operation,
+    Query,
+    Row,
+    actor_of,
+    cursor_of,
+    limit_of,
+    number_of,
+    page_of,
+    read_body,
+    text_of,
+)
 from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
 from stentor.core.operator import Task
 from stentor.core.scheduler import LogPage, ModelCard, Scheduler
 
-Row = dict[str, Any]
-Query = Mapping[str, str]
-T = TypeVar("T")
-Operation = Callable[[Task], Awaitable[Row]]
-
-PAGE_MAX = 1000
 INSTANCES_MAX = 64
 LOG_WAIT_MAX_S = 30
-_INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)  # what a column of the database holds
 
 
 class _Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -66,6 +70,14 @@ class Operations:
         self._logs = logs
         self._table = self._make_table()
 
+    def add(self, table: Mapping[str, Operation]) -> None:
+        """Take in the operations of another noun, by name."""
+        self._table |= table
+
+    def names(self) -> set[str]:
+        """All operations' names."""
+        return set(self._table)
+
     async def perform(self, name: str, task: Task) -> Row:
         """Do the operation of this name: that of the route's handler. Raises Refused."""
         return await self._table[name](task)
@@ -92,13 +104,13 @@ class Operations:
 
     async def list_keys(self, query: Query) -> Row:
         """Keys, newest first."""
-        limit = _limit(query)
-        keys = await self._management.list_keys(user=_text(query, "user"), after=_text(query, "after"), limit=limit)
-        return _page([msgspec.to_builtins(key) for key in keys], keys[-1].id if len(keys) == limit else None)
+        limit = limit_of(query)
+        keys = await self._management.list_keys(user=text_of(query, "user"), after=text_of(query, "after"), limit=limit)
+        return page_of([msgspec.to_builtins(key) for key in keys], keys[-1].id if len(keys) == limit else None)
 
     async def create_key(self, actor: Actor, body: Any, creator: str | None = None) -> Row:
         """A new key, with its text this once."""
-        made = await self._management.add_key(actor, _read(body, KeyAsk), creator=creator)  # type: ignore[arg-type]
+        made = await self._management.add_key(actor, read_body(body, KeyAsk), creator=creator)  # type: ignore[arg-type]
         return made.row()
 
     async def revoke_key(self, actor: Actor, key_id: str) -> Row:
@@ -108,49 +120,49 @@ class Operations:
 
     async def rotate_key(self, actor: Actor, key_id: str, body: Any, creator: str | None = None) -> Row:
         """Replace a key."""
-        grace_s = _read(body, _Rotation).grace_s
+        grace_s = read_body(body, _Rotation).grace_s
         made = await self._management.rotate_key(actor, key_id, grace_s=grace_s, creator=creator)  # type: ignore[arg-type]
         return made.row()
 
     async def list_users(self, query: Query) -> Row:
         """Users by name."""
-        limit = _limit(query)
-        views = await self._management.list_users(after=_text(query, "after") or "", limit=limit)
-        return _page([view.row() for view in views], views[-1].user.name if len(views) == limit else None)
+        limit = limit_of(query)
+        views = await self._management.list_users(after=text_of(query, "after") or "", limit=limit)
+        return page_of([view.row() for view in views], views[-1].user.name if len(views) == limit else None)
 
     async def create_user(self, actor: Actor, body: Any) -> Row:
         """A new user."""
-        return (await self._management.add_user(actor, _read(body, UserAsk))).row()
+        return (await self._management.add_user(actor, read_body(body, UserAsk))).row()
 
     async def top_up(self, actor: Actor, user: str, body: Any) -> Row:
         """Add to a balance."""
-        ask = _read(body, _TopUp)
+        ask = read_body(body, _TopUp)
         view = await self._management.top_up(actor, user, ask.amount_nano, note=ask.note, reference=ask.reference)
         return view.row()
 
     async def list_usage(self, query: Query) -> Row:
         """Usage events, newest first."""
         where = UsageFilter(
-            user_id=_text(query, "user"),
-            project_id=_text(query, "project"),
-            key_id=_text(query, "key"),
-            model=_text(query, "model"),
-            request_id=_text(query, "request_id"),
-            status=_text(query, "status"),
-            since_us=_number(query, "since_us"),
-            until_us=_number(query, "until_us"),
+            user_id=text_of(query, "user"),
+            project_id=text_of(query, "project"),
+            key_id=text_of(query, "key"),
+            model=text_of(query, "model"),
+            request_id=text_of(query, "request_id"),
+            status=text_of(query, "status"),
+            since_us=number_of(query, "since_us"),
+            until_us=number_of(query, "until_us"),
         )
-        page = await self._management.list_usage(where, before=_cursor(query), limit=_limit(query))
+        page = await self._management.list_usage(where, before=cursor_of(query), limit=limit_of(query))
         after = f"{page.next[0]}.{page.next[1]}" if page.next is not None else None
-        return _page([msgspec.to_builtins(event) for event in page.events], after)
+        return page_of([msgspec.to_builtins(event) for event in page.events], after)
 
     async def list_models(self) -> Row:
         """The catalogue."""
-        return _page([msgspec.to_builtins(card) for card in await self._scheduler.list_models()], None)
+        return page_of([msgspec.to_builtins(card) for card in await self._scheduler.list_models()], None)
 
     async def start_model(self, actor: Actor, name: str, body: Any) -> Row:
         """Bring a model up."""
-        instances = _read(body, _Start).instances
+        instances = read_body(body, _Start).instances
         if not 1 <= instances <= INSTANCES_MAX:
             raise Refused("invalid_request", f"instances is {instances}; use 1 to {INSTANCES_MAX}.", param="instances")
         card = await self._get_model(name)
@@ -178,71 +190,21 @@ class Operations:
 
     async def list_slots(self) -> Row:
         """Engine processes."""
-        return _page([msgspec.to_builtins(card) for card in await self._scheduler.list_instances()], None)
+        return page_of([msgspec.to_builtins(card) for card in await self._scheduler.list_instances()], None)
 
     async def read_log(self, task: Task) -> Row:
         """An engine's last lines, or those after ``after``, for which it waits ``wait_s``."""
         slot = task.params["slot"]
-        wait_s = min(max(_number(task.query, "wait_s") or 0, 0), LOG_WAIT_MAX_S)
-        page = await self._logs.read_log(slot, max(_number(task.query, "after") or 0, 0), wait_s)
+        wait_s = min(max(number_of(task.query, "wait_s") or 0, 0), LOG_WAIT_MAX_S)
+        page = await self._logs.read_log(slot, max(number_of(task.query, "after") or 0, 0), wait_s)
         if page is None:
             raise Refused("not_found", f"There is no engine '{slot[:128]}'; `stentor ps` shows all.")
-        return _page(page.lines, page.next)
+        return page_of(page.lines, page.next)
 
     async def doctor(self) -> Row:
         """What the books say of themselves."""
-        return _page([msgspec.to_builtins(finding) for finding in await self._management.doctor_books()], None)
+        return page_of([msgspec.to_builtins(finding) for finding in await self._management.doctor_books()], None)
 
     async def system(self) -> Row:
         """The machine and its engines."""
         return {**await self._machine.describe(), "slots": (await self.list_slots())["data"]}
-
-
-def actor_of(task: Task) -> Actor:
-    """Who the audit names."""
-    return Actor(task.actor, task.origin)
-
-
-def _page(rows: list[Any], after: object) -> Row:
-    return {"data": rows, "next": after}
-
-
-def _text(query: Query, name: str) -> str | None:
-    return query.get(name) or None
-
-
-def _number(query: Query, name: str) -> int | None:
-    text = query.get(name)
-    if not text:
-        return None
-    if not _INTEGER.fullmatch(text):
-        raise Refused("invalid_request", f"'{name}' is '{text[:40]}'; it must be a whole number.", param=name)
-    return int(text)
-
-
-def _limit(query: Query) -> int:
-    limit = _number(query, "limit")
-    if limit is None:
-        return 100
-    if not 1 <= limit <= PAGE_MAX:
-        raise Refused("invalid_request", f"'limit' is {limit}; it must be 1 to {PAGE_MAX}.", param="limit")
-    return limit
-
-
-def _cursor(query: Query) -> tuple[int, int] | None:
-    text = query.get("after")
-    if not text:
-        return None
-    time_us, _, row = text.partition(".")
-    if not (_INTEGER.fullmatch(time_us) and _INTEGER.fullmatch(row)):
-        raise Refused(
-            "invalid_request", f"'after' is '{text[:40]}'; send the 'next' of the page before.", param="after"
-        )
-    return int(time_us), int(row)
-
-
-def _read(body: Any, kind: type[T]) -> T:
-    try:
-        return msgspec.convert({} if body is None else body, kind)
-    except msgspec.ValidationError as error:
-        raise Refused("invalid_request", f"The body can't be used: {error}.") from None

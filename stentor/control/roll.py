@@ -12,7 +12,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from stentor.accounting.accounts import KeyAccount, KeyTerms, ProjectAccount, UserAccount, UserTerms
-from stentor.accounting.ledger import Balance, budget_used, find_balance, used_by_key
+from stentor.accounting.ledger import Balance, budget_used, find_balance, key_budget_used, used_by_key
 from stentor.accounting.meters import WINDOW_S, CalendarMeter, Meter, calendar_window
 from stentor.accounting.usage import RecentUse, list_recent
 from stentor.core.clock import Clock
@@ -38,6 +38,7 @@ class Dossier(msgspec.Struct, frozen=True):
     balance: Balance
     key_used: tuple[int, int]
     budgets: dict[str, tuple[int, int]]
+    key_budgets: dict[str, int]
     recent: list[RecentUse]
 
 
@@ -70,6 +71,8 @@ def key_terms(key: ApiKey, user: User) -> KeyTerms:
         limits.requests_per_minute,
         limits.tokens_per_minute,
         limits.concurrency,
+        limits.budget_day_nano,
+        limits.budget_month_nano,
     )
 
 
@@ -83,6 +86,10 @@ def read_dossier(connection: Connection, find: Callable[[Connection], ApiKey | N
     for window, limit_nano in list_budgets(connection, key.project_id).items():
         start = 0 if window == "none" else calendar_window(window, now_us)[0]
         budgets[window] = (limit_nano, budget_used(connection, key.project_id, window, start))
+    key_budgets = {
+        window: key_budget_used(connection, key.id, window, calendar_window(window, now_us)[0])
+        for window in ("day", "month")
+    }
     return Dossier(
         key=key,
         user=user,
@@ -91,15 +98,17 @@ def read_dossier(connection: Connection, find: Callable[[Connection], ApiKey | N
         balance=find_balance(connection, user.id),
         key_used=used_by_key(connection, key.id),
         budgets=budgets,
+        key_budgets=key_budgets,
         recent=list_recent(connection, user.id, now_us - (WINDOW_S + 1) * 1_000_000),
     )
 
 
-def budget_meter(project_id: ProjectId, window: str, limit_nano: int, used: int, now_us: int) -> Meter:
-    """The meter of one budget."""
+def budget_meter(subject: str, window: str, limit_nano: int, used: int, now_us: int, kind: str = "") -> Meter:
+    """The meter of one budget: of a project, or of another ``kind``."""
+    kind = kind or "project_budget"
     if window == "none":
-        return Meter("budget_exceeded", "project_budget", project_id, limit_nano, used)
-    meter = CalendarMeter("budget_exceeded", "project_budget", project_id, limit_nano, window, now_us)
+        return Meter("budget_exceeded", kind, subject, limit_nano, used)
+    meter = CalendarMeter("budget_exceeded", kind, subject, limit_nano, window, now_us)
     meter.used = used
     return meter
 
@@ -179,7 +188,13 @@ class Roll:
         project = self.projects.get(dossier.project.id)
         if project is None:
             project = self._install_project(dossier)
-        account = KeyAccount(key_terms(dossier.key, dossier.user), user, project, dossier.key_used, self._per_second)
+        terms = key_terms(dossier.key, dossier.user)
+        now_us = self._clock.now_us()
+        budgets = {
+            window: budget_meter(key_id, window, limit, dossier.key_budgets[window], now_us, "key_budget")
+            for window, limit in terms.budgets().items()
+        }
+        account = KeyAccount(terms, user, project, dossier.key_used, self._per_second, budgets)
         self._count_recent(dossier, [entry for entry in dossier.recent if entry.key_id == key_id], account)
         self.keys[key_id] = account
         return account
@@ -224,6 +239,47 @@ class Roll:
         if account is not None:
             principal = msgspec.structs.replace(account.terms.principal, expires_us=key.ends_us())
             account.terms = msgspec.structs.replace(account.terms, principal=principal, ends_us=key.ends_us())
+
+    def change_key_terms(self, key: ApiKey, used: dict[tuple[str, str], int]) -> list[Meter]:
+        """A key got other limits or rights; ``used`` counts for those that are new, by kind and window.
+
+        Returns the meters that were made now.
+        """
+        self.changed()
+        account = self.keys.get(key.id)
+        if account is None:
+            return []
+        now_us = self._clock.now_us()
+        principal = msgspec.structs.replace(
+            account.terms.principal,
+            models=frozenset(key.models),
+            endpoints=frozenset(key.endpoints),
+            expires_us=key.ends_us(),
+        )
+        limits = key.limits
+        fresh: dict[tuple[str, str], Meter] = {}
+        for (kind, window), amount in used.items():
+            if kind == "key_tokens" and limits.token_limit is not None:
+                fresh[kind, window] = Meter("quota_exceeded", kind, key.id, limits.token_limit, amount)
+            elif kind == "key_spending" and limits.spending_limit_nano is not None:
+                fresh[kind, window] = Meter("spending_limit", kind, key.id, limits.spending_limit_nano, amount)
+            elif kind == "key_budget":
+                fresh[kind, window] = budget_meter(key.id, window, 0, amount, now_us, kind)
+        terms = KeyTerms(principal, key.ends_us(), *msgspec.structs.astuple(limits))
+        for window, limit in terms.budgets().items():
+            if ("key_budget", window) in fresh:
+                fresh["key_budget", window].limit = limit
+        account.change(terms, fresh)
+        return list(fresh.values())
+
+    def change_project(self, project: Project) -> list[KeyId]:
+        """A project was let in or shut out; returns its loaded keys."""
+        self.changed()
+        account = self.projects.get(project.id)
+        if account is None:
+            return []
+        account.active = project.active
+        return [key_id for key_id, key in self.keys.items() if key.project is account]
 
     def change_user(self, user: User, tier: Tier) -> list[KeyId]:
         """A user was let in, shut out or moved to another tier; returns their loaded keys."""

@@ -5,6 +5,7 @@ here is refused; a route without an access rule can't be written. Each area list
 """
 
 from stentor.http import public_routes
+from stentor.http.admin import people, prices
 from stentor.http.admin import routes as admin_routes
 from stentor.http.dialects import routes as dialect_routes
 from stentor.http.openai import routes as openai_routes
@@ -15,4 +16,6 @@ SURFACE: tuple[Route, ...] = (
     *dialect_routes.ROUTES,
     *public_routes.ROUTES,
     *admin_routes.ROUTES,
+    *people.ROUTES,
+    *prices.ROUTES,
 )

@@ -1,5 +1,7 @@
 """API keys: made, found by their keyed hash, rotated with a grace time, revoked."""
 
+from typing import Any
+
 import msgspec
 from sqlalchemy import Connection
 
@@ -51,8 +53,13 @@ def find_key(connection: Connection, key_id: KeyId) -> ApiKey | None:
 
 def get_key(connection: Connection, key_id: KeyId) -> ApiKey:
     """One key by its id. Raises Refused for an unknown one."""
+    return get_key_of(connection, key_id, None)
+
+
+def get_key_of(connection: Connection, key_id: KeyId, user_id: str | None) -> ApiKey:
+    """As :func:`get_key`; a key of another user than ``user_id`` isn't found. None: anybody's."""
     key = find_key(connection, key_id)
-    if key is None:
+    if key is None or user_id not in (None, key.user_id):
         raise Refused("not_found", f"There is no API key with the id '{key_id}'; `stentor keys list` shows all.")
     return key
 
@@ -111,6 +118,30 @@ def _check(new: NewKey) -> None:
         value = getattr(new.limits, field)
         if value is not None and not 0 <= value < 2**63:
             raise Refused("invalid_request", f"{field} must be 0 or more.", param=field)
+
+
+def change_key(connection: Connection, key: ApiKey, changes: dict[str, Any]) -> ApiKey:
+    """Change ``name``, ``models``, ``endpoints``, ``limits`` or ``expires_us``; returns the key. Raises Refused."""
+    changed = msgspec.structs.replace(key, **changes)
+    _check(
+        NewKey(
+            key.user_id,
+            key.project_id,
+            changed.name,
+            key.scopes,
+            changed.models,
+            changed.endpoints,
+            changed.limits,
+            changed.expires_us,
+        )
+    )
+    values = {name: getattr(changed, name) for name in changes if name != "limits"}
+    for name in _TUPLES:
+        if name in values:
+            values[name] = " ".join(values[name])
+    values |= msgspec.structs.asdict(changed.limits)
+    table.update_key(connection, key.id, values)
+    return changed
 
 
 def revoke_key(connection: Connection, key_id: KeyId, now_us: int) -> ApiKey:

@@ -1,6 +1,6 @@
 """Projects and their budgets."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import Connection
@@ -53,6 +53,25 @@ def add_project(connection: Connection, name: str, owner: User, now_us: int) -> 
     return project
 
 
+def page_projects(
+    connection: Connection, *, owner_id: UserId | None = None, after_id: str = "", limit: int = 100
+) -> list[Project]:
+    """Projects, oldest first; page on with the last one's id."""
+    return [Project(*row) for row in table.page_projects(connection, owner_id, after_id, limit)]
+
+
+def change_project(connection: Connection, project_id: ProjectId, changes: dict[str, Any]) -> tuple[Project, Project]:
+    """Change ``name`` or ``active``; returns the project as it was and as it is. Raises Refused."""
+    old = get_project(connection, project_id)
+    if "name" in changes and not 1 <= len(changes["name"].strip()) <= 128:
+        raise Refused("invalid_request", "A project's name has 1 to 128 characters.", param="name")
+    if changes.get("active") is False and old.personal:
+        raise Refused("conflict", "A personal project lives as long as its user; shut the user out instead.")
+    if changes:
+        table.update_project(connection, project_id, changes)
+    return old, get_project(connection, project_id)
+
+
 def list_budgets(connection: Connection, project_id: ProjectId) -> dict[str, int]:
     """A project's limits in nano-USD by window (``none`` is for all time)."""
     return {row[0]: row[1] for row in table.list_budgets(connection, project_id)}
@@ -62,6 +81,6 @@ def set_budget(
     connection: Connection, project_id: ProjectId, window: Window, limit_nano: int | None, now_us: int
 ) -> None:
     """Set, change or (None) remove a budget. Raises Refused for a negative one."""
-    if limit_nano is not None and limit_nano < 0:
-        raise Refused("invalid_request", "A budget can't be negative.", param="limit")
+    if limit_nano is not None and not 0 <= limit_nano < 2**62:
+        raise Refused("invalid_request", "A budget is 0 or more nano-USD, below 2^62.", param="limit")
     table.set_budget(connection, project_id, window, limit_nano, now_us)

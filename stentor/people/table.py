@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, select, update
+from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from stentor.store.schema import api_keys, project_budgets, projects, tiers, users
 
@@ -48,6 +48,8 @@ _KEY = (
     api_keys.c.requests_per_minute,
     api_keys.c.tokens_per_minute,
     api_keys.c.concurrency,
+    api_keys.c.budget_day_nano,
+    api_keys.c.budget_month_nano,
     api_keys.c.expires_us,
     api_keys.c.rotated_from,
     api_keys.c.grace_until_us,
@@ -74,6 +76,24 @@ def add_tier(connection: Connection, values: dict[str, Any]) -> None:
 def update_tier(connection: Connection, tier_id: str, values: dict[str, Any]) -> None:
     """Change a tier."""
     connection.execute(update(tiers).where(tiers.c.id == tier_id).values(**values))
+
+
+def delete_tier(connection: Connection, tier_id: str) -> None:
+    """Remove a tier."""
+    connection.execute(delete(tiers).where(tiers.c.id == tier_id))
+
+
+def count_users_of_tier(connection: Connection, tier_id: str) -> int:
+    """How many users a tier has."""
+    query = select(func.count()).select_from(users).where(users.c.tier_id == tier_id)
+    return int(connection.execute(query).scalar_one())
+
+
+def count_other_admins(connection: Connection, user_id: str) -> int:
+    """How many active admins with a password there are beside this user."""
+    query = select(func.count()).select_from(users)
+    query = query.where(users.c.role == "admin", users.c.active, users.c.password_hash.is_not(None))
+    return int(connection.execute(query.where(users.c.id != user_id)).scalar_one())
 
 
 def list_users(connection: Connection, after_name: str, limit: int) -> list[AnyRow]:
@@ -118,6 +138,19 @@ def list_projects(connection: Connection, owner_id: str | None) -> list[AnyRow]:
     if owner_id is not None:
         query = query.where(projects.c.owner_id == owner_id)
     return list(connection.execute(query))
+
+
+def page_projects(connection: Connection, owner_id: str | None, after_id: str, limit: int) -> list[AnyRow]:
+    """Projects by id, which sorts by time, those after ``after_id``; of one owner if given."""
+    query = select(*_PROJECT).where(projects.c.id > after_id).order_by(projects.c.id).limit(limit)
+    if owner_id is not None:
+        query = query.where(projects.c.owner_id == owner_id)
+    return list(connection.execute(query))
+
+
+def update_project(connection: Connection, project_id: str, values: dict[str, Any]) -> None:
+    """Change a project."""
+    connection.execute(update(projects).where(projects.c.id == project_id).values(**values))
 
 
 def find_project(connection: Connection, project_id: str) -> AnyRow | None:

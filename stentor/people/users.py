@@ -1,6 +1,7 @@
 """Users: found by id, name or email; made with a personal project of their own."""
 
 import re
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection
@@ -73,6 +74,29 @@ def add_user(connection: Connection, new: NewUser, now_us: int) -> tuple[User, P
     return user, project
 
 
+def change_user(connection: Connection, user: User, changes: dict[str, Any], now_us: int) -> User:
+    """Change ``active``, ``role``, ``tier_id``, ``email``, ``password_hash``, ``password_temporary``; returns the user.
+
+    Raises Refused for a bad or taken value, and where no admin would be left who can sign in.
+    """
+    email = changes.get("email")
+    if email is not None and not _EMAIL.fullmatch(email):
+        raise Refused("invalid_request", f"'{email[:256]}' isn't an email address.", param="email")
+    if email is not None:
+        other = find_user(connection, email)
+        if other is not None and other.id != user.id:
+            raise Refused("conflict", f"There is a user '{email}' already.", param="email")
+    if changes.get("role", "user") not in ("user", "admin"):
+        raise Refused("invalid_request", f"A role is 'user' or 'admin', not '{changes['role']}'.", param="role")
+    if "tier_id" in changes:
+        get_tier(connection, changes["tier_id"])
+    leaves = user.role == "admin" and (changes.get("role") == "user" or changes.get("active") is False)
+    if leaves and user.active and not table.count_other_admins(connection, user.id):
+        raise Refused("conflict", f"'{user.name}' is the last admin who can sign in; make another one first.")
+    table.update_user(connection, user.id, {**changes, "updated_us": now_us})
+    return get_user(connection, user.id)
+
+
 def set_active(connection: Connection, user: User, active: bool, now_us: int) -> None:
     """Let a user in or lock them out, with all their keys."""
     table.update_user(connection, user.id, {"active": active, "updated_us": now_us})
@@ -97,6 +121,7 @@ def find_password_hash(connection: Connection, user_id: UserId) -> str | None:
 __all__ = [
     "NewUser",
     "add_user",
+    "change_user",
     "find_password_hash",
     "find_user",
     "get_user",

@@ -41,13 +41,18 @@ class Project(msgspec.Struct, frozen=True):
 
 
 class KeyLimits(msgspec.Struct, frozen=True):
-    """What narrows one key beyond its user's tier; None: nothing. ``token_limit`` and spending are for its lifetime."""
+    """What narrows one key beyond its user's tier; None: nothing. ``token_limit`` and spending are for its lifetime.
+
+    Budgets in nano-USD begin anew with each day or month, UTC.
+    """
 
     token_limit: int | None = None
     spending_limit_nano: int | None = None
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
+    budget_day_nano: int | None = None
+    budget_month_nano: int | None = None
 
 
 class ApiKey(msgspec.Struct, frozen=True):

@@ -97,6 +97,8 @@ api_keys = Table(
     Column("endpoints", Text, nullable=False),
     Column("token_limit", BigInteger),
     Column("spending_limit_nano", BigInteger),
+    Column("budget_day_nano", BigInteger),
+    Column("budget_month_nano", BigInteger),
     Column("requests_per_minute", BigInteger),
     Column("tokens_per_minute", BigInteger),
     Column("concurrency", BigInteger),

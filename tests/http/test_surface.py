@@ -17,7 +17,10 @@ PARAMETERS = {
     "{slot}": "1",
     "{instance}": "nothing-of-this-name",
     "{rest}": "x",
+    "{user}": "nobody-of-this-name",
 }
+
+BODIES = {"create_user_key": {"scopes": ["admin"]}}
 
 
 def target(route: Route) -> str:
@@ -58,7 +61,7 @@ def may(route: Route, caller: str) -> bool:
 @pytest.mark.parametrize("caller", CALLERS)
 @pytest.mark.parametrize("route", SURFACE, ids=lambda route: f"{route.method} {route.path}")
 def test_who_may_call_what(each: Gate, keys, route: Route, caller):
-    body = {} if route.method != "GET" else None
+    body = BODIES.get(route.handler, {}) if route.method != "GET" else None
     if caller == "the operator":
         answer = each.operate(route.method, target(route), body)
     else:
@@ -152,6 +155,23 @@ def test_usage_is_paged(each: Gate):
         ("POST", "/models/nothing/start", {}, 404),
         ("POST", "/models/scripted/start", {"instances": 0}, 400),
         ("POST", "/models/scripted/start", {"instances": "two"}, 400),
+        ("PATCH", "/users/admin", {"active": "no"}, 400),
+        ("PATCH", "/users/admin", {"nonsense": 1}, 400),
+        ("PATCH", "/users/admin", {"role": "king"}, 400),
+        ("PATCH", "/users/admin", {"tier": "gold"}, 404),
+        ("PATCH", "/api-keys/nothing", {"name": "x"}, 404),
+        ("POST", "/users/nobody-like-that/apikey", {}, 404),
+        ("GET", "/users/admin/ledger?after=x", None, 400),
+        ("POST", "/tiers", {"id": "a b"}, 400),
+        ("POST", "/tiers", {"id": "payg"}, 409),
+        ("PATCH", "/tiers/payg", {"concurrency": -1}, 400),
+        ("DELETE", "/tiers/payg", None, 409),
+        ("POST", "/projects", {"name": "", "owner": "admin"}, 400),
+        ("POST", "/projects", {"name": "x", "owner": "admin", "budgets": {"year": 1}}, 400),
+        ("POST", "/projects", {"name": "x", "owner": "admin", "budgets": {"day": -1}}, 400),
+        ("POST", "/pricing", {"model": "x", "input_nano": 10**30, "output_nano": 0}, 400),
+        ("POST", "/pricing", {"model": "x", "input_nano": 1, "output_nano": 0, "effective_us": 3}, 400),
+        ("GET", "/pricing/nothing", None, 404),
     ],
 )
 def test_wrong_management_calls_are_refused(each: Gate, method, path, body, status):

@@ -15,6 +15,8 @@ class KeyLimits(msgspec.Struct):
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrency: int | None = None
+    budget_day_nano: int | None = None
+    budget_month_nano: int | None = None
 
 
 class Key(msgspec.Struct):

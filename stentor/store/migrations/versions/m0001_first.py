@@ -108,6 +108,8 @@ def _api_keys() -> None:
         sa.Column("endpoints", sa.Text(), nullable=False),
         sa.Column("token_limit", sa.BigInteger(), nullable=True),
         sa.Column("spending_limit_nano", sa.BigInteger(), nullable=True),
+        sa.Column("budget_day_nano", sa.BigInteger(), nullable=True),
+        sa.Column("budget_month_nano", sa.BigInteger(), nullable=True),
         sa.Column("requests_per_minute", sa.BigInteger(), nullable=True),
         sa.Column("tokens_per_minute", sa.BigInteger(), nullable=True),
         sa.Column("concurrency", sa.BigInteger(), nullable=True),
