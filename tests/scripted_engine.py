@@ -295,7 +295,7 @@ class Ask:
     def __init__(self, entry: Entry, default: Json) -> None:
         body = entry.body if isinstance(entry.body, dict) else {}
         self.body = body
-        self.chat = entry.path.endswith("/chat/completions")
+        self.chat = "/chat/completions" in entry.path
         self.stream = bool(body.get("stream"))
         self.include_usage = bool((body.get("stream_options") or {}).get("include_usage"))
         self.choices = int(body.get("n") or 1)
@@ -815,6 +815,8 @@ class Connection(asyncio.Protocol):
             return 401, error_body(401, "Invalid API Key", "authentication_error")
         if (entry.method, entry.path) == ("GET", "/v1/models"):
             return 200, engine.model_list()
+        if (entry.method, entry.path) == ("POST", "/v1/chat/completions/input_tokens"):
+            return 200, {"input_tokens": Ask(entry, {}).prompt_tokens, "object": "response.input_tokens"}
         if entry.method != "POST" or entry.path not in ("/v1/chat/completions", "/v1/completions"):
             return 404, {"error": {"message": "File Not Found", "type": "not_found_error", "code": 404}}
         return self.bad_body(entry)

@@ -50,7 +50,9 @@ class WireUsage(msgspec.Struct):
     completion_tokens_details: CompletionDetails | None = None
 
 
-class _Progress(msgspec.Struct):
+class Progress(msgspec.Struct):
+    """How far an engine is with a prompt: its tokens, and how many of them it had in its cache."""
+
     total: int = 0
     cache: int = 0
 
@@ -72,7 +74,7 @@ class Frame(msgspec.Struct):
     choices: list[_Choice] = []
     usage: WireUsage | None = None
     timings: Timings | None = None
-    prompt_progress: _Progress | None = None
+    prompt_progress: Progress | None = None
     error: msgspec.Raw = NOTHING
 
 
@@ -86,8 +88,8 @@ class AnswerMeter:
     """Follows one streamed answer. ``take`` sorts a frame; the rest are its findings."""
 
     __slots__ = (
-        "_answers", "_finished_answers", "_include_usage", "_last_timings", "_progress", "_usages",
-        "content_frames", "done", "finished", "usage_frame",
+        "_answers", "_finished_answers", "_include_usage", "_last_timings", "_usages",
+        "content_frames", "done", "finished", "progress", "usage_frame",
     )  # fmt: skip
 
     def __init__(self, *, answers: int, include_usage: bool) -> None:
@@ -97,7 +99,7 @@ class AnswerMeter:
         self._usages: list[WireUsage] = []
         self.usage_frame = b""
         self._last_timings = b""
-        self._progress: _Progress | None = None
+        self.progress: Progress | None = None
         self.content_frames = 0
         self.finished = False
         self.done = False
@@ -138,7 +140,7 @@ class AnswerMeter:
         if parts.error not in (NOTHING, NULL):
             raise EngineError(bytes(parts.error).decode(errors="replace")[:500])
         if parts.prompt_progress is not None:
-            self._progress = parts.prompt_progress
+            self.progress = parts.prompt_progress
             return None
         if parts.usage is not None:
             self.take_usage(parts.usage)
@@ -209,10 +211,10 @@ class AnswerMeter:
                 output_tokens=output,
                 estimated=self._answers > 1,
             )
-        if self._progress is not None:
+        if self.progress is not None:
             return Usage(
-                input_tokens=self._progress.total,
-                cached_tokens=min(self._progress.cache, self._progress.total),
+                input_tokens=self.progress.total,
+                cached_tokens=min(self.progress.cache, self.progress.total),
                 output_tokens=self.content_frames,
             )
         return None

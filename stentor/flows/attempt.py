@@ -238,7 +238,7 @@ class Attempt:
 
     def _head(self, cost_nano: int | None) -> AnswerHead:
         grant = self._granted()
-        return AnswerHead(grant.model, grant.instance, self._overhead_us, cost_nano)
+        return AnswerHead(grant.model, grant.instance, self._overhead_us, cost_nano, self._meter.progress)
 
     async def settle_failed(self, failure: EngineFailed) -> None:
         """Not the client's fault: nothing before the first relayed byte, after it only the output that was relayed."""

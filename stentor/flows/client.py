@@ -4,15 +4,17 @@ from typing import NamedTuple, Protocol
 
 from stentor.core.errors import Refused
 from stentor.core.ids import RequestId
+from stentor.flows.answer import Progress
 
 
 class AnswerHead(NamedTuple):
-    """What is known when the answer starts: for the response's headers."""
+    """What is known when the answer starts: for the response's headers, and for dialects that begin with the prompt."""
 
     model: str
     instance: str
     overhead_us: int
     cost_nano: int | None
+    prompt: Progress | None = None
 
 
 class Labels(NamedTuple):

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 
 from stentor.http import wire
-from stentor.http.errors import CODES
+from stentor.http.dialects import messages_wire
+from stentor.http.errors import CODES, Envelope
 from stentor.http.route import Access, Route
 from stentor.http.surface import SURFACE
 
@@ -22,6 +23,13 @@ _ERRORS: dict[Access, tuple[int, ...]] = {
     "metrics": (400, 401, 403, 500, 503),
     "key": (400, 401, 403, 404, 500, 503),
     "admin": (400, 401, 403, 404, 409, 413, 500, 503),
+}
+_ENVELOPES: dict[Envelope, Any] = {
+    "openai": wire.ErrorEnvelope,
+    "detail": wire.DetailEnvelope,
+    "anthropic": messages_wire.AnthropicError,
+    "ollama": wire.DetailEnvelope,
+    "lmserv": wire.DetailEnvelope,
 }
 _ERRORS_OF_ANSWERS = (402, 413, 429, 502)
 _TEXT = {"type": "string"}
@@ -43,7 +51,7 @@ _QUERY: dict[str, dict[str, Any]] = {
 
 def openapi_document(version: str) -> dict[str, Any]:
     """The whole document as plain JSON values."""
-    types: list[Any] = [wire.ErrorEnvelope, wire.DetailEnvelope]
+    types: list[Any] = list(dict.fromkeys(_ENVELOPES.values()))
     for route in SURFACE:
         types += [kind for kind in (route.request, route.response) if kind is not None and kind not in types]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
@@ -69,7 +77,7 @@ def _operation(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
     ok: dict[str, Any] = {"description": "The answer."}
     schema = refs[id(route.response)] if route.response is not None else {}
     ok["content"] = {route.media_type: {"schema": schema} if schema else {}}
-    others = ("text/event-stream",) if route.streams else route.also
+    others = route.also or (("text/event-stream",) if route.streams else ())
     ok["content"] |= {media_type: {"schema": _TEXT} for media_type in others}
     operation: dict[str, Any] = {
         "operationId": f"{route.handler}_{route.method.lower()}_{route.path.strip('/').replace('/', '_')}",
@@ -95,12 +103,14 @@ def _operation(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
 
 def _errors(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
     """The error answers of a route by status, each with its codes; ``default`` is for what any path may say."""
-    envelope = wire.ErrorEnvelope if route.envelope == "openai" else wire.DetailEnvelope
-    content = {"application/json": {"schema": refs[id(envelope)]}}
+    content = {"application/json": {"schema": refs[id(_ENVELOPES[route.envelope])]}}
     answers: dict[str, Any] = {}
     for status in sorted((*_ERRORS[route.access], *(_ERRORS_OF_ANSWERS if route.streams or route.answers else ()))):
         said = [f"{code}: {meaning.text}" for code, meaning in CODES.items() if meaning.status == status]
         answers[str(status)] = {"description": " ".join(said), "content": content}
+    if route.envelope == "anthropic":
+        overloaded = CODES["overloaded"].text
+        answers["529"] = {"description": f"overloaded: {overloaded}", "content": content}
     if route.handler == "health":
         healthless = {"application/json": {"schema": refs[id(wire.Health)]}, "text/plain": {"schema": _TEXT}}
         answers["503"] = {"description": "The database can't be written.", "content": healthless}

@@ -81,6 +81,8 @@ class Contract:
     def check_error(self, path: str, value: Any) -> None:
         """``value`` must be an error in the envelope of ``path``."""
         name = "ErrorEnvelope" if path.startswith("/v1") else "DetailEnvelope"
+        if path.startswith("/v1/messages"):
+            name = "AnthropicError"
         self.validate({"$ref": f"#/components/schemas/{name}"}, value)
 
     def check(self, method: str, target: str, answer: Answer) -> None:
