@@ -19,6 +19,7 @@ class Catalogue:
     """
 
     def __init__(self, specs: Iterable[ModelSpec], default_ctx: int = 8192) -> None:
+        self._default_ctx = default_ctx
         self.specs: dict[ModelId, ModelSpec] = {}
         self._served: dict[str, ServedModel] = {}
         self._names: dict[str, ModelId] = {}
@@ -34,6 +35,18 @@ class Catalogue:
             self._names[name] = model
         self.specs[model] = spec
         self._served[spec.id] = describe_served(spec, spec.ctx or default_ctx)
+
+    def change(self, put: Iterable[ModelSpec], drop: Iterable[ModelId] = ()) -> None:
+        """Take in new and changed models and let go of others, in one step.
+
+        Raises InvalidModel, and then nothing has changed. What was learned of models that stay as they are is kept.
+        """
+        gone, fresh = frozenset(drop), {ModelId(spec.id): spec for spec in put}
+        kept = {model: spec for model, spec in self.specs.items() if model not in gone}
+        after = Catalogue({**kept, **fresh}.values(), self._default_ctx)
+        same = {model for model, spec in after.specs.items() if self.specs.get(model) == spec}
+        after._served.update({model: self._served[model] for model in same})
+        self.specs, self._served, self._names = after.specs, after._served, after._names
 
     def served(self, model: ModelId) -> ServedModel:
         """The request's view of a model that is known to exist. Raises KeyError."""

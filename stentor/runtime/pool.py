@@ -236,6 +236,23 @@ class Pool:
         if self.queue.length and self._stops == 0:
             self.wake()
 
+    async def exchange(self, spec: ModelSpec, drain_s: float) -> list[Instance]:
+        """Go on as ``spec`` says: what runs is drained and ended, as much is started anew; who asks meanwhile waits.
+
+        Returns the instances that are gone.
+        """
+        wanted = sum(instance.process.is_wanted for instance in self.instances)
+        self._stops += 1
+        try:
+            await self.stop(drain_s)
+            await self.close()
+            gone, self.instances, self.ready, self.spec = self.instances, [], [], spec
+        finally:
+            self._stops -= 1
+        if wanted or self.queue.length:
+            self.wake(max(wanted, spec.instances))
+        return gone
+
     async def drained(self, drain_s: float) -> bool:
         """Wait until nothing runs, at most ``drain_s``; whether that came true."""
         try:

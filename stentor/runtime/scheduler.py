@@ -6,7 +6,7 @@ functions in ``routing``, ``queue``, ``slots``, ``memory`` and ``breaker``; here
 
 import asyncio
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
@@ -216,6 +216,34 @@ class LocalScheduler:
         if pool is not None:
             await pool.stop(self._settings.drain_s)
 
+    async def change_models(self, put: Sequence[ModelSpec], drop: Sequence[ModelId] = ()) -> None:
+        """Take in new and changed models and let go of others; returns when what ran of them has ended.
+
+        A changed model drains and comes back as it is now; requests for it wait meanwhile. Raises InvalidModel, and
+        then nothing has changed.
+        """
+        self._catalogue.change(put, drop)
+        old = {ModelId(spec.id): self._pools.get(ModelId(spec.id)) for spec in put}
+        dropped = [pool for pool in (self._pools.pop(model, None) for model in drop) if pool is not None]
+        for pool in dropped:
+            pool.queue.refuse_all(functools.partial(refuse_dropped, pool.spec.id))
+        self._pools |= {ModelId(spec.id): self._make_pool(spec) for spec in put if old[ModelId(spec.id)] is None}
+        for spec in put:
+            if spec.preload and old[ModelId(spec.id)] is None:
+                self._pools[ModelId(spec.id)].wake()
+        changes = [self._exchange(pool, spec) for spec in put if (pool := old[ModelId(spec.id)]) is not None]
+        await asyncio.gather(*changes, *(self._retire(pool) for pool in dropped))
+
+    async def _exchange(self, pool: Pool, spec: ModelSpec) -> None:
+        for instance in await pool.exchange(spec, self._settings.drain_s):
+            self._instances.pop(instance.id, None)
+
+    async def _retire(self, pool: Pool) -> None:
+        await pool.stop(self._settings.drain_s)
+        await pool.close()
+        for instance in pool.instances:
+            self._instances.pop(instance.id, None)
+
     async def run(self) -> None:
         """Sweep, bring up the preloaded models (a broken one doesn't hold the others up), and last until shutdown."""
         self.sweep()
@@ -289,6 +317,11 @@ def choose_model_state(pool: Pool) -> ModelState:
     if "starting" in states:
         return "starting"
     return "failed" if "failed" in states else "cold"
+
+
+def refuse_dropped(model: str) -> Refused:
+    """The refusal to those who wait for a model that was taken out of the catalogue."""
+    return Refused("model_not_found", f"The model '{model}' was removed. Nothing was charged.", param="model")
 
 
 def refuse_shutdown() -> Refused:
