@@ -231,7 +231,7 @@ class LocalScheduler:
         for spec in put:
             if spec.preload and old[ModelId(spec.id)] is None:
                 self._pools[ModelId(spec.id)].wake()
-        changes = [self._exchange(pool, spec) for spec in put if (pool := old[ModelId(spec.id)]) is not None]
+        changes = [self._exchange(was, spec) for spec in put if (was := old[ModelId(spec.id)]) is not None]
         await asyncio.gather(*changes, *(self._retire(pool) for pool in dropped))
 
     async def _exchange(self, pool: Pool, spec: ModelSpec) -> None:
