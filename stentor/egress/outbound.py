@@ -188,10 +188,10 @@ class Outbound:
         trusted: bool,
     ) -> OutboundAnswer:
         session = self._session(trusted or self._allowed.allows_host(target.host))
-        trace: dict[str, bool] = {}
+        trace = _Trace(patience.first_byte_s)
         try:
             with _named_troubles(answered=False):
-                async with asyncio.timeout(CONNECT_TIMEOUT_S + patience.first_byte_s):
+                async with asyncio.timeout(CONNECT_TIMEOUT_S + patience.first_byte_s) as trace.deadline:
                     response = await session.request(
                         method,
                         URL(target.url, encoded=True),
@@ -202,7 +202,7 @@ class Outbound:
                         trace_request_ctx=trace,
                     )
         except OutboundFailed as error:
-            if error.trouble == "broke_off" and trace.get("reused"):
+            if error.trouble == "broke_off" and trace.reused:
                 raise _Stale from None
             raise
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
@@ -266,7 +266,7 @@ class Outbound:
             trust_env=False,
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
-            trace_configs=[_watch_reuse()],
+            trace_configs=[_trace_config()],
         )
 
 
@@ -285,14 +285,29 @@ def _checking_factory(allowed: AllowList) -> Callable[[Any], socket.socket]:
     return make
 
 
-def _watch_reuse() -> aiohttp.TraceConfig:
+class _Trace:
+    """What is learnt of one request while it is made."""
+
+    def __init__(self, first_byte_s: float) -> None:
+        self.first_byte_s = first_byte_s
+        self.reused = False
+        self.deadline: asyncio.Timeout | None = None
+
+
+def _trace_config() -> aiohttp.TraceConfig:
     config = aiohttp.TraceConfig()
 
-    async def note(_session: aiohttp.ClientSession, context: Any, _params: Any) -> None:
-        if context.trace_request_ctx is not None:
-            context.trace_request_ctx["reused"] = True
+    async def note_reuse(_session: aiohttp.ClientSession, context: Any, _params: Any) -> None:
+        context.trace_request_ctx.reused = True
 
-    config.on_connection_reuseconn.append(note)
+    async def note_sent(_session: aiohttp.ClientSession, context: Any, _params: Any) -> None:
+        trace: _Trace = context.trace_request_ctx
+        if trace.deadline is not None:
+            # What is left of the time for connecting is no part of the wait for an answer.
+            trace.deadline.reschedule(asyncio.get_running_loop().time() + trace.first_byte_s)
+
+    config.on_connection_reuseconn.append(note_reuse)
+    config.on_request_headers_sent.append(note_sent)
     return config
 
 
