@@ -27,6 +27,10 @@ class PriceList:
         self._by_model = by_model
         self._now: dict[str, tuple[Price, int]] = {}
 
+    def find_own_price(self, model: str, now_us: int) -> Price | None:
+        """The price that was set for exactly this model, as a remote one must have it; None if none is known."""
+        return self._find(model, now_us)
+
     def get_price(self, model: ModelId, now_us: int) -> Price:
         """The price of a local model at ``now_us``. Raises Refused if none is known: unknown is never free."""
         held = self._now.get(model)
@@ -86,6 +90,15 @@ def add_price(connection: Connection, model: str, effective_us: int, price: Pric
         connection, {"model": model, "effective_us": effective_us, "created_us": now_us, **amounts}
     )
     return PriceEntry(model, effective_us, msgspec.structs.replace(price, version=version))
+
+
+def ensure_price(connection: Connection, model: str, amounts: dict[str, int | None], now_us: int) -> PriceEntry | None:
+    """Make ``amounts`` the model's price from now on; None if they are that already."""
+    own = [entry for entry in list_prices(connection) if entry.model == model and entry.effective_us <= now_us]
+    wanted = Price(0, **amounts)  # type: ignore[arg-type]
+    if own and msgspec.structs.replace(own[-1].price, version=0) == wanted:
+        return None
+    return add_price(connection, model, now_us, wanted, now_us)
 
 
 def _entry(row: table.AnyRow) -> PriceEntry:

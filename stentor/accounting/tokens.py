@@ -22,3 +22,8 @@ def count_tokens(text: str) -> int:
     """Tokens of ``text`` in cl100k. Takes time on long texts: call it in a thread."""
     encode = _encoding().encode_ordinary
     return sum(len(encode(text[start : start + _PIECE])) for start in range(0, len(text), _PIECE))
+
+
+def count_both(input_text: str, output_text: str) -> tuple[int, int]:
+    """Tokens of a prompt and of its answer."""
+    return count_tokens(input_text), count_tokens(output_text)

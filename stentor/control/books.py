@@ -17,7 +17,8 @@ from stentor.accounting.price import Price, price_usage
 from stentor.accounting.prices import PriceList, load_prices
 from stentor.accounting.settings import AccountingSettings
 from stentor.accounting.settlement import Settlement, find_settled, write_settlements
-from stentor.accounting.tokens import count_tokens
+from stentor.accounting.tokens import count_both
+from stentor.control.chain import Member, choose_dearest, choose_member, get_member_price, is_stuck, missing_ability
 from stentor.control.owned import Closing
 from stentor.control.places import Places
 from stentor.control.roll import Roll
@@ -39,7 +40,7 @@ _Ident = tuple[RequestId, int]
 class _Running:
     """One open attempt: what it asked, what it holds, and its place once it has one."""
 
-    __slots__ = ("account", "ask", "closing", "hold", "lost", "model", "opened_us", "owner", "place", "price")
+    __slots__ = ("account", "ask", "chain", "closing", "hold", "lost", "model", "opened_us", "owner", "place", "price")
 
     def __init__(self, ask: Open, owner: str, account: KeyAccount, model: ServedModel, opened_us: int) -> None:
         self.ask = ask
@@ -50,6 +51,7 @@ class _Running:
         self.price: Price
         self.hold: Hold
         self.place: Place | None = None
+        self.chain: Member | None = None
         self.lost = False
         self.closing: asyncio.Event | None = None
 
@@ -131,10 +133,12 @@ class LocalBooks:
             place = self._places.try_acquire(running.model.id, ask.prefix_key)
             if place is None:
                 place = await self._wait(running)
-        except BaseException:
+        except BaseException as error:
             del self._running[ident]
             give_back(running.hold)
-            raise
+            if running.chain is None or not running.chain.rest or not is_stuck(error):
+                raise
+            return await self.open(msgspec.structs.replace(ask, step=running.chain.step + 1), owner)
         return self._grant(running, place)
 
     def try_open(self, ask: Open, owner: str = "") -> Grant | None:
@@ -167,6 +171,8 @@ class LocalBooks:
             model.context_size,
             place.queued_us,
             model.abilities,
+            model.remote,
+            *((running.chain.step, running.chain.steps) if running.chain is not None else ()),
         )
 
     def _admit(self, ask: Open, owner: str, account: KeyAccount) -> _Running:
@@ -181,11 +187,15 @@ class LocalBooks:
         if (ask.request_id, ask.attempt) in self._running:
             raise Refused("conflict", f"Attempt {ask.attempt} of request {ask.request_id} is open already.")
         model = self._places.resolve(ask.model, principal.models)
+        chain: Member | None = None
+        if model.fallbacks or model.remote is not None:
+            chain = choose_member(model, ask, self._places, self.prices, principal.models, now.us)
+            model = chain.model
         for ability in ask.needs:
             if ability not in model.abilities:
-                raise _missing_ability(model, ability)
+                raise missing_ability(model, ability)
         running = _Running(ask, owner, account, model, now.us)
-        running.price = self.prices.get_price(model.id, now.us)
+        running.price = price = get_member_price(model, self.prices, now.us)
         prompt = ask.input_bound + ask.media * model.media_bound
         context = model.context_size
         if ask.output_asked == 0 and prompt > context:
@@ -198,7 +208,10 @@ class LocalBooks:
             context,
             ask.attempt == 1,
         )
-        running.hold = admit(account, demand, running.price, now)
+        if chain is not None:
+            running.chain = chain
+            price = choose_dearest(chain, price, demand, self.prices, now.us)
+        running.hold = admit(account, demand, price, now)
         return running
 
     async def _wait(self, running: _Running) -> Place:
@@ -257,6 +270,8 @@ class LocalBooks:
         assert place is not None
         settlement = Settlement(usage, charge, _event(running, place, end, usage, charge, now.us))
         self._remember((end.request_id, end.attempt), settlement)
+        if running.model.remote is not None:
+            self._places.report(running.model.id, ok=end.upstream_ok, retry_after_s=end.retry_after_s)
         self._places.release(place.instance, place.generation, suspect=end.instance_suspect)
         return settlement
 
@@ -264,7 +279,7 @@ class LocalBooks:
         """``end`` with its texts counted; meanwhile nobody else may close the attempt."""
         running.closing = asyncio.Event()
         try:
-            counts = await asyncio.to_thread(_count_both, end.count_input, end.count_output)
+            counts = await asyncio.to_thread(count_both, end.count_input, end.count_output)
         finally:
             running.closing.set()
             running.closing = None
@@ -340,20 +355,8 @@ class LocalBooks:
         return correct_usage(usage, running.model.context_size, running.ask.answers)
 
 
-def _count_both(input_text: str, output_text: str) -> tuple[int, int]:
-    return count_tokens(input_text), count_tokens(output_text)
-
-
 def _ended() -> Refused:
     return Refused("invalid_api_key", "This API key was revoked, has expired, or its account is closed.")
-
-
-def _missing_ability(model: ServedModel, needed: str) -> Refused:
-    return Refused(
-        "missing_ability",
-        f"The model '{model.id}' can't do '{needed}'; it can do {', '.join(model.abilities)}.",
-        param="model",
-    )
 
 
 def _event(

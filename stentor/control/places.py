@@ -27,3 +27,11 @@ class Places(Protocol):
     def release(self, place_instance: InstanceId, generation: int, *, suspect: bool) -> None:
         """Give a place back."""
         ...
+
+    def is_available(self, model: ModelId) -> bool:
+        """Whether asking a remote model is worth it now; True for a local one."""
+        ...
+
+    def report(self, model: ModelId, *, ok: bool | None, retry_after_s: float) -> None:
+        """How a request to a remote model went, before its place is given back; ``ok`` None says nothing of it."""
+        ...

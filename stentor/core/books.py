@@ -11,6 +11,7 @@ import msgspec
 
 from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
 from stentor.core.principal import Principal
+from stentor.core.remote import RemoteTerms
 
 Outcome = Literal["completed", "cancelled", "failed"]
 
@@ -36,6 +37,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True):
     ``needs`` are abilities that the model must have (``text``, ``image``, ``audio``, ``embedding``, …).
     ``media`` counts images and clips, which ``input_bound`` leaves out: the model says what each can cost at most.
     ``prefix_key`` identifies the start of the conversation for prefix affinity (0: none).
+    ``step`` is how many models of the chain (the one asked for, then its fallbacks) aren't to be tried any more.
     """
 
     request_id: RequestId
@@ -52,6 +54,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True):
     prefix_key: int = 0
     queue_timeout_s: float | None = None
     media: int = 0
+    step: int = 0
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True):
@@ -60,7 +63,8 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
     ``url`` is the engine's base address (``http://127.0.0.1:4801``), ``token`` its bearer token, ``output_cap`` the
     number of output tokens per answer that was reserved and that the engine must be held to. ``upstream_model`` is the
     name the engine knows the model by, ``engine`` the field table to use (``llama``, ``command``, …), ``abilities``
-    what the model can do.
+    what the model can do. ``remote`` is set where another server answers; ``model`` stands at ``step`` in a chain of
+    ``steps`` models.
     """
 
     request_id: RequestId
@@ -76,13 +80,17 @@ class Grant(msgspec.Struct, frozen=True, array_like=True):
     context_size: int
     queued_us: int = 0
     abilities: tuple[str, ...] = ()
+    remote: RemoteTerms | None = None
+    step: int = 0
+    steps: int = 1
 
 
 class Close(msgspec.Struct, frozen=True, array_like=True):
     """The end of one attempt: what it used and how it ended. ``billable`` False books an event of cost 0.
 
     ``count_input`` and ``count_output`` are set where the engine gave no usage: the authority counts the tokens of
-    these texts (cl100k) into ``usage``, marks it ``estimated``, and forgets the texts.
+    these texts (cl100k) into ``usage``, marks it ``estimated``, and forgets the texts. ``upstream_ok`` says whether a
+    remote upstream did its part (None: nobody knows), ``retry_after_s`` for how long it asked to be left alone.
     """
 
     request_id: RequestId
@@ -97,6 +105,8 @@ class Close(msgspec.Struct, frozen=True, array_like=True):
     instance_suspect: bool = False
     count_input: str = ""
     count_output: str = ""
+    upstream_ok: bool | None = None
+    retry_after_s: float = 0.0
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True):

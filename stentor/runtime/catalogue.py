@@ -101,10 +101,12 @@ def choose_model(name: str, specs: Mapping[ModelId, ModelSpec]) -> ModelId | Non
         if len(hits) == 1:
             return hits[0]
     if name in _AUTOMATIC:
-        hits = [model for model, spec in specs.items() if spec.type == "text"]
+        hits = [model for model, spec in specs.items() if spec.type == "text" and spec.remote is None]
         return hits[0] if len(hits) == 1 else None
     wanted = name.lower()
-    hits = [model for model, spec in specs.items() if any(wanted in text.lower() for text in _names_of(spec))]
+    # A remote model has to be meant: nobody's words leave the machine by a guess.
+    local = {model: spec for model, spec in specs.items() if spec.remote is None}
+    hits = [model for model, spec in local.items() if any(wanted in text.lower() for text in _names_of(spec))]
     return hits[0] if len(hits) == 1 else None
 
 

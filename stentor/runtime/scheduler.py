@@ -24,6 +24,7 @@ from stentor.runtime.pool import Instance, Pool
 from stentor.runtime.preparation import ModelSource, Preparation
 from stentor.runtime.probe import Probe
 from stentor.runtime.process import EngineProcess, ProcessParts
+from stentor.runtime.remotes import Remotes
 from stentor.runtime.roster import Roster, RosterEntry
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.slots import Slots
@@ -68,7 +69,11 @@ class LocalScheduler:
         self._created_us = clock.now_us()
         self._closing = False
         self._closed = asyncio.Event()
-        self._pools = {model: self._make_pool(spec) for model, spec in self._catalogue.specs.items()}
+        self._pools = {
+            model: self._make_pool(spec) for model, spec in self._catalogue.specs.items() if spec.remote is None
+        }
+        self.remotes = Remotes(settings.queue_max, log)
+        self.remotes.add(self._catalogue.specs.values())
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -80,7 +85,7 @@ class LocalScheduler:
         """A free place on a ready instance, if nobody waits for one; never waits, never starts anything."""
         pool = self._pools.get(model)
         if pool is None or self._closing:
-            return None
+            return self.remotes.try_acquire(model)
         return pool.try_take(prefix_key)
 
     async def acquire(
@@ -95,6 +100,9 @@ class LocalScheduler:
         if self._closing:
             raise refuse_shutdown()
         pool = self._pools.get(model)
+        wait_s = self._settings.queue_timeout_s if timeout_s is None else timeout_s
+        if model in self.remotes:
+            return await self.remotes.acquire(self._catalogue.served(model), key_id, wait_s)
         if pool is None:
             # Unknown to resolve(), too, which has the words for it.
             self._catalogue.resolve(model, frozenset())
@@ -106,7 +114,6 @@ class LocalScheduler:
         refusal = pool.find_refusal()
         if refusal is not None:
             raise refusal
-        wait_s = self._settings.queue_timeout_s if timeout_s is None else timeout_s
         return await pool.wait(key_id, prefix_key, wait_s)
 
     def release(self, place_instance: InstanceId, generation: int, *, suspect: bool) -> None:
@@ -115,19 +122,29 @@ class LocalScheduler:
         A place of an engine that is gone is ignored: its count died with it.
         """
         instance = self._instances.get(place_instance)
-        if instance is not None and instance.generation == generation:
+        if instance is None:
+            self.remotes.release(place_instance, generation)
+        elif instance.generation == generation:
             instance.pool.give_back(instance, suspect)
+
+    def is_available(self, model: ModelId) -> bool:
+        """Whether asking a remote model is worth it now; True for a local one."""
+        return self.remotes.is_available(model)
+
+    def report(self, model: ModelId, *, ok: bool | None, retry_after_s: float) -> None:
+        """How a request to a remote model went, before its place is given back."""
+        self.remotes.report(model, ok, retry_after_s)
 
     # -- what operators and clients see ----------------------------------------------------------------------------
 
     async def list_models(self) -> list[ModelCard]:
         """All models of the catalogue, by id."""
-        return [self._describe_model(self._pools[model]) for model in sorted(self._pools)]
+        return [self._describe_model(model) for model in sorted((*self._pools, *self.remotes.models()))]
 
     async def find_model(self, name: str) -> ModelCard | None:
         """The model that ``name`` resolves to, or None."""
         served = self._catalogue.find(name)
-        return None if served is None else self._describe_model(self._pools[served.id])
+        return None if served is None else self._describe_model(served.id)
 
     async def list_instances(self) -> list[InstanceCard]:
         """All engine processes that were ever wanted, failed ones included, by port."""
@@ -168,11 +185,13 @@ class LocalScheduler:
 
     def waiting_by_model(self) -> dict[ModelId, int]:
         """Requests that wait for a place, by model."""
-        return {model: pool.queue.length for model, pool in self._pools.items()}
+        local = {model: pool.queue.length for model, pool in self._pools.items()}
+        return {**local, **self.remotes.waiting_by_model()}
 
     def running_by_model(self) -> dict[ModelId, int]:
         """Requests that hold a place, by model."""
-        return {model: sum(each.running for each in pool.instances) for model, pool in self._pools.items()}
+        local = {model: sum(each.running for each in pool.instances) for model, pool in self._pools.items()}
+        return {**local, **self.remotes.running_by_model()}
 
     def restarts_by_model(self) -> dict[ModelId, int]:
         """How often an engine was started again after a failure, by model, since this server started."""
@@ -194,6 +213,9 @@ class LocalScheduler:
         """Bring up at least ``instances`` ready instances; returns when they are. Raises Refused with the reason."""
         if self._closing:
             raise refuse_shutdown()
+        if model in self.remotes:
+            self.remotes.set_enabled(model, True)
+            return
         pool = self._pools.get(model)
         if pool is None:
             self._catalogue.resolve(model, frozenset())
@@ -215,6 +237,8 @@ class LocalScheduler:
         pool = self._pools.get(model)
         if pool is not None:
             await pool.stop(self._settings.drain_s)
+        elif model in self.remotes:
+            self.remotes.set_enabled(model, False)
 
     async def change_models(self, put: Sequence[ModelSpec], drop: Sequence[ModelId] = ()) -> None:
         """Take in new and changed models and let go of others; returns when what ran of them has ended.
@@ -250,16 +274,21 @@ class LocalScheduler:
         for pool in self._pools.values():
             if pool.spec.preload and not self._closing:
                 pool.wake()
-        await self._closed.wait()
+        looking = asyncio.create_task(self.remotes.run(), name="remotes")
+        try:
+            await self._closed.wait()
+        finally:
+            looking.cancel()
 
     async def shutdown(self, drain_s: float | None = None) -> None:
         """Refuse new requests, let running ones end for at most ``drain_s``, end every engine; all gone on return."""
         self._closing = True
         for pool in self._pools.values():
             pool.queue.refuse_all(refuse_shutdown)
+        self.remotes.close(refuse_shutdown)
         limit_s = self._settings.drain_s if drain_s is None else drain_s
         pools = self._pools.values()
-        await asyncio.gather(*(pool.drained(limit_s) for pool in pools))
+        await asyncio.gather(*(pool.drained(limit_s) for pool in pools), self.remotes.drained(limit_s))
         await asyncio.gather(*(pool.close() for pool in pools))
         await self._probe.close()
         self._closed.set()
@@ -290,9 +319,12 @@ class LocalScheduler:
         pool.note_change(process)
         self._journal.note_change(process)
 
-    def _describe_model(self, pool: Pool) -> ModelCard:
+    def _describe_model(self, model: ModelId) -> ModelCard:
+        served = self._catalogue.served(model)
+        if model in self.remotes:
+            return self.remotes.describe(served, self._created_us)
+        pool = self._pools[model]
         spec = pool.spec
-        served = self._catalogue.served(ModelId(spec.id))
         failure = pool.find_failure()
         return ModelCard(
             id=served.id,

@@ -8,8 +8,10 @@ import msgspec
 
 from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
+from stentor.core.remote import RemoteTerms
+from stentor.runtime.remote_spec import RemoteSpec, find_remote_problem
 
-EngineKind = Literal["llama", "llama-server", "command"]
+EngineKind = Literal["llama", "llama-server", "command", "remote"]
 ModelType = Literal["text", "vision", "omni", "embedding", "vision-embedding", "reranker", "audio", "tts"]
 Pooling = Literal["", "mean", "cls", "last", "rank"]
 FlashAttention = Literal["auto", "on", "off"]
@@ -76,10 +78,15 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     canary: bool = True
     upstream_model: str | None = None
     media_bound: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    remote: RemoteSpec | None = None
+    fallbacks: tuple[_NAME, ...] = ()
 
 
 class ServedModel(msgspec.Struct, frozen=True):
-    """A model as a request sees it. ``context_size`` is tokens per request on one place, ``media_bound`` per medium."""
+    """A model as a request sees it. ``context_size`` is tokens per request on one place, ``media_bound`` per medium.
+
+    ``remote`` is set for a model of another server; ``fallbacks`` are asked in turn when this one fails.
+    """
 
     id: ModelId
     aliases: tuple[str, ...]
@@ -88,6 +95,8 @@ class ServedModel(msgspec.Struct, frozen=True):
     engine: str
     upstream_model: str
     media_bound: int
+    remote: RemoteTerms | None = None
+    fallbacks: tuple[str, ...] = ()
 
 
 def validate_spec(spec: ModelSpec) -> None:
@@ -105,6 +114,8 @@ def _find_problem(spec: ModelSpec) -> str | None:
         return f"env {scrubbed[0]} would configure the engine unseen. Write it under 'arguments' instead."
     if not spec.health_path.startswith("/"):
         return f"health_path must begin with '/', not '{spec.health_path}'."
+    if spec.remote is not None or spec.engine == "remote":
+        return _find_remote_problem(spec)
     if spec.engine == "command":
         return _find_command_problem(spec)
     if not spec.source:
@@ -114,6 +125,16 @@ def _find_problem(spec: ModelSpec) -> str | None:
     if spec.engine == "llama" and spec.arguments:
         return 'arguments are only for engine = "llama-server".'
     return None
+
+
+def _find_remote_problem(spec: ModelSpec) -> str | None:
+    if spec.remote is None:
+        return 'engine = "remote" needs a table remote that says where the model is and what it costs.'
+    if spec.engine != "remote":
+        return f'a model with a table remote has engine = "remote", not "{spec.engine}".'
+    if spec.source or spec.command or spec.arguments:
+        return "a remote model has no source, command or arguments: another server runs it."
+    return find_remote_problem(spec.remote)
 
 
 def _find_command_problem(spec: ModelSpec) -> str | None:
@@ -135,7 +156,9 @@ def describe_served(spec: ModelSpec, context_size: int) -> ServedModel:
         aliases=spec.aliases,
         abilities=ABILITIES[spec.type],
         context_size=context_size,
-        engine=spec.engine,
+        engine=spec.engine if spec.remote is None else spec.remote.kind,
         upstream_model=spec.upstream_model or spec.id,
         media_bound=bound,
+        remote=None if spec.remote is None else spec.remote.terms(),
+        fallbacks=spec.fallbacks,
     )

@@ -50,6 +50,10 @@ MODEL_TEXTS: dict[str, str] = {
     "canary": "Ask for one token before calling an instance ready.",
     "upstream_model": "The name that the engine knows the model by; the id where it is left out.",
     "media_bound": "Most tokens that one image or clip can cost.",
+    "remote": "Another server runs this model: `kind` (`openai` or `anthropic`), `base_url` or `provider` (a name in "
+    "the vault) or both, `price` in USD: `{input, output, cached}` per million tokens or `{request}`; `first_byte_s`, "
+    "`stall_s`, `cap_field`, `health_s`. `parallel` bounds the requests under way.",
+    "fallbacks": "Models to ask in turn where this one fails before its first word.",
 }
 
 
@@ -73,6 +77,10 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
     for key in ("binary", "mmproj"):
         if isinstance(entry.get(key), str):
             entry[key] = str(file.path.parent / Path(entry[key]).expanduser())
+    if isinstance(entry.get("remote"), dict):
+        # The address is the operator's own word here, as nowhere else.
+        entry["remote"] = {**entry["remote"], "trusted": True}
+        entry.setdefault("engine", "remote")
     if engine_bin is not None and "command" not in entry:
         entry.setdefault("engine", "llama-server")
     try:
