@@ -4,17 +4,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, case, delete, func, insert, select, tuple_
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from stentor.store.bulk import BulkInsert
 from stentor.store.schema import bucket, ledger, prices, usage_events
+from stentor.store.upsert import upsert
 
 AnyRow = Row[*tuple[Any, ...]]
 
 EVENT_COLUMNS = tuple(column.name for column in usage_events.columns if column.name != "id")
 _BUCKET_COLUMNS = tuple(column.name for column in bucket.columns)
 
-_insert_events = BulkInsert(usage_events, EVENT_COLUMNS, "ON CONFLICT (request_id, attempt) DO NOTHING")
+_insert_events = BulkInsert(
+    usage_events, EVENT_COLUMNS, "ON CONFLICT (request_id, attempt) DO NOTHING", ("request_id", "attempt")
+)
 _add_to_buckets = BulkInsert(
     bucket,
     _BUCKET_COLUMNS,
@@ -26,6 +28,9 @@ BucketKey = tuple[str, str, str, int]  # kind, subject, window, window_start
 
 def add_events(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
     """Append events in the order of :data:`EVENT_COLUMNS`; says for each whether it is new."""
+    if connection.dialect.name == "postgresql":
+        new = {tuple(record) for record in _insert_events.run_returning(connection, rows)}
+        return [_take(new, (row[0], row[1])) for row in rows]
     written = _insert_events.run(connection, rows)
     if written == len(rows):
         return [True] * written
@@ -41,10 +46,18 @@ def add_events(connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[
     return fresh
 
 
+def _take(names: set[tuple[Any, ...]], name: tuple[Any, ...]) -> bool:
+    """Whether ``name`` was among them; it is taken out."""
+    held = name in names
+    names.discard(name)
+    return held
+
+
 def charge_buckets(connection: Connection, amounts: dict[BucketKey, int]) -> None:
     """Add to what is used of each bucket, making those that are missing."""
     if amounts:
-        _add_to_buckets.run(connection, [(*key, None, amount, 0) for key, amount in amounts.items()])
+        # In order, so that two nodes never wait for each other.
+        _add_to_buckets.run(connection, [(*key, None, amount, 0) for key, amount in sorted(amounts.items())])
 
 
 def find_bucket(connection: Connection, key: BucketKey) -> tuple[int | None, int] | None:

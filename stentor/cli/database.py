@@ -21,7 +21,7 @@ def db() -> None:
 @json_option
 @place_options
 def status(as_json: bool, **place: Any) -> None:
-    """Say where the database is, its schema, its size, and which SQLite reads it."""
+    """Say where the database is, its schema, its size, and which system holds it."""
     found = _status(place)
     if as_json:
         print_json(found)
@@ -49,14 +49,14 @@ def migrate(**place: Any) -> None:
         if before.revision == after.revision
         else "brought up to date"
     )
-    click.echo(f"{after.path} {moved}, schema {after.revision}.")
+    click.echo(f"{after.place} {moved}, schema {after.revision}.")
 
 
 @db.command("check")
 @json_option
 @place_options
 def check(as_json: bool, **place: Any) -> int:
-    """Check the file's structure and the books; exit status 1 if anything is wrong."""
+    """Check the database and the books; exit status 1 if anything is wrong."""
     problems = _find_problems(read_settings(place))
     if as_json:
         print_json({"ok": not problems, "problems": problems})
@@ -64,14 +64,14 @@ def check(as_json: bool, **place: Any) -> int:
         for problem in problems:
             click.echo(f"{problem['check']}: {problem['problem']}", err=True)
     else:
-        click.echo("The database file is sound and the books agree.")
+        click.echo("The database is sound and the books agree.")
     return 1 if problems else 0
 
 
 def _find_problems(settings: Any) -> list[Row]:
     problems: list[Row] = []
     try:
-        problems += [{"check": "database file", "problem": line} for line in _integrity(settings)]
+        problems += [{"check": "database", "problem": line} for line in _integrity(settings)]
         if _inspect(settings).revision is not None:
             with open_backend(settings) as backend:
                 problems += [_problem(row) for row in backend.read_doctor() if not row.get("ok", False)]

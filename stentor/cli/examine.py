@@ -178,9 +178,9 @@ def _database(settings: "Settings") -> Iterator[Finding]:
         yield status
         return
     if status.revision is None:
-        yield Finding("database", "ok", f"{status.path} is made at the first start.")
+        yield Finding("database", "ok", f"{status.place} is made at the first start.")
         return
-    size = f"{status.path}, schema {status.revision}, {status.size_bytes >> 10} KiB"
+    size = f"{status.place}, schema {status.revision}, {status.size_bytes >> 10} KiB"
     complaints = _guarded("database", lambda: inspection.check_integrity(settings.store))
     if isinstance(complaints, Finding):
         yield complaints

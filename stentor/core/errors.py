@@ -40,11 +40,31 @@ class StoreUnavailable(Refused):
     """The store can't be read or written now. Never answered as 401: the key may be perfectly good."""
 
     def __init__(self, problem: str) -> None:
+        self.problem = problem
         super().__init__(
             "store_unavailable",
             f"The server's database can't be written right now ({problem}). Nothing was charged; try again shortly.",
             retry_after_s=2.0,
         )
+
+
+class InDoubt(StoreUnavailable):
+    """The database was lost while it committed: whether it did is found out once it is back."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.message = (
+            f"The server's database was lost while it wrote ({problem}). "
+            "Whether this counts is found out once it is back; try again shortly."
+        )
+        self.args = (self.message,)
+
+
+class LeasesLost(StoreUnavailable):
+    """This node was silent for so long that the others took back what it had borrowed; nothing was written."""
+
+    def __init__(self) -> None:
+        super().__init__("this node was out of touch for too long")
 
 
 class AuthorityLost(Refused):

@@ -141,7 +141,15 @@ def child_environ(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def _store(values: Mapping[str, Any]) -> StoreSettings:
-    return StoreSettings(data_dir=values["DATA_DIR"], url=values["DATABASE_URL"], durability=values["DURABILITY"])
+    return StoreSettings(
+        data_dir=values["DATA_DIR"],
+        url=values["DATABASE_URL"],
+        durability=values["DURABILITY"],
+        schema=values["DATABASE_SCHEMA"],
+        pool_size=values["DATABASE_POOL_SIZE"],
+        pool_overflow=values["DATABASE_POOL_OVERFLOW"],
+        answer_timeout_s=values["DATABASE_TIMEOUT_S"],
+    )
 
 
 def _runtime(values: Mapping[str, Any], models: tuple[ModelSpec, ...]) -> RuntimeSettings:

@@ -115,7 +115,8 @@ _STORE = (
     Setting(
         "DATABASE_URL",
         kinds.DATABASE,
-        "Where the books are kept. In `sqlite://` addresses two slashes start a relative path, three an absolute one.",
+        "Where the books are kept: a file of SQLite's or a PostgreSQL database. "
+        "In `sqlite://` addresses two slashes start a relative path, three an absolute one.",
         default_text="`{DATA_DIR}/stentor.db`",
         aliases=("LLMSERVER_DATABASE_URL", "LLMSERVER_DATABASE", "LLMRING_DATABASE_URL"),
     ),
@@ -125,22 +126,28 @@ _STORE = (
         "What a settled request survives: `power`: loss of power; `process`: a crash of the server.",
         default="power",
     ),
-    _later(
+    Setting(
         "DATABASE_SCHEMA", kinds.TEXT, "PostgreSQL schema.", default="stentor", aliases=("LLMRING_DATABASE_SCHEMA",)
     ),
-    _later(
+    Setting(
         "DATABASE_POOL_SIZE",
         integer(1, 1000),
         "PostgreSQL connections kept.",
         default=20,
         aliases=("LLMRING_DATABASE_POOL_SIZE",),
     ),
-    _later(
+    Setting(
         "DATABASE_POOL_OVERFLOW",
         integer(0, 1000),
         "PostgreSQL connections beyond those.",
         default=10,
         aliases=("LLMRING_DATABASE_POOL_OVERFLOW",),
+    ),
+    Setting(
+        "DATABASE_TIMEOUT_S",
+        number(0.1, "s"),
+        "How long PostgreSQL may take for a step before the store counts as failed.",
+        default=5.0,
     ),
     Setting(
         "MASTER_KEY",

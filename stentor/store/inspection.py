@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from stentor.core.errors import StentorError
+from stentor.core.lazy import load
 from stentor.store import driver
 from stentor.store.lock import find_holder
 from stentor.store.schema import HEAD
@@ -16,37 +17,60 @@ T = TypeVar("T")
 
 
 class StoreStatus(msgspec.Struct, frozen=True):
-    """What lies on disk. ``revision`` None: no database yet. ``server_pid``: who holds the data directory."""
+    """What there is. ``revision`` None: no database yet. ``server_pid``: who holds the data directory.
 
-    path: Path
+    ``place`` is a path, or an address without its password; ``wal_bytes`` and ``wal_safe`` are None with PostgreSQL.
+    """
+
+    place: str
     size_bytes: int
-    wal_bytes: int
+    wal_bytes: int | None
     revision: str | None
     newest_revision: str
-    sqlite_version: str
-    wal_safe: bool
+    system: str
+    wal_safe: bool | None
     durability: str
     server_pid: int | None
 
 
 def inspect_store(settings: StoreSettings) -> StoreStatus:
     """The status of the database that the settings name. Raises StentorError where it can't be read."""
+    if settings.is_postgres:
+        return _inspect_postgres(settings)
     path = driver.database_path(settings)
     return StoreStatus(
-        path=path,
+        place=str(path),
         size_bytes=_size(path),
         wal_bytes=_size(path.with_name(path.name + "-wal")),
         revision=_read(path, settings, _read_revision) if _size(path) else None,
         newest_revision=HEAD,
-        sqlite_version=driver.version,
+        system=f"SQLite {driver.version}",
         wal_safe=driver.is_wal_safe(),
         durability=settings.durability,
         server_pid=find_holder(settings.data_dir),
     )
 
 
+def _inspect_postgres(settings: StoreSettings) -> StoreStatus:
+    postgres = load("stentor.store.postgres")
+    found = postgres.look(settings)
+    return StoreStatus(
+        place=postgres.describe(settings.url),
+        size_bytes=found.size_bytes,
+        wal_bytes=None,
+        revision=found.revision,
+        newest_revision=HEAD,
+        system=f"PostgreSQL {found.version}",
+        wal_safe=None,
+        durability=settings.durability,
+        server_pid=find_holder(settings.data_dir),
+    )
+
+
 def check_integrity(settings: StoreSettings) -> list[str]:
-    """SQLite's own complaints about the file: damaged pages, rows that point nowhere. Empty: sound (or no file yet)."""
+    """SQLite's own complaints about the file: damaged pages, rows that point nowhere. Empty: sound (or no file)."""
+    if settings.is_postgres:
+        return []  # PostgreSQL keeps its own house: amcheck and checksums are its operator's
     path = driver.database_path(settings)
     return _read(path, settings, _read_complaints) if _size(path) else []
 

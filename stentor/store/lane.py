@@ -138,7 +138,7 @@ def _again(error: BaseException) -> BaseException:
     """An error for one of many who wait: each raises its own, so that none collects the others' tracebacks."""
     if not isinstance(error, StoreUnavailable):
         return error
-    copy = StoreUnavailable.__new__(StoreUnavailable)
+    copy = type(error).__new__(type(error))
     copy.args = error.args
     copy.__dict__.update(error.__dict__)
     return copy

@@ -33,6 +33,20 @@ meta = Table(
     Column("value", Text, nullable=False),
 )
 
+# Servers that share a PostgreSQL database. ``epoch`` counts a node's lives: whoever commits under an older one is
+# refused. ``group_no`` numbers its commits, so that one whose answer was lost can be found again.
+nodes = Table(
+    "nodes",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("epoch", BigInteger, nullable=False),
+    Column("group_no", BigInteger, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("started_us", BigInteger, nullable=False),
+    Column("seen_us", BigInteger, nullable=False),
+    Column("lease_until_us", BigInteger, nullable=False),
+)
+
 tiers = Table(
     "tiers",
     metadata,
@@ -124,6 +138,19 @@ bucket = Table(
     Column("used", BigInteger, nullable=False),
     Column("leased", BigInteger, nullable=False),
     CheckConstraint("\"window\" IN ('none', 'minute', 'day', 'month')", name="bucket_window"),
+)
+
+# What each node has borrowed of a bucket, on PostgreSQL: the sum over the nodes is the bucket's ``leased``.
+leases = Table(
+    "leases",
+    metadata,
+    Column("kind", Text, primary_key=True),
+    Column("subject", Text, primary_key=True),
+    Column("window", Text, primary_key=True, quote=True),
+    Column("window_start", BigInteger, primary_key=True),
+    Column("node_id", Text, ForeignKey("nodes.id"), primary_key=True),
+    Column("amount", BigInteger, nullable=False),
+    Index("leases_node", "node_id"),
 )
 
 usage_events = Table(

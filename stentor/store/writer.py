@@ -11,7 +11,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine, Transaction, text
@@ -37,10 +36,9 @@ IDLE_S = 0.25
 class Writer:
     """Owner of the writing connection. Everything but ``signal`` and the queues belongs to its thread."""
 
-    def __init__(self, engine: Engine, connection: Connection, path: Path, busy_timeout_s: float) -> None:
+    def __init__(self, engine: Engine, connection: Connection, busy_timeout_s: float) -> None:
         self._engine = engine
         self._connection: Connection | None = connection
-        self._path = path
         self._busy_timeout_s = busy_timeout_s
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
         self.signalled = False
@@ -139,8 +137,9 @@ class Writer:
     def _do_lane(self, lane: Lane[Any, Any], batch: list[tuple[Any, "asyncio.Future[Any]"]]) -> None:
         items = [item for item, _ in batch]
         try:
-            results = self._transact(lambda connection: lane.work(connection, items))
+            results = self._transact(lambda connection: lane.work(connection, items), group=True)
         except StoreUnavailable as error:
+            self._note_doubt(error, lane, batch)
             lane.resolve(batch, error)
             return
         except Exception as error:  # noqa: BLE001 - whatever a group fails with belongs to those who wait for it
@@ -160,10 +159,10 @@ class Writer:
 
         def fill(connection: Connection) -> None:
             end = time.monotonic() + SLICE_S
-            done.append((taken[0], *_run_in_savepoint(connection, taken[0])))
+            done.append((taken[0], *self._run_in_savepoint(connection, taken[0])))
             while self._writes and time.monotonic() < end:
                 taken.append(self._writes.popleft())
-                done.append((taken[-1], *_run_in_savepoint(connection, taken[-1])))
+                done.append((taken[-1], *self._run_in_savepoint(connection, taken[-1])))
 
         try:
             self._transact(fill)
@@ -184,8 +183,11 @@ class Writer:
         self._pages_in_log += 64
         job.resolve(result, None)
 
-    def _transact(self, work: Callable[[Connection], T]) -> T:
-        """Run ``work`` in one transaction and commit it. A store failure becomes StoreUnavailable."""
+    def _transact(self, work: Callable[[Connection], T], *, group: bool = False) -> T:
+        """Run ``work`` in one transaction and commit it. A store failure becomes StoreUnavailable.
+
+        ``group``: it is a lane's, which stands beside those of other nodes and may be run again.
+        """
         transaction: Transaction | None = None
         try:
             connection = self._get_connection()
@@ -193,7 +195,7 @@ class Writer:
             result = work(connection)
             transaction.commit()
         except BaseException as error:
-            problem = driver.find_problem(error)
+            problem = self.find_problem(error)
             self._undo(transaction, lost=driver.needs_reopen(error))
             if problem is None:
                 raise
@@ -203,7 +205,27 @@ class Writer:
             self._recover()
         return result
 
+    def _run_in_savepoint(self, connection: Connection, job: Job) -> tuple[Any, BaseException | None]:
+        """The job's result or its own error; errors of the store itself are raised, they end the whole group."""
+        savepoint = connection.begin_nested()
+        try:
+            result = job.work(connection)
+            savepoint.commit()
+        except Exception as error:
+            if self.find_problem(error) is not None:
+                raise
+            savepoint.rollback()
+            return None, error
+        return result, None
+
     # -- failing and coming back ----------------------------------------------------------------------------------
+
+    def find_problem(self, error: BaseException) -> str | None:
+        """Why the store as a whole fails, in words for a person; None if ``error`` is about one statement only."""
+        return driver.find_problem(error)
+
+    def _note_doubt(self, error: StoreUnavailable, lane: Lane[Any, Any], batch: Any) -> None:
+        """A file on this machine leaves no doubt whether a group was written."""
 
     def _get_connection(self) -> Connection:
         if self._connection is None:
@@ -294,17 +316,3 @@ def _touch(connection: Connection) -> None:
         text("INSERT INTO meta(name, value) VALUES ('written_us', :v) ON CONFLICT(name) DO UPDATE SET value = :v"),
         {"v": str(time.time_ns() // 1000)},
     )
-
-
-def _run_in_savepoint(connection: Connection, job: Job) -> tuple[Any, BaseException | None]:
-    """The job's result or its own error; errors of the store itself are raised, they end the whole group."""
-    savepoint = connection.begin_nested()
-    try:
-        result = job.work(connection)
-        savepoint.commit()
-    except Exception as error:
-        if driver.find_problem(error) is not None:
-            raise
-        savepoint.rollback()
-        return None, error
-    return result, None

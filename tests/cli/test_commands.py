@@ -220,7 +220,7 @@ def test_db_status_without_a_database(place):
 def test_db_migrate_makes_a_database_and_check_finds_it_sound(place):
     assert " made, schema " in place("db", "migrate").stdout
     assert " was up to date, schema " in place("db", "migrate").stdout
-    assert place("db", "check").stdout == "The database file is sound and the books agree.\n"
+    assert place("db", "check").stdout == "The database is sound and the books agree.\n"
 
 
 def test_db_check_finds_damage_and_goes_on(place):

@@ -43,6 +43,15 @@ def double(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
 
 
 @pytest.fixture(scope="session")
+def triple(tmp_path_factory: pytest.TempPathFactory, postgres_url: str, worker_id: str) -> Iterator[Gate]:
+    """The server with three gateway workers and its books in PostgreSQL."""
+    settings = {"DATABASE_URL": postgres_url, "DATABASE_SCHEMA": f"http_{worker_id}", "DATABASE_POOL_SIZE": "2"}
+    settings["DATABASE_TIMEOUT_S"] = "1"
+    folder = tmp_path_factory.mktemp("triple")
+    yield from _start(folder, _config(), GATEWAY_WORKERS="3", QUEUE_MAX="4", **settings)
+
+
+@pytest.fixture(scope="session")
 def _strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     settings = {
         "QUEUE_TIMEOUT_S": "0.5",
@@ -55,9 +64,9 @@ def _strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     yield from _start(tmp_path_factory.mktemp("strict"), models, **settings)
 
 
-@pytest.fixture(params=["single", "double"])
+@pytest.fixture(params=["single", "double", "triple"])
 def each(request: pytest.FixtureRequest) -> Iterator[Gate]:
-    """Either server: for what passes through the worker's line."""
+    """Each server: for what passes through the worker's line, and into each kind of database."""
     yield from _at_rest(request.getfixturevalue(request.param))
 
 

@@ -1,9 +1,11 @@
 """A real database for each test, and a whole set of books on it.
 
-``database`` is parametrised by the kind of store, so that another one is one more parameter.
+``database`` is one of each system in turn, SQLite and PostgreSQL.
 """
 
 import asyncio
+import itertools
+import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -30,6 +32,7 @@ from stentor.vault.keyring import Keyring
 from stentor.vault.settings import VaultSettings
 
 USD = 1_000_000_000
+_schemas = itertools.count()
 OPERATOR = Actor("tester", "cli")
 
 
@@ -137,15 +140,26 @@ def foreign() -> Iterator[Callable[[Path], Foreign]]:
         other.end()
 
 
+@pytest.fixture(params=["sqlite", "postgres"])
+def system(request: pytest.FixtureRequest) -> str:
+    """Which database system a test runs on: each in turn."""
+    return str(request.param)
+
+
 @pytest.fixture
-def store_settings(tmp_path: Path) -> StoreSettings:
-    return StoreSettings(data_dir=tmp_path / "data", durability="process", busy_timeout_s=0.2)
+def store_settings(system: str, tmp_path: Path, request: pytest.FixtureRequest) -> StoreSettings:
+    """An empty place for a database."""
+    settings = StoreSettings(data_dir=tmp_path / "data", durability="process", busy_timeout_s=0.2)
+    if system == "sqlite":
+        return settings
+    url = request.getfixturevalue("postgres_url")
+    schema = f"t{os.getpid()}_{next(_schemas)}"
+    return msgspec.structs.replace(settings, url=url, schema=schema, pool_size=2, pool_overflow=2)
 
 
-@pytest.fixture(params=["sqlite"])
-def database(request: pytest.FixtureRequest, store_settings: StoreSettings) -> Iterator[Database]:
+@pytest.fixture
+def database(store_settings: StoreSettings) -> Iterator[Database]:
     """An empty, migrated database."""
-    assert request.param == "sqlite"
     database = Database.open(store_settings)
     yield database
     database.close()

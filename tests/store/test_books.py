@@ -249,6 +249,7 @@ async def test_a_suspect_instance_is_reported_with_its_place(house, key: KeyId) 
 # -- the store in trouble ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("system", ["sqlite"], indirect=True)
 async def test_a_commit_that_fails_charges_nothing_and_frees_the_place(house, key: KeyId, foreign) -> None:
     grant = await house.open(key)
     account = house.books.roll.keys[key]
@@ -272,6 +273,7 @@ async def test_a_commit_that_fails_charges_nothing_and_frees_the_place(house, ke
     await house.check()
 
 
+@pytest.mark.parametrize("system", ["sqlite"], indirect=True)
 async def test_a_caller_that_leaves_during_the_commit_changes_nothing(house, key: KeyId, foreign) -> None:
     """Whether the group is written or not, memory follows it, not the caller."""
     account = await house.books.roll.find(key)

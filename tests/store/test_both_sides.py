@@ -388,6 +388,7 @@ async def test_a_key_revoked_while_it_waits_gets_no_place(side: Side, key: KeyId
 # -- the store in trouble
 
 
+@pytest.mark.parametrize("system", ["sqlite"], indirect=True)
 async def test_an_unwritable_store_is_told_and_charges_nothing(side: Side, key: KeyId, foreign, wait_until) -> None:
     assert await side.books.find_problem() is None
     grant = await side.open(key)
@@ -511,6 +512,7 @@ async def test_a_worker_is_told_to_finish(line: Side, wait_until: Any) -> None:
     assert (told, ready) == ([12.5], [True])
 
 
+@pytest.mark.parametrize("system", ["sqlite"], indirect=True)
 async def test_a_settlement_goes_on_when_its_worker_dies(line: Side, key: KeyId, foreign, wait_until) -> None:
     """The answer may have reached the client: what was being booked is booked."""
     grant = await line.open(key)

@@ -172,6 +172,7 @@ async def test_durability_is_as_asked(tmp_path: Path, durability, level: int) ->
     assert (asked, mode) == (level, "wal")
 
 
+@pytest.mark.parametrize("system", ["sqlite"], indirect=True)
 async def test_the_log_is_copied_back_when_nothing_happens(database: Database, wait_until) -> None:
     await database.write(lambda c: [put(f"t-{n}", "v" * 2000)(c) for n in range(200)])
     size = database.path.stat().st_size

@@ -17,6 +17,12 @@ from stentor.store.schema import meta
 from stentor.store.settings import StoreSettings
 
 
+@pytest.fixture
+def system() -> str:
+    """Files, and their locks, are SQLite's."""
+    return "sqlite"
+
+
 def put(name: str, value: str = "x"):
     return lambda connection: connection.execute(insert(meta).values(name=name, value=value)).rowcount
 

@@ -20,6 +20,8 @@ def upgrade() -> None:
     _project_budgets()
     _api_keys()
     _bucket()
+    _nodes()
+    _leases()
     _usage_events()
     _ledger()
     _prices()
@@ -141,6 +143,35 @@ def _bucket() -> None:
         sa.CheckConstraint("\"window\" IN ('none', 'minute', 'day', 'month')", name="bucket_window"),
         sa.PrimaryKeyConstraint("kind", "subject", "window", "window_start"),
     )
+
+
+def _nodes() -> None:
+    op.create_table(
+        "nodes",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("epoch", sa.BigInteger(), nullable=False),
+        sa.Column("group_no", sa.BigInteger(), nullable=False),
+        sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("started_us", sa.BigInteger(), nullable=False),
+        sa.Column("seen_us", sa.BigInteger(), nullable=False),
+        sa.Column("lease_until_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+
+
+def _leases() -> None:
+    op.create_table(
+        "leases",
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("subject", sa.Text(), nullable=False),
+        sa.Column("window", sa.Text(), nullable=False, quote=True),
+        sa.Column("window_start", sa.BigInteger(), nullable=False),
+        sa.Column("node_id", sa.Text(), nullable=False),
+        sa.Column("amount", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["node_id"], ["nodes.id"]),
+        sa.PrimaryKeyConstraint("kind", "subject", "window", "window_start", "node_id"),
+    )
+    op.create_index("leases_node", "leases", ["node_id"])
 
 
 def _usage_events() -> None:

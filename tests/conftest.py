@@ -1,0 +1,12 @@
+"""What every part of the tests may ask for."""
+
+import pytest
+
+from tests.postgres import shared_url
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> str:
+    """The address of a real PostgreSQL that all tests of this run share; each keeps to a schema of its own."""
+    base = tmp_path_factory.getbasetemp()
+    return shared_url(base if worker_id == "master" else base.parent)
