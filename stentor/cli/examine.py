@@ -180,7 +180,7 @@ def _database(settings: "Settings") -> Iterator[Finding]:
     if status.revision is None:
         yield Finding("database", "ok", f"{status.place} is made at the first start.")
         return
-    size = f"{status.place}, schema {status.revision}, {status.size_bytes >> 10} KiB"
+    size = f"{status.place} ({status.system}), schema {status.revision}, {status.size_bytes >> 10} KiB"
     complaints = _guarded("database", lambda: inspection.check_integrity(settings.store))
     if isinstance(complaints, Finding):
         yield complaints

@@ -240,3 +240,28 @@ def test_db_check_finds_damage_and_goes_on(place):
 
 def test_version_is_the_packages(place):
     assert place("version").stdout.count(".") == 2
+
+
+def test_the_same_commands_with_postgresql(place, postgres_url):
+    name = f"cli_{os.getpid()}"
+    settings = {"STENTOR_DATABASE_URL": postgres_url, "STENTOR_DATABASE_SCHEMA": name, "STENTOR_PORT": "0"}
+    assert json.loads(place("db", "status", "--json", **settings).stdout)["revision"] is None
+    assert " made, schema " in place("db", "migrate", **settings).stdout
+    assert " was up to date, schema " in place("db", "migrate", **settings).stdout
+    assert place("db", "check", **settings).stdout == "The database is sound and the books agree.\n"
+    assert place("users", "create", "ann", **settings).returncode == 0
+    assert "ann" in place("users", "list", **settings).stdout
+    found = {row["name"]: row for row in json.loads(place("doctor", "--json", **settings).stdout)["findings"]}
+    assert found["database"]["status"] == "ok"
+    assert "PostgreSQL 18" in found["database"]["text"]
+    assert not (place.folder / "data" / "stentor.db").exists()
+
+
+def test_a_postgresql_that_is_not_there_is_named_without_its_password(place):
+    settings = {"STENTOR_DATABASE_URL": "postgresql://me:hush@127.0.0.1:1/books", "STENTOR_PORT": "0"}
+    for command in (("db", "migrate"), ("db", "status"), ("db", "check"), ("doctor",)):
+        done = place(*command, **settings)
+        assert done.returncode == 1, command
+        assert "127.0.0.1:1" in done.stdout + done.stderr
+        assert "hush" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
