@@ -15,7 +15,8 @@ from stentor.receipts.settings import ReceiptSettings
 
 Purpose = Literal["receipt", "checkpoint"]
 PURPOSES: tuple[Purpose, ...] = ("receipt", "checkpoint")
-GRACE_US = 30 * 86_400 * 1_000_000  # how long a log still signs with the key before the current one, so that who trusts that key learns the new one from it
+# How long a log still signs with the key before the current one: who trusts that one learns the new one by it.
+GRACE_US = 30 * 86_400 * 1_000_000
 _TABLE = "signing_keys"
 
 
@@ -108,7 +109,7 @@ class Keys:
             table.end_key(connection, current.id, made.from_us)
             ended = current._replace(until_us=made.from_us)
             self._publics = [ended if known.id == current.id else known for known in self._publics]
-        table.add_key(connection, made, data_key_id, sealed)
+        table.add_key(connection, _values(made, data_key_id, sealed))
         self._publics = [*self._publics, made]
 
     def rotated(self, connection: Connection, seals: Seals, purpose: Purpose, now_us: int) -> "Keys":
@@ -179,3 +180,7 @@ def _unseal(seals: Seals, row: table.KeyRow) -> Ed25519PrivateKey:
 def _public(row: table.KeyRow) -> PublicKey:
     purpose: Purpose = "checkpoint" if row.purpose == "checkpoint" else "receipt"
     return PublicKey(row.id, purpose, row.public, row.from_us, row.until_us)
+
+
+def _values(key: PublicKey, data_key_id: str, sealed: bytes) -> dict[str, object]:
+    return {**key._asdict(), "data_key_id": data_key_id, "sealed": sealed}

@@ -1,4 +1,4 @@
-"""Signed notes and checkpoints (C2SP signed-note and tlog-checkpoint): text that says how a log stands, and who says so.
+"""Signed notes and checkpoints (C2SP signed-note, tlog-checkpoint): text that says how a log stands, and who says so.
 
 A checkpoint is ``origin``, the tree's size, its root in base64, then further lines, each ended by a line feed. A blank
 line and one line a signature follow: ``— <name> <base64 of key hash and signature>``.

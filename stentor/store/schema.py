@@ -10,21 +10,19 @@ from sqlalchemy import (
     Column,
     ForeignKey,
     Index,
-    Integer,
     LargeBinary,
-    MetaData,
     Table,
     Text,
     UniqueConstraint,
 )
 
+from stentor.store import ring_schema
+from stentor.store.metadata import Serial as _Serial
+from stentor.store.metadata import metadata
+
 HEAD = "0001"
 PRODUCT = "stentor"
-
-metadata = MetaData()
-
-# SQLite numbers rows by itself only in a column declared INTEGER.
-_Serial = BigInteger().with_variant(Integer, "sqlite")
+RING_TABLES = ring_schema.RING_TABLES
 
 meta = Table(
     "meta",

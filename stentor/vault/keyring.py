@@ -19,7 +19,8 @@ from stentor.vault.settings import VaultSettings
 NONCE_BYTES = 12
 PEPPER = "api_key_pepper"
 SECRETS = "secrets"
-PURPOSES = (PEPPER, SECRETS)
+RECEIPT_SALT = "receipt_salt"
+PURPOSES = (PEPPER, SECRETS, RECEIPT_SALT)
 
 
 def seal(key: bytes, plain: bytes, place: str) -> bytes:
@@ -68,6 +69,10 @@ class Keyring:
     def pepper(self) -> bytes:
         """The 32-byte secret of the keyed hash of API keys."""
         return self._keys[self._current[PEPPER]][1]
+
+    def receipt_salt(self) -> bytes:
+        """The 32-byte secret behind the salts of receipts."""
+        return self._keys[self._current[RECEIPT_SALT]][1]
 
     def seal(self, plain: bytes, table_name: str, row_id: str) -> tuple[str, bytes]:
         """The data key's id and the sealed bytes, bound to their table and row."""

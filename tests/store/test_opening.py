@@ -13,7 +13,7 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine, select
 
 from stentor.core.errors import StentorError
-from stentor.store import driver, migrate
+from stentor.store import driver, migrate, search
 from stentor.store.database import Database
 from stentor.store.lock import find_holder
 from stentor.store.schema import meta, metadata
@@ -74,7 +74,9 @@ def test_migrations_make_what_the_code_expects(tmp_path: Path) -> None:
     Database.open(in_data(tmp_path)).close()
     engine = create_engine("sqlite://", creator=lambda: driver.connect(tmp_path / "stentor.db", "ro", 1.0))
     with engine.connect() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+        # The search index is a virtual table with tables of its own.
+        options = {"include_name": lambda name, kind, _: kind != "table" or not name.startswith(search.INDEX)}
+        assert compare_metadata(MigrationContext.configure(connection, opts=options), metadata) == []
     engine.dispose()
 
 

@@ -5,6 +5,8 @@ import time
 import sqlalchemy as sa
 from alembic import op
 
+from stentor.store.migrations import ring_tables
+
 revision = "0001"
 down_revision = None
 branch_labels = None
@@ -29,6 +31,7 @@ def upgrade() -> None:
     _audit()
     _data_keys()
     _secrets()
+    ring_tables.upgrade()
     _rows()
 
 

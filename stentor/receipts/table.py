@@ -1,0 +1,286 @@
+"""All SQL of receipts. Usage events and prices are read here beside the log's own tables, never written."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Row, and_, exists, func, insert, literal, select, update
+
+from stentor.receipts.usage import UsageRow
+from stentor.store.ring_schema import (
+    merkle_logs,
+    merkle_tiles,
+    receipt_items,
+    receipts,
+    signing_keys,
+    usage_leaves,
+)
+from stentor.store.schema import meta, prices, usage_events
+
+AnyRow = Row[*tuple[Any, ...]]
+
+
+class KeyRow(NamedTuple):
+    """A signing key as it is stored; ``sealed`` is empty for one that lives in the settings."""
+
+    id: str
+    purpose: str
+    public: bytes
+    data_key_id: str
+    sealed: bytes
+    from_us: int
+    until_us: int | None
+
+
+class LogRow(NamedTuple):
+    """A log: ``previous`` is the note line that names the one before, or empty."""
+
+    id: int
+    origin: str
+    size: int
+    epoch: int
+    event_mark: int
+    previous: str
+    created_us: int
+
+
+class ReceiptRow(NamedTuple):
+    """A stored receipt; ``body`` is its JSON without proof."""
+
+    project_id: str
+    id: str
+    shape: str
+    receipt_type: str
+    metered_by: str
+    body: str
+    log_id: int | None
+    leaf_index: int | None
+    created_us: int
+
+
+_USAGE = (
+    usage_events.c.id,
+    usage_events.c.request_id,
+    usage_events.c.attempt,
+    usage_events.c.settled_us,
+    usage_events.c.project_id,
+    usage_events.c.model,
+    usage_events.c.input_tokens,
+    usage_events.c.cached_tokens,
+    usage_events.c.output_tokens,
+    usage_events.c.audio_ms,
+    usage_events.c.characters,
+    usage_events.c.cost_nano,
+    usage_events.c.price_version,
+    usage_events.c.billable,
+    prices.c.input_nano,
+    prices.c.cached_nano,
+    prices.c.output_nano,
+    prices.c.audio_second_nano,
+    prices.c.character_nano,
+    prices.c.request_nano,
+)
+_PRICED = usage_events.outerjoin(prices, prices.c.version == usage_events.c.price_version)
+_LOG = tuple(merkle_logs.c[name] for name in LogRow._fields)
+_RECEIPT = tuple(receipts.c[name] for name in ReceiptRow._fields)
+
+# -- keys ------------------------------------------------------------------------------------------------------------
+
+
+def list_keys(connection: Connection) -> list[KeyRow]:
+    """All signing keys, oldest first."""
+    query = select(*(signing_keys.c[name] for name in KeyRow._fields))
+    return [KeyRow(*row) for row in connection.execute(query.order_by(signing_keys.c.from_us, signing_keys.c.id))]
+
+
+def add_key(connection: Connection, values: Mapping[str, Any]) -> None:
+    """Insert a signing key."""
+    connection.execute(insert(signing_keys).values(**values))
+
+
+def end_key(connection: Connection, key_id: str, until_us: int) -> None:
+    """Say until when a key signed."""
+    connection.execute(update(signing_keys).where(signing_keys.c.id == key_id).values(until_us=until_us))
+
+
+# -- logs and tiles --------------------------------------------------------------------------------------------------
+
+
+def get_node_id(connection: Connection) -> str:
+    """The name that this database was given when it was made."""
+    return str(connection.execute(select(meta.c.value).where(meta.c.name == "node_id")).scalar_one())
+
+
+def find_log(connection: Connection) -> LogRow | None:
+    """The log that grows, or None before the first start."""
+    row = connection.execute(select(*_LOG).order_by(merkle_logs.c.id.desc()).limit(1)).one_or_none()
+    return None if row is None else LogRow(*row)
+
+
+def list_logs(connection: Connection) -> list[LogRow]:
+    """All logs, oldest first."""
+    return [LogRow(*row) for row in connection.execute(select(*_LOG).order_by(merkle_logs.c.id))]
+
+
+def add_log(connection: Connection, origin: str, previous: str, event_mark: int, now_us: int) -> LogRow:
+    """Start a log."""
+    values = {"size": 0, "epoch": 0, "event_mark": event_mark, "previous": previous, "created_us": now_us}
+    row = connection.execute(insert(merkle_logs).values(origin=origin, **values).returning(*_LOG)).one()
+    return LogRow(*row)
+
+
+def take_over_log(connection: Connection, log_id: int) -> LogRow:
+    """Become the log's sequencer: whoever was it before can't append any more."""
+    statement = update(merkle_logs).where(merkle_logs.c.id == log_id).values(epoch=merkle_logs.c.epoch + 1)
+    return LogRow(*connection.execute(statement.returning(*_LOG)).one())
+
+
+def advance_log(connection: Connection, log: LogRow, size: int, event_mark: int) -> bool:
+    """Move the log from what ``log`` says to ``size``; False if somebody else did something to it meanwhile."""
+    statement = update(merkle_logs).where(
+        merkle_logs.c.id == log.id, merkle_logs.c.size == log.size, merkle_logs.c.epoch == log.epoch
+    )
+    return connection.execute(statement.values(size=size, event_mark=event_mark)).rowcount == 1
+
+
+def find_tile(connection: Connection, log_id: int, level: int, tile_index: int) -> bytes:
+    """A tile's hashes; empty where there is none."""
+    query = select(merkle_tiles.c.hashes).where(
+        merkle_tiles.c.log_id == log_id, merkle_tiles.c.level == level, merkle_tiles.c.tile_index == tile_index
+    )
+    found = connection.execute(query).scalar_one_or_none()
+    return b"" if found is None else bytes(found)
+
+
+def write_tiles(connection: Connection, log_id: int, tiles: Mapping[tuple[int, int], bytes]) -> None:
+    """Insert or overwrite tiles."""
+    for (level, tile_index), hashes in tiles.items():
+        here = {"log_id": log_id, "level": level, "tile_index": tile_index}
+        statement = update(merkle_tiles).where(*(merkle_tiles.c[name] == value for name, value in here.items()))
+        if connection.execute(statement.values(hashes=hashes)).rowcount == 0:
+            connection.execute(insert(merkle_tiles).values(hashes=hashes, **here))
+
+
+# -- leaves ----------------------------------------------------------------------------------------------------------
+
+
+def list_new_usage(connection: Connection, after_id: int, limit: int) -> list[UsageRow]:
+    """Events beyond the mark that no log has, oldest first."""
+    query = select(*_USAGE).select_from(_PRICED).where(usage_events.c.id > after_id, ~_is_leaf())
+    return [UsageRow._make(row) for row in connection.execute(query.order_by(usage_events.c.id).limit(limit))]
+
+
+def list_missed_usage(connection: Connection, until_id: int, since_us: int, limit: int) -> list[UsageRow]:
+    """Events up to the mark that no log has: a transaction with a lower number can be the later one to commit."""
+    query = select(*_USAGE).select_from(_PRICED)
+    query = query.where(usage_events.c.settled_us >= since_us, usage_events.c.id <= until_id, ~_is_leaf())
+    return [UsageRow._make(row) for row in connection.execute(query.order_by(usage_events.c.id).limit(limit))]
+
+
+def _is_leaf() -> Any:
+    return exists(select(literal(1)).where(usage_leaves.c.usage_id == usage_events.c.id))
+
+
+def add_usage_leaves(connection: Connection, log_id: int, leaves: Sequence[tuple[int, int]]) -> None:
+    """Say which leaf (index) is which event (id)."""
+    if leaves:
+        rows = [{"log_id": log_id, "leaf_index": index, "usage_id": usage_id} for index, usage_id in leaves]
+        connection.execute(insert(usage_leaves), rows)
+
+
+def find_usage(connection: Connection, request_id: str, attempt: int, project_id: str | None) -> AnyRow | None:
+    """An event as :class:`UsageRow`'s columns, then its log and index (None: not yet); ``project_id`` None: any."""
+    query = (
+        select(*_USAGE, usage_leaves.c.log_id, usage_leaves.c.leaf_index)
+        .select_from(_PRICED.outerjoin(usage_leaves, usage_leaves.c.usage_id == usage_events.c.id))
+        .where(usage_events.c.request_id == request_id, usage_events.c.attempt == attempt)
+    )
+    if project_id is not None:
+        query = query.where(usage_events.c.project_id == project_id)
+    return connection.execute(query).one_or_none()
+
+
+def list_usage_leaves(connection: Connection, log_id: int, start: int, end: int) -> list[tuple[int, UsageRow]]:
+    """The events behind the leaves from ``start`` to before ``end``, by index."""
+    query = (
+        select(usage_leaves.c.leaf_index, *_USAGE)
+        .select_from(_PRICED.join(usage_leaves, usage_leaves.c.usage_id == usage_events.c.id))
+        .where(usage_leaves.c.log_id == log_id, usage_leaves.c.leaf_index >= start, usage_leaves.c.leaf_index < end)
+        .order_by(usage_leaves.c.leaf_index)
+    )
+    return [(row[0], UsageRow._make(row[1:])) for row in connection.execute(query)]
+
+
+def list_receipt_leaves(connection: Connection, log_id: int, start: int, end: int) -> list[ReceiptRow]:
+    """The receipts behind the leaves from ``start`` to before ``end``, by index."""
+    query = select(*_RECEIPT).where(
+        receipts.c.log_id == log_id, receipts.c.leaf_index >= start, receipts.c.leaf_index < end
+    )
+    return [ReceiptRow(*row) for row in connection.execute(query.order_by(receipts.c.leaf_index))]
+
+
+# -- receipts --------------------------------------------------------------------------------------------------------
+
+
+def list_pending_receipts(connection: Connection, limit: int) -> list[ReceiptRow]:
+    """Receipts that are to be taken into the log, oldest first."""
+    query = select(*_RECEIPT).where(receipts.c.log_id.is_(None))
+    query = query.order_by(receipts.c.created_us, receipts.c.project_id, receipts.c.id)
+    return [ReceiptRow(*row) for row in connection.execute(query.limit(limit))]
+
+
+def set_receipt_leaf(connection: Connection, row: ReceiptRow, log_id: int, leaf_index: int) -> None:
+    """Say which leaf a receipt is."""
+    here = and_(receipts.c.project_id == row.project_id, receipts.c.id == row.id)
+    connection.execute(update(receipts).where(here).values(log_id=log_id, leaf_index=leaf_index))
+
+
+def add_receipt(connection: Connection, row: ReceiptRow) -> None:
+    """Insert a receipt."""
+    connection.execute(insert(receipts).values(**row._asdict()))
+
+
+def find_receipt(connection: Connection, project_id: str, receipt_id: str) -> ReceiptRow | None:
+    """A project's receipt."""
+    query = select(*_RECEIPT).where(receipts.c.project_id == project_id, receipts.c.id == receipt_id)
+    row = connection.execute(query).one_or_none()
+    return None if row is None else ReceiptRow(*row)
+
+
+def list_receipts(connection: Connection, project_id: str, limit: int, offset: int) -> list[ReceiptRow]:
+    """A project's receipts, newest first."""
+    query = select(*_RECEIPT).where(receipts.c.project_id == project_id)
+    query = query.order_by(receipts.c.created_us.desc(), receipts.c.id.desc()).limit(limit).offset(offset)
+    return [ReceiptRow(*row) for row in connection.execute(query)]
+
+
+def count_receipts(connection: Connection, project_id: str) -> int:
+    """How many receipts a project has."""
+    query = select(func.count()).select_from(receipts).where(receipts.c.project_id == project_id)
+    return int(connection.execute(query).scalar_one())
+
+
+def add_items(connection: Connection, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say which logs a receipt certifies."""
+    if rows:
+        connection.execute(insert(receipt_items), list(rows))
+
+
+def list_items(connection: Connection, project_id: str, receipt_id: str) -> list[tuple[str, str]]:
+    """Kind and id of the logs that a receipt certifies."""
+    query = select(receipt_items.c.kind, receipt_items.c.item_id).where(
+        receipt_items.c.project_id == project_id, receipt_items.c.receipt_id == receipt_id
+    )
+    return [(row[0], row[1]) for row in connection.execute(query.order_by(receipt_items.c.item_id))]
+
+
+def list_certified(connection: Connection, project_id: str, kind: str, item_ids: Sequence[str]) -> set[str]:
+    """Which of these logs have a receipt."""
+    found: set[str] = set()
+    for start in range(0, len(item_ids), 500):
+        query = select(receipt_items.c.item_id).where(
+            receipt_items.c.project_id == project_id,
+            receipt_items.c.kind == kind,
+            receipt_items.c.item_id.in_(item_ids[start : start + 500]),
+        )
+        found.update(row[0] for row in connection.execute(query))
+    return found
