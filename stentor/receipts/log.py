@@ -52,7 +52,7 @@ class Entry(NamedTuple):
     """What is to become a leaf: its hash, and the event or the receipt that it is."""
 
     hash: bytes
-    usage_id: int = 0
+    usage_id: int | None = None
     receipt: table.ReceiptRow | None = None
 
 
@@ -93,6 +93,10 @@ class ReceiptLog:
             return row, _read_tails(connection, row)
 
         row, tails = await store.write(work)
+        if anchor is None or anchor.origin != row.origin:
+            # From its first leaf on, a log without anchor is one that was put back in time.
+            begun = Anchor(row.origin, 0, EMPTY_ROOT.hex())
+            await asyncio.to_thread(write_anchor, settings.anchor, begun)
         return cls(store, settings, clock, row, tails)
 
     def sign_with(self, signers: Callable[[int], list[Ed25519PrivateKey]]) -> None:
@@ -227,9 +231,8 @@ def _write(
         raise SequencerReplaced
     table.write_tiles(connection, before.id, planned.changed)
     numbered = list(enumerate(entries, before.size))
-    table.add_usage_leaves(
-        connection, before.id, [(index, entry.usage_id) for index, entry in numbered if entry.usage_id]
-    )
+    leaves = [(index, entry.usage_id) for index, entry in numbered if entry.usage_id is not None]
+    table.add_usage_leaves(connection, before.id, leaves)
     for index, entry in numbered:
         if entry.receipt is not None:
             table.set_receipt_leaf(connection, entry.receipt, before.id, index)

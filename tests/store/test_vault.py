@@ -77,7 +77,7 @@ async def test_an_altered_data_key_is_noticed(database: Database, in_file) -> No
 
 async def test_a_data_key_opens_in_its_own_row_only(database: Database, in_file) -> None:
     await open_keyring(database, in_file)
-    first, second = await rows(database)
+    first, second, *_ = await rows(database)
     await database.write(
         lambda c: c.execute(update(data_keys).where(data_keys.c.id == first[0]).values(wrapped=second[3])).rowcount
     )
