@@ -224,9 +224,10 @@ async def test_a_restored_backup_is_a_new_origin_that_names_the_old_checkpoint(
     old_names = await registry.settle(3)
     await registry.sequencer.catch_up()
     await registry.receipt_log.checkpoint(fresh=True)
-    with contextlib.closing(sqlite3.connect(f"file:{house.database.path}?mode=ro", uri=True)) as source:
-        with contextlib.closing(sqlite3.connect(tmp_path / "backup.db")) as backup:
-            source.backup(backup)
+    source = sqlite3.connect(f"file:{house.database.path}?mode=ro", uri=True)
+    backup = sqlite3.connect(tmp_path / "backup.db")
+    with contextlib.closing(source), contextlib.closing(backup):
+        source.backup(backup)
     await registry.settle(2)
     await registry.sequencer.catch_up()
     shown = await registry.receipt_log.checkpoint(fresh=True)
