@@ -18,8 +18,7 @@ from stentor.flows.chat import ChatFlow
 from stentor.flows.inputs import InputsAttempt
 from stentor.http.admin.logs import LogEndpoints, Operate
 from stentor.http.auth import Authenticator
-from stentor.http.dialects.anthropic_messages import MessagesEndpoints
-from stentor.http.dialects.openai_responses import ResponsesEndpoints
+from stentor.http.dialects.handlers import dialect_handlers
 from stentor.http.dialects.service import DialectService
 from stentor.http.gateway import Gateway, Handler, HttpSettings
 from stentor.http.open_streams import OpenStreams
@@ -64,7 +63,6 @@ class GatewayParts:
         self._passage = EnginePassage()
         passage = EnginePassageEndpoints(scheduler, self._passage, self._streams, log, settings.body_max_bytes)
         service = DialectService(flow, inputs, self.calls, settings.body_max_bytes)
-        messages = MessagesEndpoints(service)
         self._handlers: dict[str, Handler] = {
             "chat": text.chat,
             "completion": text.completion,
@@ -74,9 +72,7 @@ class GatewayParts:
             "list_models": models.list_models,
             "get_model": models.get_model,
             "pass_on": passage.pass_on,
-            "create_response": ResponsesEndpoints(service).create,
-            "create_message": messages.create,
-            "count_message_tokens": messages.count_tokens,
+            **dialect_handlers(service, scheduler),
         }
 
     def app(

@@ -47,14 +47,14 @@ class Work(Protocol):
 class InputsAsk(Ask):
     """A checked request without output. ``param`` is the field that holds the inputs."""
 
-    __slots__ = ("_path", "begin", "param", "text")
+    __slots__ = ("begin", "param", "surface", "text")
 
     begin: Callable[[Grant], Work]
     text: Callable[[], str]
     param: str
 
     def __init__(self, path: str, needs: tuple[str, ...], param: str) -> None:
-        self._path = path
+        self.surface = path
         self.kind = "completion"
         self.needs = needs
         self.param = param
@@ -66,7 +66,7 @@ class InputsAsk(Ask):
 
     @property
     def endpoint(self) -> str:
-        return self._path
+        return self.surface
 
 
 class InputsAttempt(Attempt):

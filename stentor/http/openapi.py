@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from stentor.http import wire
-from stentor.http.dialects import messages_wire
+from stentor.http.dialects import messages_wire, ollama_wire
 from stentor.http.errors import CODES, Envelope
 from stentor.http.route import Access, Route
 from stentor.http.surface import SURFACE
@@ -28,7 +28,7 @@ _ENVELOPES: dict[Envelope, Any] = {
     "openai": wire.ErrorEnvelope,
     "detail": wire.DetailEnvelope,
     "anthropic": messages_wire.AnthropicError,
-    "ollama": wire.DetailEnvelope,
+    "ollama": ollama_wire.OllamaError,
     "lmserv": wire.DetailEnvelope,
 }
 _ERRORS_OF_ANSWERS = (402, 413, 429, 502)

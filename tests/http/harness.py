@@ -23,6 +23,7 @@ from tests.serving import Answer, Server
 
 Json = dict[str, Any]
 T = TypeVar("T")
+OLLAMA = {f"/api/{name}" for name in ("chat", "generate", "embed", "embeddings", "tags", "show", "ps", "version")}
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 INPUT_NANO, OUTPUT_NANO = 100, 200  # the local default price of one token
@@ -83,6 +84,8 @@ class Contract:
         name = "ErrorEnvelope" if path.startswith("/v1") else "DetailEnvelope"
         if path.startswith("/v1/messages"):
             name = "AnthropicError"
+        elif path in OLLAMA:
+            name = "OllamaError"
         self.validate({"$ref": f"#/components/schemas/{name}"}, value)
 
     def check(self, method: str, target: str, answer: Answer) -> None:

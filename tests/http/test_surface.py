@@ -80,7 +80,7 @@ def test_every_route_says_who_may_call_it():
     admin = [route for route in SURFACE if route.path.startswith(("/admin", "/upstream"))]
     assert {route.access for route in admin} == {"admin"}
     public = {route.path for route in SURFACE if route.access == "public"}
-    assert public == {"/", "/health", "/openapi.json", "/docs", "/swagger-ui/"}
+    assert public == {"/", "/health", "/api/version", "/openapi.json", "/docs", "/swagger-ui/"}
 
 
 def test_the_document_lists_the_surface(each: Gate):

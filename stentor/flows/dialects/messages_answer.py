@@ -7,7 +7,7 @@ import msgspec
 from stentor.flows.answer import PromptDetails, WireUsage
 from stentor.flows.client import AnswerHead
 from stentor.flows.dialects.chunks import Chunk, read_chunks, read_whole
-from stentor.flows.dialects.parts import Part, Parts, is_json
+from stentor.flows.dialects.parts import Part, Parts
 from stentor.flows.dialects.reading import Json
 from stentor.flows.dialects.voice import EVENT_STREAM, Occasion
 
@@ -73,7 +73,7 @@ class MessagesVoice:
     # -- parts
 
     def opened(self, part: Part) -> None:
-        block = self._block(part, "", {})
+        block = self._block(part, "")
         self._event("content_block_start", index=part.number, content_block=block)
 
     def grew(self, part: Part, text: str, logprobs: list[msgspec.Raw]) -> None:
@@ -91,10 +91,10 @@ class MessagesVoice:
             self._event("content_block_delta", index=part.number, delta=delta)
         self._event("content_block_stop", index=part.number)
 
-    def _block(self, part: Part, text: str, arguments: Any) -> Json:
+    def _block(self, part: Part, text: str) -> Json:
         if part.kind == "call":
             name = part.call_id or f"toolu_{self._occasion.name}{part.number:02x}"
-            return {"type": "tool_use", "id": name, "name": part.name, "input": arguments}
+            return {"type": "tool_use", "id": name, "name": part.name, "input": part.arguments if text else {}}
         if part.kind == "thinking":
             return {"type": "thinking", "thinking": text, "signature": ""}
         return {"type": "text", "text": text}
@@ -104,7 +104,7 @@ class MessagesVoice:
     def whole(self, head: AnswerHead, body: bytes) -> bytes:
         self._take(read_whole(body))
         self._parts.finish()
-        content = [self._block(part, part.text, _arguments(part)) for part in self._parts.all]
+        content = [self._block(part, part.text) for part in self._parts.all]
         return _encode(self._message(head, content, self._stop_reason(), _usage(self._usage)))
 
     def _message(self, head: AnswerHead, content: list[Json], stop_reason: str | None, usage: Json) -> Json:
@@ -121,14 +121,6 @@ class MessagesVoice:
 
     def _stop_reason(self) -> str:
         return _STOP_REASONS.get(self._parts.finish_reason or "", "end_turn")
-
-
-def _arguments(part: Part) -> Any:
-    """A call's arguments as a JSON value. What isn't one is handed over as it is, under a name no tool can mistake."""
-    text = part.text or "{}"
-    if part.kind == "call" and not (text.lstrip().startswith("{") and is_json(text)):
-        return {"unreadable_arguments": text}
-    return msgspec.Raw(text.encode())
 
 
 def _usage(usage: WireUsage) -> Json:

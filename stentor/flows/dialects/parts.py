@@ -4,7 +4,7 @@ Chat chunks may mix the pieces of several calls; dialects with events of their o
 the other. So a part is held back until those before it are complete.
 """
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -19,7 +19,8 @@ class Part:
     """One part as it grows: ``text`` holds words, or a call's arguments."""
 
     __slots__ = (
-        "_checked", "call_id", "kind", "logprobs", "logprobs_told", "name", "number", "opened", "pieces", "told",
+        "_checked", "_complete", "call_id", "kind", "logprobs", "logprobs_told", "name", "number", "opened", "pieces",
+        "told",
     )  # fmt: skip
 
     def __init__(self, kind: PartKind, number: int) -> None:
@@ -32,19 +33,28 @@ class Part:
         self.opened = False
         self.told = self.logprobs_told = 0
         self._checked = -1
+        self._complete = False
 
     @property
     def text(self) -> str:
         return "".join(self.pieces)
 
+    @property
+    def arguments(self) -> Any:
+        """A call's arguments as a JSON object. What isn't one is handed over as it is, under a name no tool has."""
+        text = self.text or "{}"
+        if self.kind == "call" and not (text.lstrip().startswith("{") and is_json(text)):
+            return {"unreadable_arguments": text}
+        return msgspec.Raw(text.encode())
+
     def is_complete(self) -> bool:
         """Whether nothing more can belong to it, once another part has begun."""
         if self.kind != "call":
             return True
-        if self._checked == len(self.pieces):
-            return False
-        self._checked = len(self.pieces)
-        return is_json(self.text)
+        if self._checked != len(self.pieces):
+            self._checked = len(self.pieces)
+            self._complete = is_json(self.text)
+        return self._complete
 
 
 class Listener(Protocol):

@@ -21,18 +21,19 @@ class ModelEndpoints:
     async def list_models(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """GET /v1/models"""
         cards = await self._scheduler.list_models()
-        models = [_model(card) for card in cards if _may_use(principal, card)]
+        models = [_model(card) for card in cards if may_use(principal, card)]
         await _respond(connection, wire.ModelList(data=models))
 
     async def get_model(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """GET /v1/models/{model}: by id, alias or any name that a request may use."""
         card = await self._scheduler.find_model(params["model"])
-        if card is None or not _may_use(principal, card):
+        if card is None or not may_use(principal, card):
             raise not_in_models(params["model"])
         await _respond(connection, _model(card))
 
 
-def _may_use(principal: Principal, card: ModelCard) -> bool:
+def may_use(principal: Principal, card: ModelCard) -> bool:
+    """Whether a key may use a model; else it doesn't hear of it."""
     return not principal.models or card.id in principal.models
 
 

@@ -1,0 +1,29 @@
+"""The handlers of the dialects' routes."""
+
+from stentor.core.scheduler import Scheduler
+from stentor.http.dialects.anthropic_messages import MessagesEndpoints
+from stentor.http.dialects.lmserv import LmservEndpoints
+from stentor.http.dialects.ollama import OllamaEndpoints
+from stentor.http.dialects.openai_responses import ResponsesEndpoints
+from stentor.http.dialects.service import DialectService
+from stentor.http.gateway import Handler
+
+
+def dialect_handlers(service: DialectService, scheduler: Scheduler) -> dict[str, Handler]:
+    """By the names in ``routes.py``."""
+    messages = MessagesEndpoints(service)
+    ollama = OllamaEndpoints(service, scheduler)
+    return {
+        "create_response": ResponsesEndpoints(service).create,
+        "create_message": messages.create,
+        "count_message_tokens": messages.count_tokens,
+        "ollama_chat": ollama.chat,
+        "ollama_generate": ollama.generate,
+        "ollama_embed": ollama.embed,
+        "ollama_embeddings": ollama.embeddings,
+        "ollama_tags": ollama.tags,
+        "ollama_show": ollama.show,
+        "ollama_ps": ollama.running,
+        "ollama_version": ollama.version,
+        "lmserv_chat": LmservEndpoints(service).chat,
+    }

@@ -1,0 +1,155 @@
+"""Ollama's API over the chat flow, for editors and apps that were written for it. A key is needed all the same."""
+
+import datetime
+import hashlib
+
+import msgspec
+
+from stentor.core.principal import Principal
+from stentor.core.scheduler import ModelCard, Scheduler
+from stentor.flows.client import AnswerHead
+from stentor.flows.dialects import ollama_answer, ollama_request
+from stentor.http.connection import Connection
+from stentor.http.dialects import ollama_wire as wire
+from stentor.http.dialects.service import DialectService, occasion_of
+from stentor.http.openai.models import may_use
+from stentor.http.openai.text import not_in_models
+
+# What of Ollama's API is spoken here. Its clients refuse servers that say less than they need.
+OLLAMA_VERSION = "0.13.0"
+_CAPABILITIES = {
+    "text": ("completion", "tools"), "image": ("vision",), "audio": ("audio",), "embedding": ("embedding",),
+}  # fmt: skip
+_FOREVER = "9999-12-31T23:59:59Z"
+_encode = msgspec.json.Encoder().encode
+_JSON = (b"content-type", b"application/json; charset=utf-8")
+
+
+class OllamaEndpoints:
+    """Answers, and what there is to ask."""
+
+    def __init__(self, service: DialectService, scheduler: Scheduler) -> None:
+        self._service = service
+        self._scheduler = scheduler
+
+    async def chat(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """POST /api/chat"""
+        asked = ollama_request.read_chat(await self._service.read_body(connection))
+        await self._answer(connection, principal, asked, chat=True)
+
+    async def generate(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """POST /api/generate"""
+        asked = ollama_request.read_generate(await self._service.read_body(connection))
+        await self._answer(connection, principal, asked, chat=False)
+
+    async def _answer(
+        self,
+        connection: Connection,
+        principal: Principal,
+        asked: ollama_request.OllamaAsk | ollama_request.Preload,
+        *,
+        chat: bool,
+    ) -> None:
+        if isinstance(asked, ollama_request.Preload):
+            await self._find(principal, ollama_request.plain_name(asked.model))
+            answer = ollama_answer.preloaded(asked.model, chat=chat, leave=asked.leave)
+            await _respond(connection, _encode(answer))
+            return
+        voice = ollama_answer.OllamaVoice(occasion_of(connection), asked.model, chat=chat)
+        await self._service.run(connection, principal, asked.ask, voice, "ollama")
+
+    async def embed(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """POST /api/embed"""
+        ask = ollama_request.read_embed(await self._service.read_body(connection))
+        await self._service.run_inputs(connection, principal, ask, _EmbedClient(connection, old=False))
+
+    async def embeddings(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """POST /api/embeddings"""
+        ask = ollama_request.read_old_embeddings(await self._service.read_body(connection))
+        await self._service.run_inputs(connection, principal, ask, _EmbedClient(connection, old=True))
+
+    async def tags(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """GET /api/tags"""
+        cards = [card for card in await self._scheduler.list_models() if may_use(principal, card)]
+        await _respond(connection, _encode(wire.OllamaTags([_tag(card) for card in cards])))
+
+    async def show(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """POST /api/show"""
+        card = await self._find(principal, ollama_request.read_show(await self._service.read_body(connection)))
+        capabilities = [word for ability in card.abilities for word in _CAPABILITIES.get(ability, ())]
+        shown = wire.OllamaModel(
+            modelfile="",
+            parameters="",
+            template="",
+            details=wire.OllamaDetails(),
+            # Clients look up the context under the architecture's name, whatever it is.
+            model_info={
+                "general.architecture": "stentor",
+                "general.basename": card.id,
+                "stentor.context_length": card.context_size,
+            },
+            capabilities=capabilities,
+            modified_at=_time_text(card),
+        )
+        await _respond(connection, _encode(shown))
+
+    async def running(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """GET /api/ps"""
+        instances = await self._scheduler.list_instances()
+        ready = {card.model for card in instances if card.state == "ready"}
+        cards = [card for card in await self._scheduler.list_models() if card.id in ready and may_use(principal, card)]
+        sizes = {card.model: card.resident_bytes for card in instances}
+        models = [
+            wire.OllamaRunning(
+                **msgspec.structs.asdict(_tag(card))
+                | {"size": sizes[card.id], "context_length": card.context_size, "expires_at": _FOREVER, "size_vram": 0}
+            )
+            for card in cards
+        ]
+        await _respond(connection, _encode(wire.OllamaProcesses(models)))
+
+    async def version(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """GET /api/version"""
+        await _respond(connection, _encode(wire.OllamaVersion(OLLAMA_VERSION)))
+
+    async def _find(self, principal: Principal, name: str) -> ModelCard:
+        card = await self._scheduler.find_model(name)
+        if card is None or not may_use(principal, card):
+            raise not_in_models(name)
+        return card
+
+
+class _EmbedClient:
+    """A caller of ``/api/embed``, or of ``/api/embeddings`` (``old``): behind ``stentor.flows.client.Client``."""
+
+    def __init__(self, connection: Connection, *, old: bool) -> None:
+        self.request_id = connection.request_id
+        self.received_s = connection.received_s
+        self._connection = connection
+        self._old = old
+        self.start_stream = connection.start_stream
+        self.write = connection.write
+        self.end_stream = connection.end_stream
+        self.fail_stream = connection.fail_stream
+
+    async def answer(self, head: AnswerHead, body: bytes) -> None:
+        if self._old:
+            said = ollama_answer.old_embeddings_answer(body)
+        else:
+            said = ollama_answer.embed_answer(body, occasion_of(self._connection), head.model)
+        await self._connection.answer(head, said)
+
+
+def _tag(card: ModelCard) -> wire.OllamaTag:
+    name = card.id + ollama_request.LATEST
+    digest = hashlib.sha256(f"{card.id}\n{card.source}".encode()).hexdigest()
+    return wire.OllamaTag(name, name, _time_text(card), 0, digest, wire.OllamaDetails())
+
+
+def _time_text(card: ModelCard) -> str:
+    made = datetime.datetime.fromtimestamp(card.created_us / 1_000_000, datetime.UTC)
+    return made.isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+async def _respond(connection: Connection, body: bytes) -> None:
+    await connection.respond(200, [(b"x-request-id", connection.request_id.encode()), _JSON], body)
