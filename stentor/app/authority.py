@@ -2,12 +2,18 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
 
 from stentor.app.machine import ThisMachine
 from stentor.control.books import LocalBooks
 from stentor.control.changes import Changes
+from stentor.control.downloads import Downloads
 from stentor.control.first_run import ensure_first_run, ensure_fixed_key
 from stentor.control.management import Management
+from stentor.control.model_book import ModelBook, open_registered
+from stentor.control.model_operations import ModelOperations
 from stentor.control.money_operations import MoneyOperations
 from stentor.control.observed import ObservedBooks
 from stentor.control.operations import Operations
@@ -16,6 +22,7 @@ from stentor.control.plans import Plans
 from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock, SystemClock
 from stentor.core.ids import ModelId
+from stentor.runtime.folders import ModelFolders
 from stentor.runtime.scheduler import LocalScheduler
 from stentor.runtime.sources import Sources
 from stentor.settings import Settings
@@ -24,6 +31,14 @@ from stentor.telemetry.logs import Log
 from stentor.telemetry.metrics import Metrics, Samples
 from stentor.vault.keyring import Keyring
 from stentor.version import VERSION
+
+
+class Models(NamedTuple):
+    """What there is to serve: the catalogue's definitions, downloads, and where weights come from."""
+
+    book: ModelBook
+    downloads: Downloads
+    sources: Sources
 
 
 class Authority:
@@ -36,6 +51,7 @@ class Authority:
         keyring: Keyring,
         scheduler: LocalScheduler,
         books: LocalBooks,
+        models: "Models",
         log: Log,
     ) -> None:
         clock: Clock = SystemClock()
@@ -52,6 +68,9 @@ class Authority:
         plans = Plans(database, books, self.management, clock)
         self.operations.add(PeopleOperations(self.management, changes, plans).table())
         self.operations.add(MoneyOperations(plans).table())
+        self.models = models
+        folders = ModelFolders([*settings.model_dirs, settings.model_cache])
+        self.operations.add(ModelOperations(models.book, models.downloads, models.sources, folders).table())
         self._watch_gauges()
 
     @classmethod
@@ -60,9 +79,18 @@ class Authority:
         clock: Clock = SystemClock()
         keyring = await database.write(lambda connection: Keyring.open(connection, settings.vault, clock.now_us()))
         sources = Sources(settings.model_cache, settings.environ, hub=settings.hub)
-        scheduler = LocalScheduler(settings.runtime, sources, settings.environ, clock, log)
+        registered, problems = await open_registered(database, settings.runtime.models)
+        for problem in problems:
+            log.event("model_left_out", level="error", message=problem)
+        own = {spec.id for spec in settings.runtime.models}
+        models = (*settings.runtime.models, *(spec for spec in registered.values() if spec.id not in own))
+        runtime = msgspec.structs.replace(settings.runtime, models=models)
+        scheduler = LocalScheduler(runtime, sources, settings.environ, clock, log)
         books = await LocalBooks.start(database, scheduler, settings.accounting, clock, log)
-        return cls(settings, database, keyring, scheduler, books, log)
+        config_dir = settings.data_dir / "config"
+        book = ModelBook(database, scheduler, settings.runtime.models, registered, config_dir, clock)
+        downloads = Downloads(sources, settings.data_dir / "run" / "downloads.json", clock, log)
+        return cls(settings, database, keyring, scheduler, books, Models(book, downloads, sources), log)
 
     async def first_run(self, *, admin_key: bool) -> FirstRun | None:
         """The admin and a first key, if there is no user yet; returns what was made and is shown once."""

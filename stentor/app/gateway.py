@@ -16,6 +16,7 @@ from stentor.egress.passage import EnginePassage
 from stentor.flows.calls import Calls
 from stentor.flows.chat import ChatFlow
 from stentor.flows.inputs import InputsAttempt
+from stentor.http.admin.downloads import DownloadEndpoints
 from stentor.http.admin.logs import LogEndpoints, Operate
 from stentor.http.auth import Authenticator
 from stentor.http.dialects.handlers import dialect_handlers
@@ -93,6 +94,7 @@ class GatewayParts:
             "openapi": public.openapi,
             "docs": public.docs,
             "follow_log": LogEndpoints(operate, self._streams).follow,
+            "get_download": DownloadEndpoints(operate, self._streams).get,
             **operators,
         }
         return Gateway(self._settings, self.authenticator, handlers, self._log, operator_socket=operator_socket)

@@ -86,6 +86,7 @@ class _Server:
             stack.callback(first_socket.close)
             authority = await Authority.open(settings, self._database, self._log)
             stack.callback(authority.management.close)
+            stack.push_async_callback(authority.models.downloads.close)
             await authority.ensure_fixed_key()
             self._watch_signals()
             gateway = self._gateway(authority)

@@ -166,7 +166,7 @@ class HubProgram:
         for attempt in self._attempts:
             with attempt:
                 have = part.seek(0, os.SEEK_END)
-                self._tell_progress(number, have)
+                self._tell_progress(number, have, part)
                 if have < file.size_bytes:
                     with self._session() as session:
                         self._stream(session, url, number, file, part)
@@ -196,12 +196,14 @@ class HubProgram:
                 part.write(chunk)
                 have += len(chunk)
                 pace.note(len(chunk))
-                self._tell_progress(number, have)
+                self._tell_progress(number, have, part)
 
-    def _tell_progress(self, number: int, done: int) -> None:
+    def _tell_progress(self, number: int, done: int, part: BinaryIO) -> None:
         now_s = time.monotonic()
         if now_s - self._told_s >= _TELL_EVERY_S or done == 0:
             self._told_s = now_s
+            # What was told of must be there after a kill.
+            part.flush()
             tell("progress", file=number, done=done)
 
     def _is_whole(self, number: int, file: WantedFile, part: BinaryIO) -> bool:

@@ -53,6 +53,7 @@ CODES: dict[str, Meaning] = {
     "overloaded": Meaning(503, "server_error", "The model's queue is full, or no place came free in time."),
     "server_shutdown": Meaning(503, "server_error", "The server is shutting down."),
     "server_restarting": Meaning(503, "server_error", "The server is restarting."),
+    "hub_unavailable": Meaning(503, "server_error", "The model hub can't be asked now."),
     "store_unavailable": Meaning(503, "server_error", "The database can't be read or written now."),
 }
 

@@ -43,6 +43,8 @@ _QUERY: dict[str, dict[str, Any]] = {
     "status": {"enum": ["completed", "cancelled", "failed"]},
     "since_us": _TIME,
     "until_us": _TIME,
+    "q": {**_TEXT, "description": "What to look for."},
+    "files": {"type": "boolean", "description": "Delete what was fetched for it, too."},
     "wait_s": {"type": "integer", "description": "How long to wait for something new, at most 30 s."},
     "after": {**_TEXT, "description": "The 'next' of the page before."},
     "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},

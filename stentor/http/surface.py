@@ -5,7 +5,7 @@ here is refused; a route without an access rule can't be written. Each area list
 """
 
 from stentor.http import public_routes
-from stentor.http.admin import people, prices
+from stentor.http.admin import model_routes, people, prices
 from stentor.http.admin import routes as admin_routes
 from stentor.http.dialects import routes as dialect_routes
 from stentor.http.openai import routes as openai_routes
@@ -18,4 +18,5 @@ SURFACE: tuple[Route, ...] = (
     *admin_routes.ROUTES,
     *people.ROUTES,
     *prices.ROUTES,
+    *model_routes.ROUTES,
 )

@@ -22,6 +22,7 @@ _PASSED_ON = frozenset(
 )  # fmt: skip
 _LINE_MAX_BYTES = 1 << 26
 _KILL_WAIT_S = 5.0
+_TRIES_OF_QUESTIONS = 3
 _TAIL_LINES = 20
 T = TypeVar("T")
 
@@ -113,7 +114,9 @@ class Hub:
         self, order: dict[str, Any], subject: str, tell: Callable[[int, int], None] | None
     ) -> dict[str, Any]:
         settings = self._settings
-        order |= {"token": self.token, "stall_s": settings.stall_s, "tries": settings.tries}
+        # Whoever searches or begins waits in front of a screen; what is under way has time.
+        tries = settings.tries if order["task"] == "fetch" else min(settings.tries, _TRIES_OF_QUESTIONS)
+        order |= {"token": self.token, "stall_s": settings.stall_s, "tries": tries}
         order["backoff_first_s"] = settings.backoff_first_s
         command = (sys.executable, "-P", "-m", "stentor.engines.exec", str(os.getpid()), "--")
         child = await asyncio.create_subprocess_exec(

@@ -132,3 +132,12 @@ def _parse_hub(text: str, rest: str) -> HubSource:
             "hf:org/repo@revision:Q4_K_M or hf:org/repo#file.gguf."
         )
     return HubSource(repo, revision, quant, filename)
+
+
+def id_from_source(source: str) -> str:
+    """A model id from the last name in a source: ``file:/m/Qwen 3.gguf`` gives ``Qwen-3``."""
+    if source.startswith("hf:"):
+        source = re.sub(r"@[^:#]*", "", source)
+    last = re.split(r"[/#]", source.partition("@sha256=")[0])[-1]
+    name = re.split(r"\.part[^.]*$|\*", last)[0].removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:128] or "model"

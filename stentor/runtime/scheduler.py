@@ -247,15 +247,21 @@ class LocalScheduler:
         then nothing has changed.
         """
         self._catalogue.change(put, drop)
-        old = {ModelId(spec.id): self._pools.get(ModelId(spec.id)) for spec in put}
-        dropped = [pool for pool in (self._pools.pop(model, None) for model in drop) if pool is not None]
+        local = {ModelId(spec.id): spec for spec in put if spec.remote is None}
+        leaving = [*drop, *(ModelId(spec.id) for spec in put if spec.remote is not None)]
+        for model in [*drop, *local]:
+            self.remotes.remove(model)
+        self.remotes.add(put)
+        dropped = [pool for pool in (self._pools.pop(model, None) for model in leaving) if pool is not None]
         for pool in dropped:
             pool.queue.refuse_all(functools.partial(refuse_dropped, pool.spec.id))
-        self._pools |= {ModelId(spec.id): self._make_pool(spec) for spec in put if old[ModelId(spec.id)] is None}
-        for spec in put:
-            if spec.preload and old[ModelId(spec.id)] is None:
-                self._pools[ModelId(spec.id)].wake()
-        changes = [self._exchange(was, spec) for spec in put if (was := old[ModelId(spec.id)]) is not None]
+        changed = [(self._pools[model], spec) for model, spec in local.items() if model in self._pools]
+        for model, spec in local.items():
+            if model not in self._pools:
+                self._pools[model] = self._make_pool(spec)
+                if spec.preload:
+                    self._pools[model].wake()
+        changes = [self._exchange(pool, spec) for pool, spec in changed]
         await asyncio.gather(*changes, *(self._retire(pool) for pool in dropped))
 
     async def _exchange(self, pool: Pool, spec: ModelSpec) -> None:

@@ -180,7 +180,12 @@ _MODELS = (
         "Address of the model hub or of a mirror.",
         default_text="the hub library's own",
     ),
-    _later("MODEL_DIRS", kinds.PATHS, "Folders whose GGUF files may be named by relative paths.", default=()),
+    Setting(
+        "MODEL_DIRS",
+        kinds.PATHS,
+        "Folders whose GGUF files may be named by relative paths, beside `MODEL_CACHE`.",
+        default=(),
+    ),
     Setting(
         "MODEL_PATH",
         kinds.PATH,

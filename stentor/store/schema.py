@@ -227,6 +227,15 @@ prices = Table(
     sqlite_autoincrement=True,
 )
 
+registered_models = Table(
+    "registered_models",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("definition", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+)
+
 audit = Table(
     "audit",
     metadata,

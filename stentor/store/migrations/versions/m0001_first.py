@@ -28,6 +28,7 @@ def upgrade() -> None:
     _ledger()
     _prices()
     _meta()
+    _registered_models()
     _audit()
     _data_keys()
     _secrets()
@@ -267,6 +268,17 @@ def _meta() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("value", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
+    )
+
+
+def _registered_models() -> None:
+    op.create_table(
+        "registered_models",
+        sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("definition", sa.Text(), nullable=False),
+        sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.Column("updated_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
     )
 
 

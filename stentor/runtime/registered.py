@@ -1,0 +1,59 @@
+"""Models that were registered while the server ran: kept in the store, one definition each."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from sqlalchemy import Connection
+
+from stentor.core.ids import ModelId
+from stentor.runtime import table
+from stentor.runtime.spec import InvalidModel, ModelSpec, validate_spec
+
+
+def read_spec(fields: dict[str, Any]) -> ModelSpec:
+    """A definition from plain values. Raises msgspec.ValidationError and InvalidModel."""
+    spec = msgspec.convert(fields, ModelSpec, dec_hook=_make_path)
+    validate_spec(spec)
+    return spec
+
+
+def write_spec(spec: ModelSpec) -> dict[str, Any]:
+    """A definition as plain values, without what is as it always is."""
+    fields = msgspec.to_builtins(spec, enc_hook=str)
+    usual = msgspec.to_builtins(ModelSpec(id=spec.id), enc_hook=str)
+    return {name: value for name, value in fields.items() if name == "id" or value != usual[name]}
+
+
+def _make_path(kind: type, value: Any) -> Any:
+    if kind is not Path or not isinstance(value, str):
+        raise TypeError(f"Expected a path, got {value!r}")
+    return Path(value)
+
+
+def list_registered(connection: Connection) -> tuple[dict[ModelId, ModelSpec], list[str]]:
+    """The definitions by id, and in words what is wrong with those that this version can't use."""
+    found: dict[ModelId, ModelSpec] = {}
+    problems: list[str] = []
+    for model, definition, _created_us, _updated_us in table.list_models(connection):
+        try:
+            found[ModelId(model)] = read_spec(msgspec.json.decode(definition))
+        except (msgspec.ValidationError, InvalidModel) as error:
+            problems.append(f"The registered model '{model}' can't be used by this version: {error}")
+    return found, problems
+
+
+def put_registered(connection: Connection, spec: ModelSpec, now_us: int, *, fresh: bool) -> None:
+    """Keep a definition; ``fresh``: of a model that isn't there yet."""
+    definition = msgspec.json.encode(write_spec(spec), order="sorted").decode()
+    if fresh:
+        table.add_model(
+            connection, {"id": spec.id, "definition": definition, "created_us": now_us, "updated_us": now_us}
+        )
+    else:
+        table.change_model(connection, spec.id, definition, now_us)
+
+
+def delete_registered(connection: Connection, model: ModelId) -> None:
+    """Forget a definition."""
+    table.delete_model(connection, model)
