@@ -9,6 +9,8 @@ import msgspec
 from stentor.app.machine import ThisMachine
 from stentor.control.books import LocalBooks
 from stentor.control.changes import Changes
+from stentor.control.credential_operations import CredentialOperations
+from stentor.control.credentials import Credentials
 from stentor.control.downloads import Downloads
 from stentor.control.first_run import ensure_first_run, ensure_fixed_key
 from stentor.control.management import Management
@@ -22,7 +24,10 @@ from stentor.control.plans import Plans
 from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock, SystemClock
 from stentor.core.ids import ModelId
+from stentor.egress.outbound import Outbound
+from stentor.egress.upstreams import look_at_upstream
 from stentor.runtime.folders import ModelFolders
+from stentor.runtime.remotes import Address
 from stentor.runtime.scheduler import LocalScheduler
 from stentor.runtime.sources import Sources
 from stentor.settings import Settings
@@ -71,6 +76,10 @@ class Authority:
         self.models = models
         folders = ModelFolders([*settings.model_dirs, settings.model_cache])
         self.operations.add(ModelOperations(models.book, models.downloads, models.sources, folders).table())
+        self.outbound = Outbound(settings.egress)
+        self.credentials = Credentials(database, keyring, settings.vault, clock, self._check_address)
+        self.operations.add(CredentialOperations(self.credentials, self._look_at).table())
+        scheduler.remotes.connect(self.credentials.find_provider, self._look_at)
         self._watch_gauges()
 
     @classmethod
@@ -90,7 +99,17 @@ class Authority:
         config_dir = settings.data_dir / "config"
         book = ModelBook(database, scheduler, settings.runtime.models, registered, config_dir, clock)
         downloads = Downloads(sources, settings.data_dir / "run" / "downloads.json", clock, log)
-        return cls(settings, database, keyring, scheduler, books, Models(book, downloads, sources), log)
+        authority = cls(settings, database, keyring, scheduler, books, Models(book, downloads, sources), log)
+        await authority.credentials.load()
+        return authority
+
+    def _check_address(self, url: str) -> None:
+        self.outbound.check(url)
+
+    async def _look_at(self, address: Address) -> str:
+        return await look_at_upstream(
+            self.outbound, address.kind, address.base_url, address.credential, trusted=address.trusted
+        )
 
     async def first_run(self, *, admin_key: bool) -> FirstRun | None:
         """The admin and a first key, if there is no user yet; returns what was made and is shown once."""

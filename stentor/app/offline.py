@@ -37,6 +37,7 @@ class Offline:
         """Close everything; the data folder is free again."""
         self._authority.management.close()
         await self._authority.models.downloads.close()
+        await self._authority.outbound.close()
         await self._authority.scheduler.shutdown(0.0)
         await self._gateway.close()
         self._database.close()

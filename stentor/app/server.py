@@ -87,6 +87,7 @@ class _Server:
             authority = await Authority.open(settings, self._database, self._log)
             stack.callback(authority.management.close)
             stack.push_async_callback(authority.models.downloads.close)
+            stack.push_async_callback(authority.outbound.close)
             await authority.ensure_fixed_key()
             self._watch_signals()
             gateway = self._gateway(authority)

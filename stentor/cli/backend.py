@@ -79,6 +79,15 @@ class Backend:
         """What the books say of their own health."""
         return _rows(self._client.call("GET", "/doctor"))
 
+    def list_rows(self, path: str) -> list[Row]:
+        """All rows of a listing."""
+        return self._pages(path, {}, None)
+
+    def call(self, method: str, path: str, body: Row | None = None) -> Row:
+        """One call of the admin API whose answer is one row."""
+        answer = self._client.call(method, path, body=body)
+        return answer if isinstance(answer, dict) else {}
+
     def _post(self, path: str, body: Row, timeout_s: float = 60.0) -> Row:
         answer = self._client.call("POST", path, body=body, timeout_s=timeout_s)
         return answer if isinstance(answer, dict) else {}

@@ -7,6 +7,7 @@ import click
 
 from stentor.cli.chat import chat
 from stentor.cli.configuration import config_command
+from stentor.cli.credentials import providers, secrets, vault
 from stentor.cli.database import db
 from stentor.cli.doctor import doctor
 from stentor.cli.keys import keys
@@ -33,7 +34,22 @@ def version() -> None:
     click.echo(load("stentor.version").VERSION)
 
 
-for command in (up, serve, models, keys, users, usage, db, doctor, chat, config_command, version):
+for command in (
+    up,
+    serve,
+    models,
+    keys,
+    users,
+    usage,
+    db,
+    doctor,
+    chat,
+    config_command,
+    version,
+    providers,
+    secrets,
+    vault,
+):
     root.add_command(command)
 
 

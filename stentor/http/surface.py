@@ -5,7 +5,7 @@ here is refused; a route without an access rule can't be written. Each area list
 """
 
 from stentor.http import public_routes
-from stentor.http.admin import model_routes, people, prices
+from stentor.http.admin import credentials, model_routes, people, prices
 from stentor.http.admin import routes as admin_routes
 from stentor.http.dialects import routes as dialect_routes
 from stentor.http.openai import routes as openai_routes
@@ -19,4 +19,5 @@ SURFACE: tuple[Route, ...] = (
     *people.ROUTES,
     *prices.ROUTES,
     *model_routes.ROUTES,
+    *credentials.ROUTES,
 )

@@ -265,6 +265,17 @@ data_keys = Table(
     Index("data_keys_purpose", "purpose", "created_us"),
 )
 
+providers = Table(
+    "providers",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("base_url", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('openai', 'anthropic')", name="providers_kind"),
+)
+
 secrets = Table(
     "secrets",
     metadata,

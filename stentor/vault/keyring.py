@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from stentor.core.errors import StentorError
 from stentor.core.ids import new_uuid7
 from stentor.vault import table
+from stentor.vault.exchange import finish_exchange, old_file
 from stentor.vault.master import KEY_BYTES, MasterKey, find_master_key, make_master_key
 from stentor.vault.settings import VaultSettings
 
@@ -58,6 +59,8 @@ class Keyring:
             if rows:
                 raise _missing(settings, rows[0].master_key_id)
             master = make_master_key(settings.key_file)
+        if rows and not settings.master_key and master.key_id != rows[0].master_key_id:
+            master = finish_exchange(settings.key_file, rows[0].master_key_id) or master
         keys = {row.id: (row.purpose, _unwrap(master, row, settings)) for row in rows}
         present = {row.purpose for row in rows if row.retired_us is None}
         for purpose in PURPOSES:
@@ -73,6 +76,20 @@ class Keyring:
     def receipt_salt(self) -> bytes:
         """The 32-byte secret behind the salts of receipts."""
         return self._keys[self._current[RECEIPT_SALT]][1]
+
+    def rewrap(self, connection: Connection, master: MasterKey) -> int:
+        """Wrap every data key with another master key, in a write transaction; returns how many.
+
+        Raises StentorError, and changes nothing, for a data key that this server hasn't opened.
+        """
+        rows = table.list_data_keys(connection)
+        for row in rows:
+            entry = self._keys.get(row.id)
+            if entry is None:
+                raise StentorError(f"Data key {row.id} isn't one that this server has opened. Restart it, try again.")
+            wrapped = seal(master.secret, entry[1], _place(row.id, master))
+            table.rewrap_data_key(connection, row.id, master.key_id, wrapped)
+        return len(rows)
 
     def seal(self, plain: bytes, table_name: str, row_id: str) -> tuple[str, bytes]:
         """The data key's id and the sealed bytes, bound to their table and row."""
@@ -100,9 +117,11 @@ def _place(key_id: str, master: MasterKey) -> str:
 def _unwrap(master: MasterKey, row: table.DataKeyRow, settings: VaultSettings) -> bytes:
     where = "STENTOR_MASTER_KEY" if settings.master_key else str(settings.key_file)
     if row.master_key_id != master.key_id:
+        kept = old_file(settings.key_file, row.master_key_id)
+        hint = f" It is kept in {kept}." if kept.exists() else ""
         raise StentorError(
             f"The master key in {where} is {master.key_id}, but this database was sealed with master key "
-            f"{row.master_key_id}. Nothing was changed: start again with that key."
+            f"{row.master_key_id}. Nothing was changed: start again with that key.{hint}"
         )
     try:
         return unseal(master.secret, row.wrapped, _place(row.id, master))

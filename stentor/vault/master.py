@@ -47,18 +47,29 @@ def find_master_key(settings: VaultSettings) -> MasterKey | None:
     """The key that was given or lies in the key file, or None if there is neither."""
     if settings.master_key:
         return parse_master_key(settings.master_key, "STENTOR_MASTER_KEY")
+    return read_key_file(settings.key_file)
+
+
+def read_key_file(path: Path) -> MasterKey | None:
+    """The key in a file, or None if there is no such file. Raises StentorError if it can't be read."""
     try:
-        text = settings.key_file.read_text("ascii")
+        text = path.read_text("ascii")
     except FileNotFoundError:
         return None
     except (OSError, UnicodeDecodeError) as error:
-        raise StentorError(f"Can't read the master key in {settings.key_file}: {error}. Restore that file.") from error
-    return parse_master_key(text, str(settings.key_file))
+        raise StentorError(f"Can't read the master key in {path}: {error}. Restore that file.") from error
+    return parse_master_key(text, str(path))
 
 
 def make_master_key(path: Path) -> MasterKey:
     """A new key in a new file of mode 0600, on disk before it is used. Raises StentorError if it can't be written."""
     key = MasterKey(os.urandom(KEY_BYTES))
+    write_key_file(path, key)
+    return key
+
+
+def write_key_file(path: Path, key: MasterKey) -> None:
+    """Put ``key`` into a new file of mode 0600, on disk on return. Raises StentorError, also if the file exists."""
     draft = path.with_name(path.name + ".new")
     try:
         draft.unlink(missing_ok=True)
@@ -71,14 +82,18 @@ def make_master_key(path: Path) -> MasterKey:
         # Whole or not at all, and never over an older one: half a key would lock the next start out.
         os.link(draft, path)
         draft.unlink()
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_folder(path.parent)
     except OSError as error:
         raise StentorError(
             f"Can't write the master key to {path}: {error.strerror}. Make its directory writable, or give the key "
             "in STENTOR_MASTER_KEY."
         ) from error
-    return key
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -31,6 +31,7 @@ def upgrade() -> None:
     _registered_models()
     _audit()
     _data_keys()
+    _providers()
     _secrets()
     ring_tables.upgrade()
     _rows()
@@ -313,6 +314,19 @@ def _data_keys() -> None:
         sa.PrimaryKeyConstraint("id"),
     )
     op.create_index("data_keys_purpose", "data_keys", ["purpose", "created_us"], unique=False)
+
+
+def _providers() -> None:
+    op.create_table(
+        "providers",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("kind", sa.Text(), nullable=False),
+        sa.Column("base_url", sa.Text(), nullable=False),
+        sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.Column("updated_us", sa.BigInteger(), nullable=False),
+        sa.CheckConstraint("kind IN ('openai', 'anthropic')", name="providers_kind"),
+        sa.PrimaryKeyConstraint("name"),
+    )
 
 
 def _secrets() -> None:
