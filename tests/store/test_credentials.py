@@ -36,6 +36,10 @@ class Clock:
         return 0.0
 
 
+def check(url: str) -> None:
+    check_target(read_target(url), AllowList(()))
+
+
 class Vaulted:
     """Credentials over a database, opened anew as a start of the server does."""
 
@@ -46,13 +50,7 @@ class Vaulted:
 
     async def open(self) -> Credentials:
         self.ring = await self.database.write(lambda c: Keyring.open(c, self.settings, self.clock.now_us()))
-        made = Credentials(
-            self.database,
-            self.ring,
-            self.settings,
-            self.clock,
-            lambda url: check_target(read_target(url), AllowList(())),
-        )
+        made = Credentials(self.database, self.ring, self.settings, self.clock, check)
         await made.load()
         return made
 
