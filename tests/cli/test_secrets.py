@@ -101,7 +101,7 @@ def test_an_admin_key_cannot_change_the_master_key(server: Server) -> None:
 def test_keys_and_secrets_outlive_a_rotation_and_a_restart(server: Server) -> None:
     say(server, TOKEN, "secrets", "set-hub-token", "--name", "second")
     row = json.loads(server.cli("vault", "rotate", "--json"))
-    assert row["data_keys"] == 2
+    assert row["data_keys"] >= 2
     assert server.chat("still here").status == 200
     server.stop()
     server.start()
