@@ -178,7 +178,7 @@ class _Server:
     async def _start_models(self, authority: Authority) -> None:
         """Wait for the preloaded models; one that doesn't come up is told of, and doesn't hold up the rest."""
         wanted = [spec for spec in self._settings.runtime.models if spec.preload]
-        starts = [asyncio.create_task(_start_model(authority, spec.id, spec.instances, self._log)) for spec in wanted]
+        starts = [asyncio.create_task(_await_model(authority, spec.id, self._log)) for spec in wanted]
         if not starts:
             return
         stopping = asyncio.create_task(self._stop.wait())
@@ -199,9 +199,9 @@ class _Server:
         await ending
 
 
-async def _start_model(authority: Authority, model: str, instances: int, log: Log) -> None:
+async def _await_model(authority: Authority, model: str, log: Log) -> None:
     try:
-        await authority.scheduler.start(ModelId(model), instances)
+        await authority.scheduler.await_resumed(ModelId(model))
     except StentorError as error:
         log.event("model_unavailable", level="error", model=model, message=str(error))
         print(f"stentor: {error}", file=sys.stderr)  # noqa: T201  # people watch the start; logs may go elsewhere

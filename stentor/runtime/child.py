@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import re
 import signal
 import threading
 from collections import deque
@@ -14,6 +15,8 @@ _LINE_MAX_BYTES = 2_000
 _STDIN_TIMEOUT_S = 10.0
 _LOG_END_S = 2.0
 _KILLED_S = 10.0
+# llama.cpp says of each buffer in the machine's memory: «CPU KV buffer size =   512.00 MiB».
+_BUFFER = re.compile(rb"\bCPU\S*\s.*buffer size =\s*([0-9.]+) MiB")
 
 
 class LogPipe(asyncio.Protocol):
@@ -23,6 +26,7 @@ class LogPipe(asyncio.Protocol):
         self._tail = tail
         self._rest = b""
         self.lines_seen = 0
+        self.reported_bytes = 0
         self.ended = asyncio.Event()
 
     def data_received(self, data: bytes) -> None:
@@ -41,6 +45,9 @@ class LogPipe(asyncio.Protocol):
     def _add(self, line: bytes) -> None:
         self.lines_seen += 1
         self._tail.append(line[:_LINE_MAX_BYTES].decode(errors="replace").rstrip())
+        buffer = _BUFFER.search(line)
+        if buffer is not None:
+            self.reported_bytes += int(float(buffer[1]) * (1 << 20))
 
 
 class Child:
@@ -107,6 +114,16 @@ class Child:
                 async with asyncio.timeout(_STDIN_TIMEOUT_S):
                     await stdin.drain()
         stdin.close()
+
+    @property
+    def lines_seen(self) -> int:
+        """Lines that it wrote."""
+        return self.log.lines_seen
+
+    @property
+    def reported_bytes(self) -> int:
+        """The sum of the buffers that it said it took in the machine's memory."""
+        return self.log.reported_bytes
 
     @property
     def returncode(self) -> int | None:

@@ -35,6 +35,16 @@ class Journal:
         name, level = _NAMES[process.state]
         self._say(name, level, process)
 
+    def note_departure(self, model: str, instance: str, cause: str, reason: str) -> None:
+        """Say that an instance must leave, and for what."""
+        if self._log is not None:
+            self._log.event("engine_evicted", model=model, instance=instance, action=cause, reason=reason)
+
+    def note_forgotten(self, model: str, problem: OSError) -> None:
+        """Say that the next boot won't know what an operator wanted."""
+        if self._log is not None:
+            self._log.event("model_forgotten", level="warning", model=model, cause=problem)
+
     def note_swept(self, entries: list[RosterEntry]) -> None:
         """Say which processes of an earlier server were ended."""
         for entry in entries:

@@ -5,69 +5,54 @@ it back with the generation it was given for, so that what belonged to a dead en
 """
 
 import asyncio
-import time
 from collections.abc import Callable
 
+import msgspec
+
+from stentor.core.clock import Clock
 from stentor.core.errors import Refused
-from stentor.core.ids import KeyId
-from stentor.runtime.failure import StartFailed
+from stentor.core.ids import KeyId, ModelId
+from stentor.runtime.catalogue import Catalogue
+from stentor.runtime.failure import NoRoom, StartFailed
+from stentor.runtime.instance import Instance
 from stentor.runtime.place import Place
 from stentor.runtime.process import EngineProcess
 from stentor.runtime.queue import Waiter, WaitQueue, refuse_late
+from stentor.runtime.refusals import refuse_gone
+from stentor.runtime.room import Demand, Room
 from stentor.runtime.routing import Affinity, choose_instance
-from stentor.runtime.spec import ModelSpec, ServedModel
+from stentor.runtime.spec import ModelSpec
 
 _UP = ("starting", "ready", "draining", "stopping")
 
 
-class Instance:
-    """An engine process and what it runs. ``generation`` is -1 while nothing given out can be valid."""
+class PoolParts(msgspec.Struct, frozen=True):
+    """What all pools of one server share."""
 
-    __slots__ = ("generation", "id", "idle", "place", "places", "pool", "process", "running")
-
-    def __init__(self, pool: "Pool", process: EngineProcess) -> None:
-        self.id = process.instance
-        self.pool = pool
-        self.process = process
-        self.generation = -1
-        self.running = 0
-        self.places = process.places
-        self.place = Place(process.instance, -1, "", "", 0)
-        self.idle = asyncio.Event()
-        self.idle.set()
-
-    def adopt(self) -> None:
-        """Take over what a process that just became ready says of itself."""
-        process = self.process
-        self.generation = process.generation
-        self.running = 0
-        self.idle.set()
-        self.places = process.places
-        self.place = Place(self.id, self.generation, process.address.url, process.address.token, 0)
-
-    def forget(self) -> None:
-        """Nothing runs here any more."""
-        self.generation = -1
-        self.running = 0
-        self.idle.set()
+    room: Room
+    catalogue: Catalogue
+    clock: Clock
+    queue_max: int
+    queue_timeout_s: float
 
 
 class Pool:
-    """The instances of one model."""
+    """The instances of one model. ``count`` is how many shall run once the model is wanted at all."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        make_process: Callable[["Pool", int], EngineProcess],
-        queue_max: int,
-        find_served: Callable[[], ServedModel],
-    ) -> None:
+    def __init__(self, spec: ModelSpec, make_process: Callable[["Pool"], EngineProcess], parts: PoolParts) -> None:
         self.spec = spec
+        self.model = ModelId(spec.id)
+        self.count = spec.instances
         self.instances: list[Instance] = []
         self.ready: list[Instance] = []
-        self.queue = WaitQueue(queue_max)
+        self.queue = WaitQueue(parts.queue_max)
+        self.note = ""
+        self.room = parts.room
+        self.now = parts.clock.monotonic_s
+        self._asked_at_s: list[float] = []
         self._make_process = make_process
-        self._find_served = find_served
+        self._catalogue = parts.catalogue
+        self._late_s = parts.queue_timeout_s
         self._affinity = Affinity()
         self._stops = 0
 
@@ -105,6 +90,7 @@ class Pool:
             instance.running -= 1
         if instance.running == 0:
             instance.idle.set()
+            self.room.note_idle(instance)
         if suspect:
             instance.process.suspect()
         if self.queue.length:
@@ -121,7 +107,7 @@ class Pool:
             instance.running += 1
             self._affinity.note(waiter.prefix_key, instance.id)
             place = instance.place
-            waited_us = int((time.monotonic() - waiter.queued_at_s) * 1_000_000)
+            waited_us = int((self.now() - waiter.queued_at_s) * 1_000_000)
             waiter.place.set_result(Place(place.instance, place.generation, place.url, place.token, waited_us))
 
     def _index_for(self, waiter: Waiter, index: int) -> int:
@@ -131,20 +117,29 @@ class Pool:
     async def wait(self, key_id: KeyId, prefix_key: int, timeout_s: float) -> Place:
         """Wait in line for a place. Raises Refused; a cancelled wait holds nothing."""
         future: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
-        waiter = Waiter(key_id, prefix_key, time.monotonic(), future)
-        self.queue.add(waiter, self._find_served())
+        waiter = Waiter(key_id, prefix_key, self.now(), future)
+        self.queue.add(waiter, self._catalogue.served(self.model))
         try:
             async with asyncio.timeout(timeout_s):
                 return await future
         except TimeoutError:
             self._leave(waiter)
-            raise refuse_late(self._find_served(), timeout_s, loading=not self.ready) from None
+            raise refuse_late(
+                self._catalogue.served(self.model), timeout_s, not self.ready, self._explain_wait()
+            ) from None
         except asyncio.CancelledError:
             self._leave(waiter)
             raise
 
+    def _explain_wait(self) -> str:
+        claiming = not self.ready and any(each.is_claiming for each in self.instances)
+        return "waits for room beside other models" if claiming else ""
+
     def _leave(self, waiter: Waiter) -> None:
         self.queue.remove(waiter)
+        if self.queue.length == 0:
+            # Nobody may be left who needs the room that is being made.
+            self.room.look()
         future = waiter.place
         if not future.done():
             future.cancel()
@@ -161,26 +156,50 @@ class Pool:
     # -- instances -------------------------------------------------------------------------------------------------
 
     def wake(self, instances: int | None = None) -> None:
-        """See to it that the model runs; starting twice is starting once."""
-        wanted = max(instances or self.spec.instances, 1)
+        """See to it that the model runs; starting twice is starting once. What was told to leave isn't kept."""
+        wanted = max(instances or self.count, 1)
         while len(self.instances) < wanted:
-            self.instances.append(Instance(self, self._make_process(self, len(self.instances) + 1)))
+            self.add_instance()
         if self._stops == 0:
-            for instance in self.instances[:wanted]:
-                if not instance.process.is_wanted:
+            for instance in self._choose_living(wanted):
+                if not instance.leaving and not instance.process.is_wanted:
                     instance.process.want()
+
+    def add_instance(self) -> Instance:
+        """One more instance, which nobody wants yet."""
+        instance = Instance(self, self._make_process(self))
+        self.instances.append(instance)
+        return instance
+
+    def _choose_living(self, wanted: int) -> list[Instance]:
+        return sorted(self.instances, key=lambda each: not each.process.is_wanted)[:wanted]
 
     def find_refusal(self) -> Refused | None:
         """Why waiting is hopeless now, or None."""
-        if self._stops or not self.instances or any(_is_hopeful(instance.process) for instance in self.instances):
+        if self._stops or not self.instances or any(_is_hopeful(instance) for instance in self.instances):
             return None
         return self.refuse_broken()
+
+    def find_demand(self, instance: Instance, now_s: float) -> Demand:
+        """How much room for ``instance`` is wanted: by requests, by an operator, or as the model is pinned."""
+        waited_s = now_s - min([*self._asked_at_s, self.queue.find_oldest_s() or now_s])
+        if self._asked_at_s:
+            late = self.queue.length == 0 and waited_s > self._late_s
+            return Demand(is_wanted=True, waited_s=waited_s, reach="swap", is_late=late)
+        others = (each for each in self.instances if each is instance or each.process.has_room or each.is_claiming)
+        first = next(others, instance)
+        if self.queue.length:
+            # One instance is enough to answer; more of them are no reason to interrupt others.
+            return Demand(is_wanted=True, waited_s=waited_s, reach="swap" if first is instance else "idle")
+        if self.spec.pinned:
+            return Demand(is_wanted=True, reach="idle")
+        return Demand(is_wanted=False)
 
     def refuse_broken(self) -> Refused:
         """The refusal of a model whose engine doesn't come up: what, why, what to do; never the engine's own words."""
         process = max((instance.process for instance in self.instances), key=lambda process: process.retry_at_s)
-        public = process.failure.public if process.failure else "it was stopped"
-        retry_s = max(1.0, process.retry_at_s - time.monotonic())
+        public = process.failure.public if process.failure else "an administrator has stopped it"
+        retry_s = max(1.0, process.retry_at_s - self.now())
         return Refused(
             "model_unavailable",
             f"The model '{self.spec.id}' could not be started: {public}. "
@@ -194,17 +213,25 @@ class Pool:
         instance = next((each for each in self.instances if each.process is process), None)
         if instance is None:
             return
-        if process.state == "ready":
-            if instance.generation != process.generation:
-                instance.adopt()
-        elif process.state != "draining" and instance.generation >= 0:
-            instance.forget()
+        instance.note_state()
         self.ready = [each for each in self.instances if each.process.state == "ready" and not each.process.checking]
         if self.queue.length == 0:
             return
         self.serve_waiting()
         if process.state == "failed" and not self._has_hope(process):
             self.queue.refuse_all(self.refuse_broken)
+        elif process.state == "stopped":
+            self._go_on(process)
+
+    def _go_on(self, stopped: EngineProcess) -> None:
+        """An instance ended while requests wait: they are told that there is no room, or it is needed again."""
+        if any(each.process.state in _UP for each in self.instances) or self._stops:
+            return
+        failure = stopped.failure
+        if isinstance(failure, NoRoom) and failure.refuses:
+            self.queue.refuse_all(self.refuse_broken)
+        else:
+            self.wake()
 
     def _has_hope(self, failed: EngineProcess) -> bool:
         """Whether those who wait may still be served: a failed *start* is told at once, a fallen engine is replaced."""
@@ -213,9 +240,22 @@ class Pool:
         return not failed.failed_starting and not failed.breaker.is_open
 
     async def start(self, instances: int, timeout_s: float | None) -> None:
-        """Bring up ``instances``. Raises StartFailed or TimeoutError."""
-        self.wake(instances)
-        starts = [each.process.ensure_ready(timeout_s) for each in self.instances[:instances]]
+        """Bring up ``instances``, as an operator asks. Raises StartFailed or TimeoutError."""
+        self.count = max(self.count, instances)
+        for instance in self.instances:
+            instance.come_back()
+        asked_at_s = self.now()
+        self._asked_at_s.append(asked_at_s)
+        try:
+            self.wake(instances)
+            await self.await_ready(instances, timeout_s)
+        finally:
+            self._asked_at_s.remove(asked_at_s)
+            self.room.look()
+
+    async def await_ready(self, instances: int, timeout_s: float | None) -> None:
+        """Wait until ``instances`` that are wanted are up. Raises StartFailed or TimeoutError."""
+        starts = [each.process.ensure_ready(timeout_s) for each in self._choose_living(instances)]
         for result in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
@@ -226,9 +266,10 @@ class Pool:
         Whoever asks for the model meanwhile has it started again.
         """
         self._stops += 1
+        self.count = self.spec.instances
         try:
             for instance in self.instances:
-                instance.process.drain()
+                instance.drain("stop")
             await self.drained(drain_s)
             await asyncio.gather(*(instance.process.stop() for instance in self.instances))
         finally:
@@ -236,37 +277,39 @@ class Pool:
         if self.queue.length and self._stops == 0:
             self.wake()
 
-    async def exchange(self, spec: ModelSpec, drain_s: float) -> list[Instance]:
-        """Go on as ``spec`` says: what runs is drained and ended, as much is started anew; who asks meanwhile waits.
+    async def stop_one(self, instance: Instance, drain_s: float) -> None:
+        """As :meth:`stop`, of one instance; fewer are wanted from now on."""
+        self.count = max(1, self.count - 1)
+        instance.drain("stop")
+        await instance.drained(drain_s)
+        await instance.process.stop()
 
-        Returns the instances that are gone.
+    def retire(self) -> list[Instance]:
+        """The model is gone: whoever waits is refused; returns the instances, which must be retired."""
+        self._stops += 1
+        self.queue.refuse_all(lambda: refuse_gone(self.model))
+        for instance in self.instances:
+            instance.drain("stop")
+        return self.instances
+
+    def change(self, spec: ModelSpec) -> list[Instance]:
+        """Go on under another definition, with fresh instances; returns the old ones, which must be retired.
+
+        Requests that wait stay in line.
         """
         wanted = sum(instance.process.is_wanted for instance in self.instances)
-        self._stops += 1
-        try:
-            await self.stop(drain_s)
-            await self.close()
-            gone, self.instances, self.ready, self.spec = self.instances, [], [], spec
-        finally:
-            self._stops -= 1
+        self.spec = spec
+        self.count = max(wanted, spec.instances)
+        old, self.instances, self.ready = self.instances, [], []
+        for instance in old:
+            instance.drain("stop")
         if wanted or self.queue.length:
-            self.wake(max(wanted, spec.instances))
-        return gone
+            self.wake()
+        return old
 
-    async def drained(self, drain_s: float) -> bool:
-        """Wait until nothing runs, at most ``drain_s``; whether that came true."""
-        try:
-            async with asyncio.timeout(drain_s):
-                for instance in self.instances:
-                    await self._until_idle(instance)
-        except TimeoutError:
-            return False
-        return True
-
-    async def _until_idle(self, instance: Instance) -> None:
-        while instance.running > 0:
-            instance.idle.clear()
-            await instance.idle.wait()
+    async def drained(self, drain_s: float) -> None:
+        """Wait until nothing runs, at most ``drain_s``."""
+        await asyncio.gather(*(instance.drained(drain_s) for instance in self.instances))
 
     async def close(self) -> None:
         """Stop everything for good."""
@@ -277,5 +320,8 @@ class Pool:
         return next((each.process.failure for each in self.instances if each.process.state == "failed"), None)
 
 
-def _is_hopeful(process: EngineProcess) -> bool:
+def _is_hopeful(instance: Instance) -> bool:
+    process = instance.process
+    if instance.leaving in ("room", "stop"):
+        return True
     return process.is_wanted and not (process.state == "failed" and process.breaker.is_open)

@@ -5,12 +5,23 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from stentor.core.ids import ModelId
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.gguf import GgufHeader, InvalidGguf, read_header
 from stentor.runtime.launchers.base import Launch, Launcher, LaunchOrder, LaunchRefused
-from stentor.runtime.memory import choose_pooling, choose_threads, find_free_bytes, plan_context
+from stentor.runtime.memory import (
+    MIB,
+    ContextPlan,
+    choose_pooling,
+    choose_threads,
+    estimate_bytes,
+    plan_memory,
+)
+from stentor.runtime.process import TakeRoom
 from stentor.runtime.settings import RuntimeSettings
+from stentor.runtime.sizes import Sizes
 from stentor.runtime.spec import EngineKind, ModelSpec
 
 
@@ -22,6 +33,16 @@ class ModelSource(Protocol):
         ...
 
 
+class Rung(msgspec.Struct, frozen=True):
+    """How much less a model is given after it ran out of memory: the projector on the CPU, a part of its automatic
+    context, and so many times the estimate asked for, which has idle models leave.
+    """
+
+    projector_on_cpu: bool = False
+    ctx_share: float = 1.0
+    margin: float = 1.0
+
+
 class Preparation:
     """Makes launches for the models of one catalogue."""
 
@@ -31,36 +52,43 @@ class Preparation:
         catalogue: Catalogue,
         source: ModelSource,
         launchers: Mapping[EngineKind, Launcher],
-        find_planned: Callable[[], int],
+        sizes: Sizes,
     ) -> None:
-        """``find_planned`` says how many bytes were planned for all engines that are there."""
         self._settings = settings
         self._catalogue = catalogue
         self._source = source
         self._launchers = launchers
-        self._find_planned = find_planned
+        self._sizes = sizes
         self._fetching: dict[str, asyncio.Lock] = {}
+        self._rungs: dict[ModelId, int] = {}
 
-    async def prepare(self, spec: ModelSpec, take_port: Callable[[int], int]) -> Launch:
+    async def prepare(self, spec: ModelSpec, find_budget: Callable[[], int], take_room: TakeRoom) -> Launch:
         """The child that serves ``spec``. Raises StentorError, LaunchRefused where a retry can't help.
 
-        ``take_port`` is told how many bytes of memory were planned. A port is taken only once the weights are there: a
+        ``find_budget`` says how many bytes it could have at most. Room is taken only once the weights are there: a
         download must not keep a slot from other models.
         """
         threads = spec.threads or choose_threads(self._settings.default_threads)
-        ctx, places, weights = spec.ctx or self._settings.default_ctx, spec.parallel, None
-        pooling, planned_bytes = spec.pooling, 0
-        if spec.engine != "command":
+        rung = self._choose_rung(spec)
+        weights, pooling, way = None, spec.pooling, ""
+        if spec.engine == "command":
+            plans = self._plan_command(spec, find_budget())
+        else:
             weights = await self._fetch(spec)
             header = await asyncio.to_thread(_read_weights, spec, weights)
-            free_bytes = self._free_bytes(spec)
-            plan = plan_context(header, spec, ctx, free_bytes)
-            planned_bytes = 0 if free_bytes is None else plan.needed_bytes
-            ctx, places, pooling = plan.ctx, plan.places, choose_pooling(header, spec)
-        # No await between the plan and this: nobody else plans with the same memory.
-        port = take_port(planned_bytes)
+            pooling = choose_pooling(header, spec)
+            way = f"{header.file_bytes}/{spec.cache_type_k}/{spec.cache_type_v}"
+            plans = self._plan(spec, header, way, rung, find_budget())
+        berth = await take_room(plans, way)
         order = LaunchOrder(
-            spec=spec, port=port, weights=weights, ctx=ctx, places=places, threads=threads, pooling=pooling
+            spec=spec,
+            port=berth.port,
+            weights=weights,
+            ctx=berth.plan.ctx,
+            places=berth.plan.places,
+            threads=threads,
+            pooling=pooling,
+            projector_on_cpu=rung.projector_on_cpu,
         )
         return await self._launchers[spec.engine].prepare(order)
 
@@ -69,11 +97,51 @@ class Preparation:
         if context_size is not None:
             self._catalogue.correct_context(model, context_size)
 
-    def _free_bytes(self, spec: ModelSpec) -> int | None:
+    def note_out_of_memory(self, model: ModelId) -> None:
+        """A start of the model ran out of memory: the next one is given less."""
+        self._rungs[model] = self._rungs.get(model, 0) + 1
+
+    def forget(self, model: ModelId) -> None:
+        """The model was given another definition."""
+        self._rungs.pop(model, None)
+
+    def _choose_rung(self, spec: ModelSpec) -> Rung:
+        rungs, number = list_rungs(spec), self._rungs.get(ModelId(spec.id), 0)
+        if number < len(rungs):
+            return rungs[number]
+        # The next try, after the pause of the breaker, begins with the most modest one.
+        self._rungs[ModelId(spec.id)] = len(rungs) - 1
+        raise LaunchRefused(
+            f"Model '{spec.id}' ran out of memory {number} times while loading, the last time with "
+            f"{rungs[-1].ctx_share:.0%} of its context on {spec.parallel} places. Set ctx, parallel or gpu_layers "
+            "lower, or take a smaller model or quantization.",
+            public="memory did not suffice for it",
+        )
+
+    def _plan(
+        self, spec: ModelSpec, header: GgufHeader, way: str, rung: Rung, budget_bytes: int
+    ) -> tuple[ContextPlan, ...]:
+        ctx = spec.ctx or max(min(2048, self._settings.default_ctx), int(self._settings.default_ctx * rung.ctx_share))
+        ctx = min(ctx, header.trained_ctx) if header.trained_ctx else ctx
         # An external server and an explicit number of GPU layers put the weights where this machine's RAM says nothing.
-        if spec.engine != "llama" or spec.gpu_layers > 0:
-            return None
-        return find_free_bytes(self._settings.memory_limit_mb, self._find_planned())
+        looks = spec.engine == "llama" and spec.gpu_layers <= 0
+
+        def estimate(tokens: int, places: int) -> int:
+            formula = int(estimate_bytes(header, spec, tokens, places) * rung.margin)
+            return self._sizes.correct(ModelId(spec.id), f"{way}/{tokens}/{places}", formula)
+
+        return plan_memory(spec, ctx, budget_bytes if looks else None, estimate)
+
+    def _plan_command(self, spec: ModelSpec, budget_bytes: int) -> tuple[ContextPlan, ...]:
+        ctx = spec.ctx or self._settings.default_ctx
+        needed_bytes = (spec.memory_mib or 0) * MIB
+        if needed_bytes > budget_bytes:
+            raise LaunchRefused(
+                f"Model '{spec.id}' is said to need {spec.memory_mib} MiB; {budget_bytes // MIB} MiB can be had. "
+                "Correct its memory_mib or raise MEMORY_LIMIT_MB.",
+                public="there is not enough memory for it",
+            )
+        return (ContextPlan(ctx, spec.parallel, needed_bytes),)
 
     async def _fetch(self, spec: ModelSpec) -> Path:
         # Two instances of one model must not download it twice.
@@ -95,3 +163,16 @@ def _read_weights(spec: ModelSpec, weights: Path) -> GgufHeader:
             f"Model '{spec.id}': {weights} is not a usable GGUF file: {problem} Fetch it again.",
             public="its model file is damaged",
         ) from problem
+
+
+def list_rungs(spec: ModelSpec) -> tuple[Rung, ...]:
+    """What is tried after a start ran out of memory, one rung a try; only rungs that change something for ``spec``."""
+    rungs = [Rung()]
+    if spec.mmproj is not None and spec.gpu_layers != 0:
+        rungs.append(Rung(projector_on_cpu=True))
+    last = rungs[-1]
+    if spec.ctx is None:
+        last = msgspec.structs.replace(last, ctx_share=0.5)
+        rungs.append(last)
+    rungs.append(msgspec.structs.replace(last, margin=1.5))
+    return tuple(rungs)

@@ -10,43 +10,44 @@ import asyncio
 import contextlib
 import random
 import secrets
-import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
 
 import msgspec
 
+from stentor.core.clock import Clock
 from stentor.core.errors import StentorError
 from stentor.core.ids import InstanceId
 from stentor.core.scheduler import InstanceState
-from stentor.runtime import procfs
 from stentor.runtime.breaker import Breaker, BreakerPolicy
-from stentor.runtime.child import LOG_LINES, Child, describe_exit
-from stentor.runtime.failure import StartFailed
+from stentor.runtime.child import LOG_LINES, describe_exit
+from stentor.runtime.failure import NoRoom, StartFailed, is_out_of_memory
+from stentor.runtime.host import EngineChild, Host
 from stentor.runtime.launchers.base import LOOPBACK, Launch, LaunchRefused
 from stentor.runtime.log_tail import LogTail
-from stentor.runtime.probe import EngineAddress, Probe
+from stentor.runtime.memory import ContextPlan
+from stentor.runtime.probe import EngineAddress
+from stentor.runtime.room import Berth, Room
 from stentor.runtime.roster import TAG_VARIABLE, Roster
 from stentor.runtime.settings import RuntimeSettings
-from stentor.runtime.slots import NoSlot, Slots
 from stentor.runtime.spec import ModelSpec
+from stentor.runtime.startup import HealthPage, StartLimit, await_health, finish
 
-_POLL_FIRST_S = 0.02
-_POLL_MAX_S = 0.25
-_RESIDENT_STEP_BYTES = 1 << 20
 # Exit statuses of the embedded engine that trying again can't change: usage, bad model, no program.
 _EXIT_BAD_MODEL = 65
 _PERMANENT_EXITS = frozenset({64, _EXIT_BAD_MODEL, 127})
-T = TypeVar("T")
 
 
 class ProcessParts(msgspec.Struct, frozen=True):
     """What all instances of one server share."""
 
     settings: RuntimeSettings
-    probe: Probe
-    slots: Slots
+    host: Host
+    room: Room
     roster: Roster
+    clock: Clock
+
+
+TakeRoom = Callable[[Sequence[ContextPlan], str], Awaitable[Berth]]
 
 
 class EngineProcess:
@@ -57,7 +58,7 @@ class EngineProcess:
         instance: InstanceId,
         spec: ModelSpec,
         parts: ProcessParts,
-        prepare: Callable[[Callable[[int], int]], Awaitable[Launch]],
+        prepare: Callable[[TakeRoom], Awaitable[Launch]],
         on_change: Callable[["EngineProcess"], None],
     ) -> None:
         settings = parts.settings
@@ -86,7 +87,13 @@ class EngineProcess:
         self.retry_at_s = 0.0
         self.log_tail = LogTail(LOG_LINES)
         self.breaker = Breaker(policy, random.random)
+        self.has_room = False
+        self.load_s = 0.0
+        self.reported_bytes = 0
+        self.planned = asyncio.Event()
         self._parts = parts
+        self._now = parts.clock.monotonic_s
+        self._host = parts.host
         self._prepare = prepare
         self._on_change = on_change
         self._wanted = asyncio.Event()
@@ -102,6 +109,11 @@ class EngineProcess:
     def is_wanted(self) -> bool:
         """Whether the instance shall live; it is restarted while it shall."""
         return self._wanted.is_set()
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether its end was asked for, and no new start has begun."""
+        return self._stopping.is_set()
 
     def want(self) -> None:
         """Ask for the instance to live from now on; does nothing where that is already so."""
@@ -124,17 +136,35 @@ class EngineProcess:
             async with asyncio.timeout(deadline_s):
                 await asyncio.shield(self._find_outcome())
 
+    async def await_outcome(self, deadline_s: float | None = None) -> None:
+        """As :meth:`ensure_ready` without asking for anything: how the start that was asked for before went."""
+        if self.state in ("failed", "stopped") and self.failure is not None:
+            raise self.failure
+        if self.state != "ready":
+            async with asyncio.timeout(deadline_s):
+                await asyncio.shield(self._find_outcome())
+
     def drain(self) -> None:
         """Take no new work from now on and don't restart; running work goes on. Followed by :meth:`stop`."""
         self._wanted.clear()
         if self.state == "ready":
             self._enter("draining")
 
-    async def stop(self) -> None:
-        """End the child and stay stopped, unless somebody wants it again meanwhile; returns when the child is gone."""
+    def keep(self) -> None:
+        """Take back :meth:`drain`, unless the end has begun."""
+        if self.state == "draining" and not self._stopping.is_set():
+            self._wanted.set()
+            self._enter("ready")
+
+    def begin_stop(self) -> None:
+        """End the child and stay stopped, unless somebody wants it again meanwhile; returns at once."""
         self._wanted.clear()
         self._stopping.set()
         self._nudged.set()
+
+    async def stop(self) -> None:
+        """As :meth:`begin_stop`; returns when the child is gone."""
+        self.begin_stop()
         await self._over.wait()
 
     async def close(self) -> None:
@@ -167,6 +197,8 @@ class EngineProcess:
 
     def _enter(self, state: InstanceState) -> None:
         self.state = state
+        if state in ("failed", "stopped"):
+            self.planned.set()
         if state != "ready":
             self.checking = False if state != "draining" else self.checking
         self._on_change(self)
@@ -191,15 +223,18 @@ class EngineProcess:
             if not self._wanted.is_set():
                 continue
             failure = await self._live()
+            if isinstance(failure, NoRoom):
+                self._wanted.clear()
+                self.failure = failure
             if not self._wanted.is_set():
                 self._enter("stopped")
                 self._tell(failure or StartFailed("it was stopped"))
                 continue
             if failure is None:
                 continue
-            pause_s = self.breaker.note_failure(time.monotonic(), failure.permanent)
+            pause_s = self.breaker.note_failure(self._now(), failure.permanent)
             self.failure, self.pause_s = failure, pause_s
-            self.retry_at_s = time.monotonic() + pause_s
+            self.retry_at_s = self._now() + pause_s
             self._nudged.clear()
             self._enter("failed")
             self._tell(failure)
@@ -217,6 +252,7 @@ class EngineProcess:
         self._stopping.clear()
         self._suspected.clear()
         self._over.clear()
+        self.planned.clear()
         self.failed_starting = True
         self._enter("starting")
         try:
@@ -240,20 +276,21 @@ class EngineProcess:
             await running
             return None
         finally:
-            await _cancel(running)
-            await _cancel(stopping)
+            await finish(running)
+            await finish(stopping)
 
     async def _run(self) -> None:
         tag = secrets.token_hex(16)
         try:
-            launch = await self._prepare(self._take_port)
+            launch = await self._prepare(self._take_room)
+            began_s = self._now()
             self.log_tail.append(self._mark())
-            child = await Child.spawn(launch, {TAG_VARIABLE: tag}, self.log_tail)
+            child = await self._host.spawn(launch, {TAG_VARIABLE: tag}, self.log_tail)
             try:
                 self._parts.roster.add(self.instance, child.pid, tag, self.port)
                 self.pid = child.pid
-                self.started_us = time.time_ns() // 1000
-                await self._watch(child, launch)
+                self.started_us = self._parts.clock.now_us()
+                await self._watch(child, launch, began_s)
             finally:
                 grace_s = self._parts.settings.stop_grace_s if self._stopping.is_set() else 0.0
                 if await child.end(grace_s):
@@ -262,23 +299,24 @@ class EngineProcess:
             raise
         except LaunchRefused as problem:
             raise StartFailed(problem.public, str(problem), permanent=True) from problem
-        except NoSlot as problem:
-            raise StartFailed("every engine slot is in use", str(problem)) from problem
         except StentorError as problem:
             raise StartFailed("its model file could not be fetched", str(problem)) from problem
         except OSError as problem:
             raise StartFailed("its engine could not be started", str(problem)) from problem
         finally:
-            self._parts.slots.free(self.instance)
+            self.has_room = False
+            self._parts.room.release(self.instance)
 
-    def _take_port(self, planned_bytes: int) -> int:
-        self.port = self._parts.slots.take(self.instance, planned_bytes)
-        return self.port
+    async def _take_room(self, plans: Sequence[ContextPlan], way: str) -> Berth:
+        berth = await self._parts.room.claim(self.instance, plans, way)
+        self.port, self.has_room = berth.port, True
+        self.planned.set()
+        return berth
 
-    async def _watch(self, child: Child, launch: Launch) -> None:
+    async def _watch(self, child: EngineChild, launch: Launch, began_s: float) -> None:
         """Serve until the child dies or stops answering. Raises StartFailed."""
         death = asyncio.ensure_future(child.wait())
-        serving = asyncio.ensure_future(self._serve(child, launch))
+        serving = asyncio.ensure_future(self._serve(child, launch, began_s))
         try:
             await asyncio.wait({death, serving}, return_when=asyncio.FIRST_COMPLETED)
             if child.returncode is not None:
@@ -286,18 +324,21 @@ class EngineProcess:
                 raise await self._explain_death(child, await death)
             await serving
         finally:
-            await _cancel(serving)
-            await _cancel(death)
+            await finish(serving)
+            await finish(death)
 
-    async def _serve(self, child: Child, launch: Launch) -> None:
+    async def _serve(self, child: EngineChild, launch: Launch, began_s: float) -> None:
         address = EngineAddress(f"http://{LOOPBACK}:{self.port}", launch.token)
         settings = self._parts.settings
-        async with _Limit(settings.start_max_s):
-            await self._await_health(child, address)
+        async with StartLimit(settings.start_max_s):
+            stalled = await await_health(self._host, child, HealthPage(address, self.spec.health_path), settings)
+            if stalled is not None:
+                raise StartFailed(stalled.public, f"{stalled}{self._last_words()}")
         # The first answer of a large model may have to read all of it from disk.
         await self._await_canary(address, max(settings.canary_timeout_s, settings.start_stall_s))
         await self._learn(address, launch)
         self.address = address
+        self.load_s, self.reported_bytes = self._now() - began_s, child.reported_bytes
         self.breaker.note_ready()
         self.failure = None
         self.failed_starting = False
@@ -314,39 +355,20 @@ class EngineProcess:
         self.places, self.context_size = launch.places, launch.context_size
         if self.spec.engine == "command":
             return
-        props = await self._parts.probe.find_props(address)
+        props = await self._host.probe.find_props(address)
         if props is not None:
             self.places = max(1, min(self.places, props.places))
             self.context_size = props.context_size
 
-    async def _await_health(self, child: Child, address: EngineAddress) -> None:
-        """Poll until healthy; gives up when for the stall time no line, no growth and no new answer was seen."""
-        stall_s = self._parts.settings.start_stall_s
-        pause_s, moved_at_s = _POLL_FIRST_S, time.monotonic()
-        seen: tuple[Any, ...] = ()
-        while True:
-            health = await self._parts.probe.ask_health(address, self.spec.health_path)
-            if health == "ok":
-                return
-            resident = procfs.find_resident_bytes(child.pid) or 0
-            now = (child.log.lines_seen, resident // _RESIDENT_STEP_BYTES, health)
-            if now != seen:
-                seen, moved_at_s = now, time.monotonic()
-            elif time.monotonic() - moved_at_s > stall_s:
-                public = f"its engine stalled while starting: no sign of progress for {stall_s:g} s"
-                raise StartFailed(public, f"{public}; {self.spec.health_path}: {health}{self._last_words()}")
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, _POLL_MAX_S)
-
     async def _await_canary(self, address: EngineAddress, timeout_s: float) -> None:
         if not self.spec.canary:
             return
-        problem = await self._parts.probe.ask_canary(address, self.spec, timeout_s)
+        problem = await self._host.probe.ask_canary(address, self.spec, timeout_s)
         if problem is not None:
             public = "its engine is up but does not answer a one-token request"
             raise StartFailed(public, f"{public}: {problem}{self._last_words()}")
 
-    async def _explain_death(self, child: Child, status: int) -> StartFailed:
+    async def _explain_death(self, child: EngineChild, status: int) -> StartFailed:
         starting = self.failed_starting
         # From here on nobody is sent to it; its last lines may take a moment.
         self._enter("stopping")
@@ -354,43 +376,25 @@ class EngineProcess:
         public = f"its engine ended while {'starting' if starting else 'running'} ({describe_exit(status)})"
         if starting and status == _EXIT_BAD_MODEL:
             public = f"its engine can't load the model file ({describe_exit(status)})"
-        permanent = starting and status in _PERMANENT_EXITS
-        return StartFailed(public, f"{public}{self._last_words()}", permanent=permanent)
+        memory = starting and is_out_of_memory(self._list_words())
+        permanent = starting and status in _PERMANENT_EXITS and not memory
+        public = f"{public}: memory did not suffice" if memory else public
+        return StartFailed(public, f"{public}{self._last_words()}", permanent=permanent, out_of_memory=memory)
 
     def _mark(self) -> str:
         return f"--- start {self.generation} ---"
 
-    def _last_words(self) -> str:
-        """The line of this child that says most: its last ``error:``, else its last."""
+    def _list_words(self) -> list[str]:
+        """What this child wrote, the latest first."""
         lines: list[str] = []
         for line in reversed(self.log_tail):
             if line == self._mark():
                 break
             lines.append(line)
+        return lines
+
+    def _last_words(self) -> str:
+        """The line of this child that says most: its last ``error:``, else its last."""
+        lines = self._list_words()
         last = next((line for line in lines if line.startswith("error:")), lines[0] if lines else None)
         return ". It wrote nothing." if last is None else f". Its last line: {last}"
-
-
-class _Limit:
-    """A deadline that turns into StartFailed."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self._timeout = asyncio.timeout(limit_s)
-
-    async def __aenter__(self) -> None:
-        await self._timeout.__aenter__()
-
-    async def __aexit__(self, *details: Any) -> None:
-        try:
-            await self._timeout.__aexit__(*details)
-        except TimeoutError as late:
-            raise StartFailed(f"its engine was not ready within {self._limit_s:g} s") from late
-
-
-async def _cancel(task: "asyncio.Future[T]") -> None:
-    """Cancel and wait until it is over; what it raised was either seen by the caller or doesn't matter any more."""
-    task.cancel()
-    await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()

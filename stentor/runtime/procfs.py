@@ -43,10 +43,18 @@ def has_variable(pid: int, assignment: str) -> bool:
         return False
 
 
-def find_resident_bytes(pid: int) -> int | None:
-    """Resident memory of ``pid``."""
+class MemoryUse(NamedTuple):
+    """Bytes in use: all, and without mapped files, which the system takes back where memory is short."""
+
+    resident_bytes: int
+    private_bytes: int
+
+
+def find_memory_use(pid: int) -> MemoryUse | None:
+    """What ``pid`` has in use."""
     try:
-        return int((_PROC / str(pid) / "statm").read_text().split()[1]) * _PAGE_BYTES
+        fields = (_PROC / str(pid) / "statm").read_text().split()
+        return MemoryUse(int(fields[1]) * _PAGE_BYTES, (int(fields[1]) - int(fields[2])) * _PAGE_BYTES)
     except (OSError, IndexError):
         return None
 

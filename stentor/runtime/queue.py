@@ -83,6 +83,10 @@ class WaitQueue:
         if not line:
             del self._waiting[waiter.key_id]
 
+    def find_oldest_s(self) -> float | None:
+        """Since when the one who came first waits, on the clock that waiters were put in line by; None: nobody does."""
+        return min((line[0].queued_at_s for line in self._waiting.values()), default=None)
+
     def refuse_all(self, make_refusal: Callable[[], Refused]) -> None:
         """Answer everybody with a refusal of their own."""
         while (waiter := self.pop()) is not None:
@@ -106,9 +110,9 @@ def refuse_full(model: ServedModel, limit: int) -> Refused:
     )
 
 
-def refuse_late(model: ServedModel, timeout_s: float, loading: bool) -> Refused:
-    """The refusal of one who waited as long as was allowed."""
-    why = "is still being loaded" if loading else "is busy"
+def refuse_late(model: ServedModel, timeout_s: float, loading: bool, why: str = "") -> Refused:
+    """The refusal of one who waited as long as was allowed; ``why`` (a verb phrase) says more than ``loading``."""
+    why = why or ("is still being loaded" if loading else "is busy")
     return Refused(
         "overloaded",
         f"The model '{model.id}' {why}; no place became free within {timeout_s:g} s. Try again shortly.",

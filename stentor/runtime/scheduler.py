@@ -1,45 +1,56 @@
 """The owner of models, instances and places on one machine.
 
 Lives on one event loop and holds no lock: every change happens in one step between two awaits. Decisions are pure
-functions in ``routing``, ``queue``, ``slots``, ``memory`` and ``breaker``; here and in ``pool`` they take effect.
+functions in ``routing``, ``queue``, ``eviction``, ``memory`` and ``breaker``; here, in ``pool`` and in ``room`` they
+take effect.
 """
 
 import asyncio
+import contextlib
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
-from stentor.core.scheduler import EngineDoor, InstanceCard, InstanceState, LogPage, ModelCard, ModelState
+from stentor.core.scheduler import InstanceCard
 from stentor.runtime.catalogue import Catalogue
-from stentor.runtime.failure import StartFailed
+from stentor.runtime.desired import Desired, DesiredModel
+from stentor.runtime.host import Host, LocalHost
+from stentor.runtime.instance import Instance
 from stentor.runtime.journal import Journal
 from stentor.runtime.launchers.base import Launcher
 from stentor.runtime.launchers.command import CommandLauncher
 from stentor.runtime.launchers.llama import LlamaLauncher
 from stentor.runtime.launchers.llama_server import LlamaServerLauncher
+from stentor.runtime.memory import MIB
 from stentor.runtime.place import Place
-from stentor.runtime.pool import Instance, Pool
+from stentor.runtime.pool import Pool, PoolParts
 from stentor.runtime.preparation import ModelSource, Preparation
-from stentor.runtime.probe import Probe
 from stentor.runtime.process import EngineProcess, ProcessParts
+from stentor.runtime.refusals import refuse_shutdown, told
 from stentor.runtime.remotes import Remotes
+from stentor.runtime.room import Room, RoomLimits
 from stentor.runtime.roster import Roster, RosterEntry
 from stentor.runtime.settings import RuntimeSettings
+from stentor.runtime.sizes import Sizes
 from stentor.runtime.slots import Slots
 from stentor.runtime.spec import EngineKind, ModelSpec, ServedModel
+from stentor.runtime.views import SchedulerViews
 from stentor.telemetry.logs import Log
 
 __all__ = ["LocalScheduler", "Place", "ServedModel"]
 
+_RESUME_STEP_S = 10.0
 
-class LocalScheduler:
-    """Implements :class:`stentor.core.scheduler.Scheduler` in this process.
 
-    ``environment`` is what children may inherit a few variables from; ``log`` None says nothing. :meth:`run` must be
-    running for preloaded models to come up; everything else works from construction on the loop that calls it. End it
-    with :meth:`shutdown`.
+class LocalScheduler(SchedulerViews):
+    """Implements :class:`stentor.core.scheduler.EngineControl` in this process.
+
+    ``environment`` is what children may inherit a few variables from; ``log`` None says nothing; ``host`` None is this
+    machine. :meth:`run` must be running for preloaded models to come up; everything else works from construction on
+    the loop that calls it. End it with :meth:`shutdown`.
     """
 
     def __init__(
@@ -49,31 +60,38 @@ class LocalScheduler:
         environment: Mapping[str, str],
         clock: Clock,
         log: Log | None = None,
+        host: Host | None = None,
     ) -> None:
+        self._host = host or LocalHost()
         self._settings = settings
-        self._catalogue = Catalogue(settings.models, settings.default_ctx)
+        slots = Slots(settings.slot_first_port, settings.slot_count, self._host.is_port_free)
+        super().__init__(Catalogue(settings.models, settings.default_ctx), slots, clock.now_us())
+        run_dir = settings.data_dir / "run"
         launchers: dict[EngineKind, Launcher] = {
             "llama": LlamaLauncher(environment),
-            "llama-server": LlamaServerLauncher(environment, settings.engine_bin, settings.data_dir / "run"),
+            "llama-server": LlamaServerLauncher(environment, settings.engine_bin, run_dir),
             "command": CommandLauncher(environment),
         }
-        self._roster = Roster(settings.data_dir / "run" / "engines.json")
-        self._probe = Probe()
-        slots = Slots(settings.slot_first_port, settings.slot_count)
-        self._preparation = Preparation(
-            settings, self._catalogue, source, launchers, find_planned=lambda: slots.planned_bytes
-        )
-        self._parts = ProcessParts(settings, self._probe, slots, self._roster)
         self._journal = Journal(log)
-        self._instances: dict[InstanceId, Instance] = {}
-        self._created_us = clock.now_us()
+        self._roster = Roster(run_dir / "engines.json")
+        self._sizes = Sizes(run_dir / "sizes.json")
+        self._desired = Desired(run_dir / "desired.json")
+        self._preparation = Preparation(settings, self._catalogue, source, launchers, self._sizes)
+        limit_mb = settings.memory_limit_mb
+        limits = RoomLimits(memory_bytes=None if limit_mb is None else limit_mb * MIB, policy=settings.swap)
+        self._room = Room(limits, slots, self._host, self._sizes, clock, self._journal.note_departure)
+        self._parts = ProcessParts(settings, self._host, self._room, self._roster, clock)
+        self._pool_parts = PoolParts(self._room, self._catalogue, clock, settings.queue_max, settings.queue_timeout_s)
+        self._numbers: dict[ModelId, itertools.count[int]] = {}
+        self._retiring: set[asyncio.Task[None]] = set()
         self._closing = False
+        self._resumed = asyncio.Event()
         self._closed = asyncio.Event()
-        self._pools = {
-            model: self._make_pool(spec) for model, spec in self._catalogue.specs.items() if spec.remote is None
-        }
         self.remotes = Remotes(settings.queue_max, log)
         self.remotes.add(self._catalogue.specs.values())
+        for spec in self._catalogue.specs.values():
+            if spec.remote is None:
+                self._add_pool(spec)
 
     # -- requests --------------------------------------------------------------------------------------------------
 
@@ -99,14 +117,10 @@ class LocalScheduler:
         """
         if self._closing:
             raise refuse_shutdown()
-        pool = self._pools.get(model)
         wait_s = self._settings.queue_timeout_s if timeout_s is None else timeout_s
         if model in self.remotes:
             return await self.remotes.acquire(self._catalogue.served(model), key_id, wait_s)
-        if pool is None:
-            # Unknown to resolve(), too, which has the words for it.
-            self._catalogue.resolve(model, frozenset())
-            raise KeyError(model)
+        pool = self._get_pool(model)
         place = pool.try_take(prefix_key)
         if place is not None:
             return place
@@ -135,71 +149,123 @@ class LocalScheduler:
         """How a request to a remote model went, before its place is given back."""
         self.remotes.report(model, ok, retry_after_s)
 
-    # -- what operators and clients see ----------------------------------------------------------------------------
+    # -- what operators ask for ------------------------------------------------------------------------------------
 
-    async def list_models(self) -> list[ModelCard]:
-        """All models of the catalogue, by id."""
-        return [self._describe_model(model) for model in sorted((*self._pools, *self.remotes.models()))]
+    async def start(self, model: ModelId, instances: int = 1) -> None:
+        """Bring up at least ``instances`` ready instances; returns when they are. The model is wanted from now on.
 
-    async def find_model(self, name: str) -> ModelCard | None:
-        """The model that ``name`` resolves to, or None."""
-        served = self._catalogue.find(name)
-        return None if served is None else self._describe_model(served.id)
-
-    async def list_instances(self) -> list[InstanceCard]:
-        """All engine processes that were ever wanted, failed ones included, by port."""
-        cards = [_describe_instance(instance) for instance in self._instances.values()]
-        return sorted(cards, key=lambda card: (card.port, card.id))
-
-    async def find_door(self, name: str) -> EngineDoor | None:
-        """The door of a ready engine: by instance id, port, or the id of its model; None where none is ready."""
-        for instance in self._instances.values():
-            process = instance.process
-            if name in (instance.id, str(process.port), process.spec.id) and process.state in ("ready", "draining"):
-                return EngineDoor(process.address.url, process.address.token)
-        return None
-
-    async def read_log(self, name: str, after: int, wait_s: float) -> LogPage | None:
-        """The kept log lines after the first ``after`` ones of an instance (by id, or by port the latest there).
-
-        Waits at most ``wait_s`` for one. None where there is no such instance.
+        Raises Refused with the reason.
         """
-        found = [each for each in self._instances.values() if name in (each.id, str(each.process.port))]
-        if not found:
-            return None
-        process = max(found, key=lambda each: (each.process.pid is not None, each.process.started_us or 0)).process
-        await process.log_tail.wait(after, wait_s)
-        return LogPage(process.log_tail.since(after), process.log_tail.total)
+        if self._closing:
+            raise refuse_shutdown()
+        if model in self.remotes:
+            self.remotes.set_enabled(model, True)
+            return
+        pool = self._get_pool(model)
+        self.sweep()
+        self._remember(DesiredModel(model, instances))
+        with told(model):
+            await pool.start(instances, self._settings.start_max_s)
 
-    def count_idle_places(self) -> int:
-        """Free places on ready instances, over all models."""
-        return sum(each.places - each.running for pool in self._pools.values() for each in pool.ready)
+    async def stop(self, model: ModelId) -> None:
+        """Let running requests end (at most the drain time), then stop all instances of the model."""
+        pool = self._pools.get(model)
+        if pool is not None:
+            self._remember(DesiredModel(model, 0))
+            await pool.stop(self._settings.drain_s)
+        elif model in self.remotes:
+            self.remotes.set_enabled(model, False)
 
-    def count_running(self) -> int:
-        """Requests that hold a place now."""
-        return sum(instance.running for instance in self._instances.values())
+    async def load(self, model: ModelId, instances: int = 1, slot: int | None = None) -> list[InstanceCard]:
+        """See :class:`stentor.core.scheduler.EngineControl`."""
+        pool = self._get_pool(model)
+        holder = None if slot is None else self._get_holder(slot, empty=True)
+        if slot is not None and (holder is None or holder.model != model):
+            await self._make_way(pool, slot, holder)
+        await self.start(model, instances)
+        return [self._describe_instance(each) for each in pool.instances if each.process.state == "ready"]
 
-    def count_waiting(self) -> int:
-        """Requests that wait for a place now."""
-        return sum(pool.queue.length for pool in self._pools.values())
+    async def _make_way(self, pool: Pool, slot: int, holder: Instance | None) -> None:
+        """Free ``slot`` and have an instance of ``pool`` that isn't up get it."""
+        if holder is not None and holder.pool.spec.pinned:
+            raise Refused("conflict", f"Slot {slot} holds '{holder.model}', which is pinned. Unload it first.")
+        down = [each for each in pool.instances if not each.process.is_wanted and not each.process.has_room]
+        instance = down[0] if down else pool.add_instance()
+        self._slots.reserve(slot, instance.id)
+        try:
+            if holder is not None:
+                await holder.pool.stop_one(holder, self._settings.drain_s)
+            instance.process.want()
+        except BaseException:
+            self._slots.unreserve(instance.id)
+            raise
 
-    def waiting_by_model(self) -> dict[ModelId, int]:
-        """Requests that wait for a place, by model."""
-        local = {model: pool.queue.length for model, pool in self._pools.items()}
-        return {**local, **self.remotes.waiting_by_model()}
+    async def drain(self, slot: int) -> None:
+        """See :class:`stentor.core.scheduler.EngineControl`."""
+        holder = self._get_holder(slot)
+        assert holder is not None
+        holder.drain("drain")
+        await holder.drained(self._settings.drain_s)
 
-    def running_by_model(self) -> dict[ModelId, int]:
-        """Requests that hold a place, by model."""
-        local = {model: sum(each.running for each in pool.instances) for model, pool in self._pools.items()}
-        return {**local, **self.remotes.running_by_model()}
+    async def unload(self, slot: int) -> None:
+        """See :class:`stentor.core.scheduler.EngineControl`."""
+        holder = self._get_holder(slot)
+        assert holder is not None
+        await holder.pool.stop_one(holder, self._settings.drain_s)
+        pool = self._pools.get(holder.model)
+        if pool is not None and not any(each.process.is_wanted for each in pool.instances):
+            self._remember(DesiredModel(holder.model, 0))
 
-    def restarts_by_model(self) -> dict[ModelId, int]:
-        """How often an engine was started again after a failure, by model, since this server started."""
-        return {model: sum(each.process.restarts for each in pool.instances) for model, pool in self._pools.items()}
+    async def change_models(self, put: Sequence[ModelSpec], drop: Sequence[ModelId] = ()) -> None:
+        """Take in new and changed models and let go of others; returns when what ran of them has ended.
 
-    def instance_states(self) -> list[tuple[ModelId, InstanceState]]:
-        """Model and state of every instance that was ever wanted."""
-        return [(ModelId(each.process.spec.id), each.process.state) for each in self._instances.values()]
+        What runs of a changed model is drained (at most the drain time) while those who wait stay in line for fresh
+        instances, as many as were wanted before. Whoever waits for a dropped one is refused. Raises InvalidModel, and
+        then nothing has changed.
+        """
+        before = dict(self._catalogue.specs)
+        self._catalogue.change(put, drop)
+        old = [instance for model in drop for instance in self._drop(model)]
+        for spec in put:
+            if before.get(ModelId(spec.id)) != spec:
+                old += self._put(spec)
+        tasks = [asyncio.create_task(self._retire(each), name=f"retire {each.id}") for each in old]
+        self._retiring.update(tasks)
+        for task in tasks:
+            task.add_done_callback(self._retiring.discard)
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _put(self, spec: ModelSpec) -> list[Instance]:
+        """Take in a new or changed definition; returns the instances that it has no use for."""
+        model = ModelId(spec.id)
+        if spec.remote is not None:
+            old = self._drop(model)
+            self.remotes.add([spec])
+            return old
+        self.remotes.remove(model)
+        self._preparation.forget(model)
+        self._note_limit(spec)
+        pool = self._pools.get(model)
+        if pool is not None:
+            return pool.change(spec)
+        self._add_pool(spec)
+        if spec.preload:
+            self._pools[model].wake()
+        return []
+
+    def _drop(self, model: ModelId) -> list[Instance]:
+        self.remotes.remove(model)
+        self._room.idle_limits_s.pop(model, None)
+        self._remember(DesiredModel(model, 0))
+        pool = self._pools.pop(model, None)
+        return [] if pool is None else pool.retire()
+
+    async def _retire(self, instance: Instance) -> None:
+        await instance.drained(self._settings.drain_s)
+        await instance.process.close()
+        self._instances.pop(instance.id, None)
+        self._room.forget(instance.id)
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -209,82 +275,43 @@ class LocalScheduler:
         self._journal.note_swept(left)
         return left
 
-    async def start(self, model: ModelId, instances: int = 1) -> None:
-        """Bring up at least ``instances`` ready instances; returns when they are. Raises Refused with the reason."""
-        if self._closing:
-            raise refuse_shutdown()
-        if model in self.remotes:
-            self.remotes.set_enabled(model, True)
-            return
-        pool = self._pools.get(model)
-        if pool is None:
-            self._catalogue.resolve(model, frozenset())
-            raise KeyError(model)
-        self.sweep()
-        try:
-            await pool.start(instances, self._settings.start_max_s)
-        except StartFailed as problem:
-            raise Refused(
-                "model_unavailable",
-                f"The model '{model}' could not be started: {problem.public}. The list of instances has the details.",
-                details={"reason": problem.public},
-            ) from problem
-        except TimeoutError as problem:
-            raise Refused("model_unavailable", f"The model '{model}' is still starting; look again later.") from problem
-
-    async def stop(self, model: ModelId) -> None:
-        """Let running requests end (at most the drain time), then stop all instances of the model."""
-        pool = self._pools.get(model)
-        if pool is not None:
-            await pool.stop(self._settings.drain_s)
-        elif model in self.remotes:
-            self.remotes.set_enabled(model, False)
-
-    async def change_models(self, put: Sequence[ModelSpec], drop: Sequence[ModelId] = ()) -> None:
-        """Take in new and changed models and let go of others; returns when what ran of them has ended.
-
-        A changed model drains and comes back as it is now; requests for it wait meanwhile. Raises InvalidModel, and
-        then nothing has changed.
-        """
-        self._catalogue.change(put, drop)
-        local = {ModelId(spec.id): spec for spec in put if spec.remote is None}
-        leaving = [*drop, *(ModelId(spec.id) for spec in put if spec.remote is not None)]
-        for model in [*drop, *local]:
-            self.remotes.remove(model)
-        self.remotes.add(put)
-        dropped = [pool for pool in (self._pools.pop(model, None) for model in leaving) if pool is not None]
-        for pool in dropped:
-            pool.queue.refuse_all(functools.partial(refuse_dropped, pool.spec.id))
-        changed = [(self._pools[model], spec) for model, spec in local.items() if model in self._pools]
-        for model, spec in local.items():
-            if model not in self._pools:
-                self._pools[model] = self._make_pool(spec)
-                if spec.preload:
-                    self._pools[model].wake()
-        changes = [self._exchange(pool, spec) for pool, spec in changed]
-        await asyncio.gather(*changes, *(self._retire(pool) for pool in dropped))
-
-    async def _exchange(self, pool: Pool, spec: ModelSpec) -> None:
-        for instance in await pool.exchange(spec, self._settings.drain_s):
-            self._instances.pop(instance.id, None)
-
-    async def _retire(self, pool: Pool) -> None:
-        await pool.stop(self._settings.drain_s)
-        await pool.close()
-        for instance in pool.instances:
-            self._instances.pop(instance.id, None)
-
     async def run(self) -> None:
-        """Sweep, bring up the preloaded models (a broken one doesn't hold the others up), and last until shutdown."""
+        """Sweep, bring up what is to run, and last until shutdown."""
         self.sweep()
-        for pool in self._pools.values():
-            if pool.spec.preload and not self._closing:
-                pool.wake()
         looking = asyncio.create_task(self.remotes.run(), name="remotes")
         try:
+            await self._resume()
             await self._closed.wait()
         finally:
             looking.cancel()
+
+    async def _resume(self) -> None:
+        """Bring up preloaded models and those that operators had started, in order, as long as there is room.
+
+        Each gets its room before the next one asks for any; a broken or slow one holds the others up for 10 s at most.
+        """
+        wanted = {model: pool.spec.instances for model, pool in self._pools.items() if pool.spec.preload}
+        for entry in self._desired.list_models():
+            wanted[entry.model] = max(entry.instances, wanted.get(entry.model, 0))
+        for model, instances in wanted.items():
+            pool = self._pools.get(model)
+            if pool is None or self._closing:
+                continue
+            pool.count = max(pool.count, instances)
+            pool.wake(instances)
+            planned = [each.process.planned.wait() for each in pool.instances]
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RESUME_STEP_S):
+                    await asyncio.gather(*planned)
+        self._resumed.set()
+
+    async def await_resumed(self, model: ModelId) -> None:
+        """Wait until a preloaded model is up. Raises Refused with the reason why it isn't."""
+        await self._resumed.wait()
+        pool = self._get_pool(model)
+        with told(model):
+            for instance in pool.instances:
+                await instance.process.await_outcome(self._settings.start_max_s)
 
     async def shutdown(self, drain_s: float | None = None) -> None:
         """Refuse new requests, let running ones end for at most ``drain_s``, end every engine; all gone on return."""
@@ -295,93 +322,71 @@ class LocalScheduler:
         limit_s = self._settings.drain_s if drain_s is None else drain_s
         pools = self._pools.values()
         await asyncio.gather(*(pool.drained(limit_s) for pool in pools), self.remotes.drained(limit_s))
+        self._room.close()
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*(instance.process.close() for instance in list(self._instances.values())))
         await asyncio.gather(*(pool.close() for pool in pools))
-        await self._probe.close()
+        await self._host.probe.close()
+        self._resumed.set()
         self._closed.set()
 
     # -- inside ----------------------------------------------------------------------------------------------------
 
-    def _make_pool(self, spec: ModelSpec) -> Pool:
-        find_served = functools.partial(self._catalogue.served, ModelId(spec.id))
-        return Pool(spec, self._make_process, self._settings.queue_max, find_served)
+    def _get_pool(self, model: ModelId) -> Pool:
+        pool = self._pools.get(model)
+        if pool is None:
+            # Unknown to resolve(), too, which has the words for it.
+            self._catalogue.resolve(model, frozenset())
+            raise KeyError(model)
+        return pool
 
-    def _make_process(self, pool: Pool, number: int) -> EngineProcess:
+    def _get_holder(self, slot: int, *, empty: bool = False) -> Instance | None:
+        if slot not in self._slots.ports:
+            first, last = self._slots.ports[0], self._slots.ports[-1]
+            raise Refused("not_found", f"There is no slot {slot}; slots are {first} to {last}.", param="slot")
+        holder = self._find_holder(slot)
+        if holder is None and not empty:
+            raise Refused("not_found", f"Slot {slot} is empty.", param="slot")
+        return holder
+
+    def _add_pool(self, spec: ModelSpec) -> None:
+        self._pools[ModelId(spec.id)] = Pool(spec, self._make_process, self._pool_parts)
+        self._note_limit(spec)
+
+    def _note_limit(self, spec: ModelSpec) -> None:
+        own = spec.idle_unload_s
+        self._room.idle_limits_s[ModelId(spec.id)] = self._settings.idle_unload_s if own is None else own
+
+    def _make_process(self, pool: Pool) -> EngineProcess:
         self.sweep()
-        spec = pool.spec
+        number = next(self._numbers.setdefault(pool.model, itertools.count(1)))
         return EngineProcess(
-            InstanceId(f"{spec.id}#{number}"),
-            spec,
+            InstanceId(f"{pool.model}#{number}"),
+            pool.spec,
             self._parts,
-            functools.partial(self._preparation.prepare, spec),
+            functools.partial(self._preparation.prepare, pool.spec, self._room.find_budget_bytes),
             functools.partial(self._note_change, pool),
         )
 
     def _note_change(self, pool: Pool, process: EngineProcess) -> None:
-        model = ModelId(pool.spec.id)
-        if process.state == "ready":
-            self._preparation.note_context(model, process.context_size)
         for instance in pool.instances:
             self._instances.setdefault(instance.id, instance)
+        if process.state == "ready" and not process.checking:
+            self._preparation.note_context(pool.model, process.context_size)
+            self._room.note_ready(process.instance, process.load_s)
+        elif process.state == "failed" and process.failure is not None and process.failure.out_of_memory:
+            self._preparation.note_out_of_memory(pool.model)
         pool.note_change(process)
         self._journal.note_change(process)
+        self._room.look()
 
-    def _describe_model(self, model: ModelId) -> ModelCard:
-        served = self._catalogue.served(model)
-        if model in self.remotes:
-            return self.remotes.describe(served, self._created_us)
-        pool = self._pools[model]
-        spec = pool.spec
-        failure = pool.find_failure()
-        return ModelCard(
-            id=served.id,
-            aliases=served.aliases,
-            abilities=served.abilities,
-            context_size=served.context_size,
-            state=choose_model_state(pool),
-            engine=spec.engine,
-            created_us=self._created_us,
-            source=spec.source,
-            places=sum(instance.places for instance in pool.ready) or spec.parallel * spec.instances,
-            ready_instances=len(pool.ready),
-            reason=failure.public if failure else "",
-        )
-
-
-def choose_model_state(pool: Pool) -> ModelState:
-    """One word for all instances of a model: the best of them counts."""
-    states = {instance.process.state for instance in pool.instances}
-    if "ready" in states:
-        return "ready"
-    if "starting" in states:
-        return "starting"
-    return "failed" if "failed" in states else "cold"
-
-
-def refuse_dropped(model: str) -> Refused:
-    """The refusal to those who wait for a model that was taken out of the catalogue."""
-    return Refused("model_not_found", f"The model '{model}' was removed. Nothing was charged.", param="model")
-
-
-def refuse_shutdown() -> Refused:
-    """The refusal while the server ends."""
-    text = "The server is shutting down. Nothing was charged; try again shortly."
-    return Refused("server_shutdown", text, retry_after_s=5.0)
-
-
-def _describe_instance(instance: Instance) -> InstanceCard:
-    process = instance.process
-    return InstanceCard(
-        id=instance.id,
-        model=ModelId(process.spec.id),
-        state=process.state,
-        port=process.port,
-        pid=process.pid,
-        generation=process.generation,
-        running=instance.running,
-        places=instance.places,
-        started_us=process.started_us,
-        restarts=process.restarts,
-        reason=str(process.failure) if process.failure else "",
-        log_tail=tuple(process.log_tail),
-        context_size=process.context_size or 0,
-    )
+    def _remember(self, wish: DesiredModel) -> None:
+        try:
+            if wish.instances:
+                self._desired.put(wish.model, wish.instances)
+            else:
+                self._desired.drop(wish.model)
+        except OSError as problem:
+            # A full disk must not keep a model from being started; only the next boot won't know of it.
+            self._journal.note_forgotten(wish.model, problem)

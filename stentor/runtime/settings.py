@@ -4,6 +4,7 @@ from pathlib import Path
 
 import msgspec
 
+from stentor.runtime.eviction import SwapPolicy
 from stentor.runtime.spec import ModelSpec
 
 
@@ -12,7 +13,8 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     ``default_threads`` None means one less than the physical cores this process may use, at least one.
     ``memory_limit_mb`` None means what the machine has free. ``engine_bin`` is the external ``llama-server`` for
-    models with ``engine = "llama-server"`` that name no binary of their own.
+    models with ``engine = "llama-server"`` that name no binary of their own. ``idle_unload_s`` 0 means that idle
+    models stay.
     """
 
     data_dir: Path = Path("data")
@@ -23,6 +25,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     default_ctx: int = 8192
     default_threads: int | None = None
     memory_limit_mb: int | None = None
+    idle_unload_s: float = 0.0
     engine_bin: Path | None = None
     models: tuple[ModelSpec, ...] = ()
     start_stall_s: float = 60.0
@@ -35,3 +38,4 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     breaker_failures: int = 5
     breaker_window_s: float = 300.0
     breaker_open_s: float = 60.0
+    swap: SwapPolicy = SwapPolicy()

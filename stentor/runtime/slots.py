@@ -13,24 +13,70 @@ class NoSlot(StentorError):
     """Every slot port is in use, by our engines or by other programs; the text says which."""
 
 
-class Slots:
-    """Who holds which port. Nothing else on this machine is asked to keep away, so each port is tried first."""
+def is_port_free(port: int) -> bool:
+    """Whether a server could listen on the loopback port now."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
 
-    def __init__(self, first_port: int, count: int) -> None:
+
+class Slots:
+    """Who holds which port, and how much memory is planned for whom.
+
+    Nothing else on this machine is asked to keep away, so each port is tried first with ``is_free``.
+    """
+
+    def __init__(self, first_port: int, count: int, is_free: Callable[[int], bool] = is_port_free) -> None:
         self.ports = tuple(range(first_port, first_port + count))
+        self._is_free = is_free
         self._holders: dict[int, InstanceId] = {}
         self._planned: dict[InstanceId, int] = {}
+        self._reserved: dict[int, InstanceId] = {}
 
     @property
     def planned_bytes(self) -> int:
         """Memory that was planned for all instances that hold a port."""
         return sum(self._planned.values())
 
+    @property
+    def holders(self) -> dict[int, InstanceId]:
+        """Who holds which port now."""
+        return self._holders
+
+    def planned_for(self, instance: InstanceId) -> int:
+        """Memory that was planned for ``instance``; 0 where it holds no port."""
+        return self._planned.get(instance, 0)
+
+    def plan_more(self, instance: InstanceId, planned_bytes: int) -> None:
+        """``instance`` turned out to need more than was planned."""
+        if instance in self._planned:
+            self._planned[instance] = max(self._planned[instance], planned_bytes)
+
+    def reserve(self, port: int, instance: InstanceId) -> None:
+        """Keep ``port`` for ``instance`` alone until it is released."""
+        self._reserved[port] = instance
+
+    def unreserve(self, instance: InstanceId) -> None:
+        """Give up what is kept for ``instance``."""
+        self._reserved = {port: holder for port, holder in self._reserved.items() if holder != instance}
+
+    def count_free(self, instance: InstanceId) -> int:
+        """How many ports ``instance`` could take now; 0 or 1 where one is kept for it."""
+        return sum(1 for port in self._choices(instance) if port not in self._holders and self._is_free(port))
+
+    def has_reserved(self, instance: InstanceId) -> bool:
+        """Whether a port is kept for ``instance``."""
+        return instance in self._reserved.values()
+
     def take(self, instance: InstanceId, planned_bytes: int = 0) -> int:
         """A free port for ``instance``, which will need ``planned_bytes`` of memory. Raises NoSlot."""
-        port, foreign = choose_port(self.ports, self._holders, is_port_free)
+        port, _foreign = choose_port(self._choices(instance), self._holders, self._is_free)
         if port is None:
-            raise NoSlot(_explain(self.ports, self._holders, foreign))
+            raise NoSlot(self.explain())
         self._holders[port] = instance
         self._planned[instance] = planned_bytes
         return port
@@ -40,6 +86,22 @@ class Slots:
         for port in [port for port, holder in self._holders.items() if holder == instance]:
             del self._holders[port]
         self._planned.pop(instance, None)
+
+    def _choices(self, instance: InstanceId) -> list[int]:
+        own = [port for port, holder in self._reserved.items() if holder == instance]
+        return own or [port for port in self.ports if port not in self._reserved]
+
+    def explain(self) -> str:
+        """Who holds the ports, for operators."""
+        ports = self.ports
+        foreign = [port for port in ports if port not in self._holders and not self._is_free(port)]
+        parts = [f"All {len(ports)} slots ({ports[0]}-{ports[-1]}) are in use:" if ports else "There are no slots:"]
+        if self._holders:
+            parts.append(", ".join(f"{port} by {instance}" for port, instance in sorted(self._holders.items())) + ".")
+        if foreign:
+            parts.append(f"Taken by other programs: {', '.join(map(str, foreign))}.")
+        parts.append("Stop a model, raise SLOT_COUNT, or move SLOT_FIRST_PORT.")
+        return " ".join(parts)
 
 
 def choose_port(
@@ -54,24 +116,3 @@ def choose_port(
             return port, foreign
         foreign.append(port)
     return None, foreign
-
-
-def is_port_free(port: int) -> bool:
-    """Whether a server could listen on the loopback port now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
-
-
-def _explain(ports: Sequence[int], held: dict[int, InstanceId], foreign: Sequence[int]) -> str:
-    parts = [f"All {len(ports)} slots ({ports[0]}-{ports[-1]}) are in use:" if ports else "There are no slots:"]
-    if held:
-        parts.append(", ".join(f"{port} by {instance}" for port, instance in sorted(held.items())) + ".")
-    if foreign:
-        parts.append(f"Taken by other programs: {', '.join(map(str, foreign))}.")
-    parts.append("Stop a model, raise SLOT_COUNT, or move SLOT_FIRST_PORT.")
-    return " ".join(parts)

@@ -45,7 +45,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     run. ``arguments`` are extra arguments for ``llama-server``; ``command``, ``env`` and ``health_path`` describe an
     operator's own program, with ``${PORT}`` replaced in command and env. ``upstream_model`` is the name the engine
     knows the model by (None: the id). ``pooling`` empty means the model's own, or the mean where it has none.
-    ``media_bound`` is the most tokens one image or clip can cost (None: by type). ``load_mode`` says how weights get
+    ``media_bound`` is the most tokens one image or clip can cost (None: by type). ``pinned`` models never make room
+    for others, ``idle_unload_s`` is how long this one may be idle (None: the server's setting, 0: for ever),
+    ``memory_mib`` what a ``command`` engine needs. ``load_mode`` says how weights get
     into memory, ``mmproj`` is the projector of a model that sees or hears (None: one that lies beside the weights).
     """
 
@@ -59,6 +61,9 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     instances: _COUNT = 1
     threads: _COUNT | None = None
     preload: bool = False
+    pinned: bool = False
+    idle_unload_s: Annotated[float, msgspec.Meta(ge=0)] | None = None
+    memory_mib: Annotated[int, msgspec.Meta(ge=1)] | None = None
     gpu_layers: Annotated[int, msgspec.Meta(ge=-1)] = -1
     batch: Annotated[int, msgspec.Meta(ge=1)] | None = None
     ubatch: Annotated[int, msgspec.Meta(ge=1)] | None = None

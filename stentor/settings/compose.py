@@ -162,6 +162,7 @@ def _runtime(values: Mapping[str, Any], models: tuple[ModelSpec, ...]) -> Runtim
         default_ctx=values["DEFAULT_CTX"],
         default_threads=values["DEFAULT_THREADS"],
         memory_limit_mb=values["MEMORY_LIMIT_MB"],
+        idle_unload_s=values["IDLE_UNLOAD_S"],
         engine_bin=values["ENGINE_BIN"],
         models=models,
         drain_s=values["DRAIN_S"],

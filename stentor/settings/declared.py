@@ -215,7 +215,12 @@ _MODELS = (
         "Memory that all engines together may plan with.",
         default_text="what the machine has free",
     ),
-    _later("IDLE_UNLOAD_S", number(0, "s"), "Unload a model after so long without a request; 0 never.", default=0.0),
+    Setting(
+        "IDLE_UNLOAD_S",
+        number(0, "s"),
+        "Unload a model after so long without a request, where its table says nothing; 0 never.",
+        default=0.0,
+    ),
     Setting("QUEUE_MAX", integer(0), "Requests that may wait for one model.", default=256),
     Setting("QUEUE_TIMEOUT_S", number(0, "s"), "How long a request may wait.", default=60.0),
     Setting(

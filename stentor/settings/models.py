@@ -43,6 +43,10 @@ MODEL_TEXTS: dict[str, str] = {
     "instances": "Engine processes to run.",
     "threads": "Threads per engine process. `DEFAULT_THREADS` where it is left out.",
     "preload": "Start it with the server, not at the first request.",
+    "pinned": "Never unload it for other models or for being idle.",
+    "idle_unload_s": "Seconds without a request after which it is unloaded; 0 never. `IDLE_UNLOAD_S` where it is left "
+    "out.",
+    "memory_mib": "Memory that one instance of a `command` engine needs, in MiB.",
     "pooling": "Pooling of embeddings: `none`, `mean`, `cls`, `last`, `rank`; the model's own where it is left out.",
     "gpu_layers": "Layers to put on the GPU; -1 leaves it to the engine.",
     "batch": "Largest logical batch, in tokens.",

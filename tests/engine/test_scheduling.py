@@ -181,16 +181,6 @@ async def test_a_taken_port_is_skipped(make_scheduler: Any) -> None:
     await foreign.wait_closed()
 
 
-async def test_refuses_clearly_when_no_slot_is_left(make_scheduler: Any) -> None:
-    scheduler = make_scheduler(fake("one"), fake("two"), slot_count=1)
-    await take(scheduler, "one")
-    with pytest.raises(Refused, match="every engine slot is in use"):
-        await take(scheduler, "two")
-    card = await instance_of(scheduler, "two")
-    assert "by one#1" in card.reason
-    assert "SLOT_COUNT" in card.reason
-
-
 async def test_a_broken_model_does_not_hold_up_the_others(make_scheduler: Any, tmp_path: Path) -> None:
     missing = ModelSpec(id="missing", source=f"file:{tmp_path}/none.gguf", preload=True)
     garbage = tmp_path / "garbage.gguf"

@@ -53,7 +53,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What the launcher is asked for: the model, its port, its weights (None: the engine has its own), its share.
 
     ``ctx`` is tokens per place, ``places`` the number of concurrent requests, ``threads`` CPU threads, ``pooling``
-    empty for the model's own.
+    empty for the model's own; ``projector_on_cpu`` keeps an image or audio projector out of the GPU's memory.
     """
 
     spec: ModelSpec
@@ -63,6 +63,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, kw_only=True):
     places: int
     threads: int
     pooling: Pooling = ""
+    projector_on_cpu: bool = False
 
 
 class Launcher(Protocol):

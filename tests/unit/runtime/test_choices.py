@@ -16,7 +16,16 @@ from stentor.core.ids import InstanceId, KeyId, ModelId
 from stentor.runtime.breaker import Breaker, BreakerPolicy
 from stentor.runtime.gguf import GgufHeader, InvalidGguf, count_kv_elements, read_header
 from stentor.runtime.launchers.base import LaunchRefused, choose_environment
-from stentor.runtime.memory import MIB, choose_pooling, choose_threads, find_free_bytes, plan_context
+from stentor.runtime.memory import (
+    MIB,
+    ContextPlan,
+    Held,
+    choose_free_bytes,
+    choose_pooling,
+    choose_threads,
+    estimate_bytes,
+    plan_memory,
+)
 from stentor.runtime.queue import Waiter, WaitQueue, choose_displaced, choose_next_waiter
 from stentor.runtime.routing import Affinity, choose_instance
 from stentor.runtime.slots import NoSlot, Slots, choose_port
@@ -134,10 +143,18 @@ def test_memory_is_planned_as_long_as_a_port_is_held() -> None:
 
 
 def test_engines_share_the_memory_limit() -> None:
-    assert find_free_bytes(64, 0) == 64 * MIB
-    assert find_free_bytes(64, 40 * MIB) == 24 * MIB
-    assert find_free_bytes(64, 65 * MIB) == 0
-    assert find_free_bytes(None, 1 << 60) > 0
+    assert choose_free_bytes(64 * MIB, 1 << 40, []) == 64 * MIB
+    assert choose_free_bytes(64 * MIB, 1 << 40, [Held(40 * MIB)]) == 24 * MIB
+    assert choose_free_bytes(64 * MIB, 1 << 40, [Held(40 * MIB), Held(25 * MIB)]) == 0
+    # More in use than was planned counts as well.
+    assert choose_free_bytes(64 * MIB, 1 << 40, [Held(40 * MIB, 50 * MIB)]) == 14 * MIB
+
+
+def test_memory_that_an_engine_will_still_use_is_not_free() -> None:
+    assert choose_free_bytes(None, 100 * MIB, [Held(30 * MIB, 10 * MIB, 10 * MIB)]) == 80 * MIB
+    # Weights mapped from a file look available to the system.
+    assert choose_free_bytes(None, 100 * MIB, [Held(30 * MIB, 30 * MIB, 5 * MIB)]) == 75 * MIB
+    assert choose_free_bytes(None, 100 * MIB, [Held(5 * MIB, 9 * MIB, 9 * MIB)]) == 100 * MIB
 
 
 def policy(**fields: Any) -> BreakerPolicy:
@@ -190,25 +207,43 @@ def spec(**fields: Any) -> ModelSpec:
     return ModelSpec(**{"id": "m", "source": "file:/m.gguf", **fields})
 
 
+def plan(size_mib: int | None, *, ctx: int = 4096, **fields: Any) -> tuple[ContextPlan, ...]:
+    asked = spec(**fields)
+    budget_bytes = None if size_mib is None else size_mib * MIB
+    return plan_memory(asked, ctx, budget_bytes, lambda tokens, places: estimate_bytes(header(), asked, tokens, places))
+
+
 def test_places_are_given_up_before_tokens() -> None:
     # One place: 4096 tokens × 256 numbers × 2 bytes = 2 MiB; fixed: 100 + 256 MiB.
-    assert plan_context(header(), spec(), 4096, 1000 * MIB).places == 4
-    plan = plan_context(header(), spec(), 4096, 361 * MIB)
-    assert (plan.places, plan.ctx, plan.needed_bytes) == (2, 4096, 360 * MIB)
-    with pytest.raises(LaunchRefused, match="needs 358 MiB for one request of 4096 tokens; 357 MiB are free"):
-        plan_context(header(), spec(), 4096, 357 * MIB)
+    assert [(each.ctx, each.places) for each in plan(1000)] == [(4096, 4), (4096, 3), (4096, 2), (4096, 1)]
+    assert plan(361)[0] == ContextPlan(4096, 2, 360 * MIB)
+    with pytest.raises(LaunchRefused, match="needs 358 MiB for one request of 4096 tokens; 357 MiB can be had"):
+        plan_memory(spec(ctx=4096), 4096, 357 * MIB, lambda _ctx, places: (356 + 2 * places) * MIB)
 
 
-def test_context_is_capped_by_training_and_unbounded_memory_is_not_asked() -> None:
-    plan = plan_context(header(), spec(parallel=9), 100_000, None)
-    assert (plan.ctx, plan.places) == (4096, 9)
-    assert plan_context(header(trained_ctx=0), spec(), 100_000, None).ctx == 100_000
+def test_only_a_context_that_nobody_asked_for_shrinks() -> None:
+    assert plan(357)[0].ctx == 2048
+    with pytest.raises(LaunchRefused, match="take a smaller model"):
+        plan(300)
+
+
+def test_memory_is_not_looked_at_without_a_budget() -> None:
+    assert plan(None, ctx=100_000, parallel=9) == (ContextPlan(100_000, 9, 0),)
 
 
 def test_a_smaller_cache_type_holds_more_places() -> None:
-    free = 359 * MIB
-    assert plan_context(header(), spec(), 4096, free).places == 1
-    assert plan_context(header(), spec(cache_type_k="q8_0", cache_type_v="q8_0"), 4096, free).places == 2
+    assert plan(359)[0].places == 1
+    assert plan(359, cache_type_k="q8_0", cache_type_v="q8_0")[0].places == 2
+
+
+@given(st.integers(1, 1024), st.integers(300, 3000))
+def test_plans_fit_and_get_smaller(parallel: int, size_mib: int) -> None:
+    with contextlib.suppress(LaunchRefused):
+        plans = plan(size_mib, parallel=parallel)
+        assert all(each.needed_bytes <= size_mib * MIB for each in plans)
+        assert [each.places for each in plans] == sorted({each.places for each in plans}, reverse=True)
+        assert plans[-1].places == 1
+        assert len(plans) <= 34
 
 
 def test_pooling_is_the_mean_where_nobody_says() -> None:
