@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import msgspec
 
+from stentor.runtime.settings import RuntimeSettings
+
 
 class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     """Pauses grow from ``first_s`` to ``max_s``; ``failures`` within ``window_s`` open the breaker for ``open_s``,
@@ -17,6 +19,17 @@ class BreakerPolicy(msgspec.Struct, frozen=True, kw_only=True):
     window_s: float = 300.0
     open_s: float = 60.0
     open_max_s: float = 900.0
+
+
+def choose_policy(settings: RuntimeSettings) -> BreakerPolicy:
+    """What the operator set."""
+    return BreakerPolicy(
+        first_s=settings.backoff_first_s,
+        max_s=settings.backoff_max_s,
+        failures=settings.breaker_failures,
+        window_s=settings.breaker_window_s,
+        open_s=settings.breaker_open_s,
+    )
 
 
 class Breaker:

@@ -18,7 +18,7 @@ from stentor.core.clock import Clock
 from stentor.core.errors import StentorError
 from stentor.core.ids import InstanceId
 from stentor.core.scheduler import InstanceState
-from stentor.runtime.breaker import Breaker, BreakerPolicy
+from stentor.runtime.breaker import Breaker, choose_policy
 from stentor.runtime.child import LOG_LINES, describe_exit
 from stentor.runtime.failure import NoRoom, StartFailed, is_out_of_memory
 from stentor.runtime.host import EngineChild, Host
@@ -61,14 +61,6 @@ class EngineProcess:
         prepare: Callable[[TakeRoom], Awaitable[Launch]],
         on_change: Callable[["EngineProcess"], None],
     ) -> None:
-        settings = parts.settings
-        policy = BreakerPolicy(
-            first_s=settings.backoff_first_s,
-            max_s=settings.backoff_max_s,
-            failures=settings.breaker_failures,
-            window_s=settings.breaker_window_s,
-            open_s=settings.breaker_open_s,
-        )
         self.instance = instance
         self.spec = spec
         self.state: InstanceState = "stopped"
@@ -86,7 +78,7 @@ class EngineProcess:
         self.pause_s = 0.0
         self.retry_at_s = 0.0
         self.log_tail = LogTail(LOG_LINES)
-        self.breaker = Breaker(policy, random.random)
+        self.breaker = Breaker(choose_policy(parts.settings), random.random)
         self.has_room = False
         self.load_s = 0.0
         self.reported_bytes = 0
