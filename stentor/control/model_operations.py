@@ -69,7 +69,7 @@ class ModelOperations:
         if path is not None:
             fields["source"] = f"file:{await self._resolve(path, 'path')}"
         else:
-            _check_remote_source(fields["source"])
+            _check_source(fields["source"], task)
         if mmproj is not None:
             fields["mmproj"] = str(await self._resolve(mmproj, "mmproj"))
         fields.setdefault("id", id_from_source(fields["source"]))
@@ -85,7 +85,7 @@ class ModelOperations:
         if "id" in fields:
             raise Refused("invalid_request", "A model's id can't change; give it an alias.", param="id")
         if fields.get("source") is not None:
-            _check_remote_source(fields["source"])
+            _check_source(fields["source"], task)
         if "path" in fields:
             fields["source"] = f"file:{await self._resolve(fields.pop('path'), 'path')}"
         if fields.get("mmproj") is not None:
@@ -157,7 +157,7 @@ class ModelOperations:
         if bool(ask.source) == bool(ask.repo_id):
             raise Refused("invalid_request", "Name either a source or a repo_id.", param="source")
         source = ask.source or str(HubSource(ask.repo_id, ask.revision, ask.quant, ask.filename))
-        _check_remote_source(source)
+        _check_source(source, task)
         return _describe_job(self._downloads.start(source))
 
     async def list_downloads(self, task: Task) -> Row:
@@ -201,18 +201,18 @@ def _read_object(body: Any) -> dict[str, Any]:
     return read_body(body, dict[str, Any])
 
 
-def _check_remote_source(source: Any) -> None:
-    """API callers name no files by ``file:``. Raises Refused."""
+def _check_source(source: Any, task: Task) -> None:
+    """Only the operator, on the server's own socket, names files by ``file:``. Raises Refused."""
     if not isinstance(source, str):
         raise Refused("invalid_request", "'source' must be a text.", param="source")
     try:
         parsed = parse_source(source)
     except SourceError as error:
         raise Refused("invalid_request", str(error), param="source") from None
-    if isinstance(parsed, FileSource):
+    if isinstance(parsed, FileSource) and task.origin != "cli":
         raise Refused(
             "invalid_request",
-            "file: sources stand in the settings file only; name a file of the model folders by its path.",
+            "file: sources are the operator's; name a file of the model folders by its path.",
             param="source",
         )
 

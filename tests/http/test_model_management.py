@@ -194,7 +194,7 @@ def test_a_file_in_a_model_folder_is_named_by_its_relative_path(gate: Gate, fold
         ({"path": 7}, "must be a text"),
         ({}, "either a source or a path"),
         ({"source": "hf:a/b", "path": "x"}, "either a source or a path"),
-        ({"source": "file:/etc/passwd"}, "file: sources stand in the settings file"),
+        ({"source": "file:/etc/passwd"}, "file: sources are the operator's"),
         ({"source": "http://x/y.gguf"}, "not understood"),
         ({"source": "hf:a/b", "arguments": ["--x"]}, "'arguments' can only be set in the settings file"),
         ({"source": "hf:a/b", "env": {"A": "b"}}, "'env' can only be set in the settings file"),
