@@ -1,14 +1,9 @@
 """A gateway put together: the same parts in the one process of a small server and in each worker of a larger one."""
 
 import asyncio
-import contextlib
 import gc
-import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
-import uvicorn
-
-from stentor.app.protocol import Protocol
 from stentor.core.books import Books
 from stentor.core.scheduler import Scheduler
 from stentor.egress.engines import EngineClient, EngineSettings
@@ -31,7 +26,6 @@ from stentor.telemetry.logs import Log
 from stentor.telemetry.trace import Tracer
 from stentor.version import VERSION
 
-KEEP_ALIVE_S = 75
 STOP_S = 5.0
 
 
@@ -84,7 +78,7 @@ class GatewayParts:
         *,
         operator_socket: bool = False,
     ) -> Gateway:
-        """The ASGI application; ``operators`` are the handlers of the managed routes, ``operate`` asks one of them."""
+        """The application; ``operators`` are the handlers of the managed routes, ``operate`` asks one of them."""
         public = PublicEndpoints(self._books, self._scheduler, render_metrics, VERSION)
         handlers: dict[str, Handler] = {
             **self._handlers,
@@ -113,45 +107,6 @@ class GatewayParts:
         await self._passage.close()
         await self.engines.close()
         await asyncio.to_thread(self._tracer.close)
-
-
-class HttpServer(uvicorn.Server):
-    """uvicorn on a socket of ours, leaving signals to us."""
-
-    def __init__(self, app: Gateway) -> None:
-        config = uvicorn.Config(
-            app,
-            loop="none",
-            http=Protocol,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-        )
-        super().__init__(config)
-        self._task: asyncio.Task[None] | None = None
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Signals belong to whoever runs this server."""
-        yield
-
-    def begin(self, sock: socket.socket) -> None:
-        """Serve the listening socket from now on."""
-        self._task = asyncio.create_task(self.serve(sockets=[sock]), name="http")
-
-    async def end(self) -> None:
-        """Take no more connections, end the idle ones, wait shortly for the rest: running requests were drained."""
-        self.should_exit = True
-        if self._task is None:
-            return
-        # uvicorn's own limit would count from the first sign of the end, and so cut the drain time short.
-        await asyncio.wait([self._task], timeout=STOP_S)
-        self.force_exit = True
-        await self._task
 
 
 def tune_collector() -> None:

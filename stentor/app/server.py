@@ -14,7 +14,7 @@ import msgspec
 import uvloop
 
 from stentor.app.authority import Authority
-from stentor.app.gateway import GatewayParts, HttpServer, tune_collector
+from stentor.app.gateway import GatewayParts, tune_collector
 from stentor.app.hello import WorkerHello
 from stentor.control.desk import Desk
 from stentor.control.first_run import ADMIN
@@ -25,6 +25,7 @@ from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.http.admin.handlers import AdminEndpoints
 from stentor.http.gateway import HttpSettings
 from stentor.http.loopback import call_app
+from stentor.http.server import HttpServer
 from stentor.settings import Settings
 from stentor.settings.checks import is_loopback
 from stentor.store.database import Database
@@ -142,7 +143,7 @@ class _Server:
         self._operators = AdminEndpoints(authority.operations).handlers()
         self._operator_app = gateway.app(self._operators, authority.render_metrics, self._operate, operator_socket=True)
         server = HttpServer(self._operator_app)
-        server.begin(_listen_unix(path))
+        await server.begin(_listen_unix(path))
         stack.callback(path.unlink, missing_ok=True)
         stack.push_async_callback(server.end)
 
@@ -156,10 +157,10 @@ class _Server:
         settings = self._settings
         if settings.gateway_workers == 1:
             server = HttpServer(gateway.app(self._operators, authority.render_metrics, self._operate))
-            server.begin(first_socket)
+            await server.begin(first_socket)
 
             async def end_alone(drain_s: float) -> None:
-                server.should_exit = True
+                server.stop_accepting()
                 await gateway.drain(drain_s)
                 await server.end()
 

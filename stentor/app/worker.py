@@ -13,16 +13,18 @@ import sys
 import msgspec
 import uvloop
 
-from stentor.app.gateway import GatewayParts, HttpServer, tune_collector
+from stentor.app.gateway import GatewayParts, tune_collector
 from stentor.app.hello import WorkerHello
 from stentor.control.client import AuthorityClient
 from stentor.core.errors import StentorError
 from stentor.http.forward import OperatorForward
+from stentor.http.server import STOP_S, HttpServer
 from stentor.telemetry.logs import Log, route_crashes, route_stdlib
 from stentor.telemetry.trace import open_tracer
 from stentor.version import VERSION
 
 LOST_EXIT_S = 1.5
+LOST_FLUSH_S = 0.1
 
 
 def main(argv: list[str]) -> int:
@@ -52,18 +54,17 @@ async def _serve(line: socket.socket, listening: socket.socket) -> int:
     parts = GatewayParts(hello.http, authority, authority, hello.pepper, tracer, log)
     forward = OperatorForward(authority)
     server = HttpServer(parts.app(forward.handlers(), forward.render_metrics, authority.operate))
-    server.begin(listening)
+    await server.begin(listening)
     tune_collector()
     authority.tell_ready()
     drain_s = await _wait_for_end(authority, parts)
     if drain_s is not None:
-        server.should_exit = True
+        server.stop_accepting()
         await parts.drain(drain_s)
     if authority.is_lost:
         # Without books nothing may be finished: what the client has is all it gets. A reader that stalls is left.
         await parts.calls.wait_idle(LOST_EXIT_S)
-        server.force_exit = True
-    await server.end()
+    await server.end(LOST_FLUSH_S if authority.is_lost else STOP_S)
     await parts.close()
     authority.hang_up()
     log.close()

@@ -36,15 +36,14 @@ class OperatorForward:
 
     async def _forward(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         body = await connection.read_body(OPERATOR_BODY_MAX)
-        scope = connection.scope
-        client = scope.get("client")
+        exchange = connection.exchange
         call = OperatorCall(
-            scope["method"],
-            scope["path"],
-            scope["query_string"],
+            exchange.method,
+            exchange.path,
+            exchange.query,
             body,
             principal,
-            str(client[0]) if client else "",
+            exchange.address or "",
             (connection.header(b"accept") or b"").decode("latin-1"),
         )
         answer = await self._authority.operate(call)

@@ -1,4 +1,4 @@
-"""The ASGI application: one dispatch over the surface, with every refusal answered in its surface's envelope.
+"""The application: one dispatch over the surface, with every refusal answered in its surface's envelope.
 
 For each request: the host is checked, the route found, the caller authenticated as the route demands, the handler
 called. The server's own Unix socket carries no key: whoever may open it is the operator.
@@ -15,8 +15,9 @@ from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ProjectId, TierId, UserId
 from stentor.core.principal import SCOPES, Principal
 from stentor.http.auth import Authenticator, check_scope
-from stentor.http.connection import ClientGone, Connection, Receive, Scope, Send
+from stentor.http.connection import Connection
 from stentor.http.errors import Envelope, envelope_of, status_of
+from stentor.http.exchange import ClientGone, Exchange
 from stentor.http.guard import Cors, HostGuard
 from stentor.http.route import Route
 from stentor.http.surface import SURFACE
@@ -71,20 +72,19 @@ class Gateway:
             else:
                 self._exact[route.method, route.path] = bound
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI 3, ``http`` alone."""
-        if scope["type"] != "http":
-            return
-        connection = Connection(scope, receive, self._cors.wrap(scope, send), self._loop)
+    async def __call__(self, exchange: Exchange) -> None:
+        """Answer one request."""
+        connection = Connection(exchange, self._loop)
+        self._cors.mark(exchange)
         envelope: Envelope | None = None
         principal = ANONYMOUS
         try:
             if self._hosts is not None:
                 self._hosts.check(connection.header(b"host"))
-            if self._cors.is_preflight(scope):
+            if self._cors.is_preflight(exchange):
                 await connection.respond(204, self._cors.preflight_headers(), b"")
                 return
-            bound, params = self._find(scope["method"], scope["path"])
+            bound, params = self._find(exchange.method, exchange.path)
             envelope = bound.route.envelope
             principal = await self._admit(bound.route, connection)
             await bound.handler(connection, principal, params)
@@ -101,20 +101,20 @@ class Gateway:
     async def _refuse(
         self, connection: Connection, refusal: Refused, envelope: Envelope | None, principal: Principal
     ) -> None:
-        scope = connection.scope
-        envelope = envelope or envelope_of(scope["path"])
+        exchange = connection.exchange
+        envelope = envelope or envelope_of(exchange.path)
         status = status_of(refusal, envelope)
         self._log.event(
             "request_refused",
             level="warning" if status >= 500 else "info",
             request_id=connection.request_id,
-            path=scope["path"],
-            method=scope["method"],
+            path=exchange.path,
+            method=exchange.method,
             status=status,
             code=refusal.code,
             # Whoever is known is named; of strangers only the address tells a guesser from a misspelt key.
             key_id=principal.key_id or None,
-            client=None if principal.key_id else _address(scope),
+            client=None if principal.key_id else exchange.address,
         )
         if connection.started:
             await connection.fail_stream(refusal)
@@ -146,9 +146,9 @@ class Gateway:
         if route.access == "public":
             return ANONYMOUS
         if self._operator_socket:
-            caller: Principal | None = connection.scope.get("stentor.caller")
+            caller = connection.exchange.caller
             return OPERATOR if caller is None else caller
-        if route.access == "metrics" and self._open_metrics and _from_loopback(connection.scope):
+        if route.access == "metrics" and self._open_metrics and _from_loopback(connection.exchange.address):
             return ANONYMOUS
         principal = await self._authenticator.authenticate(connection.headers)
         check_scope(principal, route.scope, route.path)
@@ -165,11 +165,5 @@ def _defect() -> Refused:
     return Refused("internal_error", "The server failed on this request. The log has more under its x-request-id.")
 
 
-def _address(scope: Scope) -> str | None:
-    client = scope.get("client")
-    return None if client is None else str(client[0])
-
-
-def _from_loopback(scope: Scope) -> bool:
-    address = _address(scope)
+def _from_loopback(address: str | None) -> bool:
     return address is not None and (address.startswith("127.") or address == "::1")

@@ -5,7 +5,7 @@ import socket
 from collections.abc import Sequence
 
 from stentor.core.errors import Refused
-from stentor.http.connection import Headers, Message, Scope, Send
+from stentor.http.exchange import Exchange, Headers
 
 _METHODS = b"GET, POST, PUT, PATCH, DELETE, OPTIONS"
 _HEADERS = b"Authorization, X-API-Key, Content-Type, If-None-Match"
@@ -66,20 +66,12 @@ class Cors:
     def __init__(self, origins: Sequence[str]) -> None:
         self._origins = frozenset(origin.rstrip("/") for origin in origins)
 
-    def _allowed(self, scope: Scope) -> bytes | None:
-        for name, value in scope["headers"]:
-            if name == b"origin":
-                if "*" in self._origins:
-                    return b"*"
-                return value if value.decode("latin-1") in self._origins else None
-        return None
-
-    def is_preflight(self, scope: Scope) -> bool:
+    def is_preflight(self, exchange: Exchange) -> bool:
         """Whether this is a browser's question before a cross-origin request."""
         return (
-            scope["method"] == "OPTIONS"
+            exchange.method == "OPTIONS"
             and bool(self._origins)
-            and any(name == b"access-control-request-method" for name, _ in scope["headers"])
+            and any(name == b"access-control-request-method" for name, _ in exchange.headers)
         )
 
     def preflight_headers(self) -> Headers:
@@ -90,22 +82,22 @@ class Cors:
             (b"access-control-max-age", b"600"),
         ]
 
-    def wrap(self, scope: Scope, send: Send) -> Send:
-        """``send`` that adds the origin's headers, or ``send`` itself where there is nothing to add."""
+    def mark(self, exchange: Exchange) -> None:
+        """Have the origin's headers added to whatever is answered, if the origin may read it."""
         if not self._origins:
-            return send
-        origin = self._allowed(scope)
-        if origin is None:
-            return send
+            return
+        origin = self._allowed(exchange)
+        if origin is not None:
+            exchange.more_headers += [
+                (b"access-control-allow-origin", origin),
+                (b"access-control-expose-headers", _EXPOSED),
+                (b"vary", b"Origin"),
+            ]
 
-        async def send_with_origin(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [
-                    *message["headers"],
-                    (b"access-control-allow-origin", origin),
-                    (b"access-control-expose-headers", _EXPOSED),
-                    (b"vary", b"Origin"),
-                ]
-            await send(message)
-
-        return send_with_origin
+    def _allowed(self, exchange: Exchange) -> bytes | None:
+        for name, value in exchange.headers:
+            if name == b"origin":
+                if "*" in self._origins:
+                    return b"*"
+                return value if value.decode("latin-1") in self._origins else None
+        return None

@@ -12,7 +12,8 @@ from stentor.core.errors import Refused
 from stentor.core.principal import Principal
 from stentor.core.scheduler import Scheduler
 from stentor.egress.passage import EnginePassage, PassageFailed
-from stentor.http.connection import ClientGone, Connection
+from stentor.http.connection import Connection
+from stentor.http.exchange import ClientGone
 from stentor.http.gateway import Params
 from stentor.http.open_streams import OpenStreams
 from stentor.telemetry.logs import Log
@@ -53,15 +54,14 @@ class EnginePassageEndpoints:
             )
         if self._running >= AT_ONCE:
             raise Refused("overloaded", f"{AT_ONCE} requests are being passed on already.", retry_after_s=1.0)
-        scope = connection.scope
-        query = scope["query_string"].decode("latin-1")
+        query = connection.exchange.query.decode("latin-1")
         url = f"{door.url}/{path}" + (f"?{query}" if query else "")
         self._log.event(
             "upstream_passed",
             request_id=connection.request_id,
             key_id=principal.key_id,
             instance=params["instance"],
-            method=scope["method"],
+            method=connection.exchange.method,
             path=f"/{path}",
         )
         self._running += 1
@@ -71,7 +71,6 @@ class EnginePassageEndpoints:
             self._running -= 1
 
     async def _relay(self, connection: Connection, url: str, token: str) -> None:
-        scope = connection.scope
         headers = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in connection.headers
@@ -84,7 +83,7 @@ class EnginePassageEndpoints:
             await connection.read_body(0)
         chunks = None if body is None else body.chunks()
         try:
-            async with self._passage.send(scope["method"], url, headers, chunks) as answer:
+            async with self._passage.send(connection.exchange.method, url, headers, chunks) as answer:
                 back = [
                     (name.lower().encode("latin-1"), value.encode("latin-1"))
                     for name, value in answer.headers.items()

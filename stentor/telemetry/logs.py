@@ -42,16 +42,7 @@ FIELDS = frozenset({
 
 _NUMBERS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _COLOURS = {"debug": "\x1b[2m", "info": "\x1b[36m", "warning": "\x1b[33m", "error": "\x1b[31m"}
-_LIBRARIES = (
-    "uvicorn",
-    "uvicorn.error",
-    "uvicorn.access",
-    "uvicorn.asgi",
-    "aiohttp",
-    "asyncio",
-    "alembic",
-    "sqlalchemy",
-)
+_LIBRARIES = ("aiohttp", "asyncio", "alembic", "sqlalchemy")
 _CLOSE_S = 1.0
 _Line = tuple[float, Level, str, dict[str, Value]]
 
@@ -199,8 +190,7 @@ class StdlibHandler(logging.Handler):
 def route_stdlib(log: Log) -> Callable[[], None]:
     """Send everything that goes through ``logging`` and ``warnings`` to ``log``; the returned function undoes it.
 
-    Libraries speak from ``warning`` up: their chatter below that is theirs, and uvicorn's access log would repeat our
-    own ``request_closed``. Start uvicorn with ``log_config=None``, else it puts handlers of its own back.
+    Libraries speak from ``warning`` up: their chatter below that is theirs.
     """
     root = logging.getLogger()
     handler = StdlibHandler(log)

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 GGUF = b"GGUF" + bytes(2000)
-HEAVY = ("sqlalchemy", "alembic", "aiohttp", "starlette", "uvicorn", "rich.table", "xllamacpp", "cryptography", "numpy")
+HEAVY = ("sqlalchemy", "alembic", "aiohttp", "starlette", "rich.table", "xllamacpp", "cryptography", "numpy")
 
 
 @pytest.fixture

@@ -3,35 +3,32 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
-from stentor.app import protocol
-from stentor.app.gateway import HttpServer
 from stentor.control.workers import bind, start_listening
+from stentor.http import server as server_module
+from stentor.http.exchange import Exchange
+from stentor.http.server import HttpServer
 from tests.http.harness import Gate
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: localhost\r\n"
 
 
-async def application(scope: Any, receive: Any, send: Any) -> None:
+async def application(exchange: Exchange) -> None:
     """Answers after a moment."""
     await asyncio.sleep(0.3)
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-    await send({"type": "http.response.body", "body": b"ok"})
+    exchange.respond(200, [], b"ok")
 
 
 @pytest.fixture
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     """A server with little patience for heads."""
-    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
-    server = HttpServer(application)  # type: ignore[arg-type]
+    monkeypatch.setattr(server_module, "HEAD_TIMEOUT_S", 0.2)
+    server = HttpServer(application)
     sock = start_listening(bind("127.0.0.1", 0, shared=False))
     port = sock.getsockname()[1]
-    server.begin(sock)
-    while not server.started:
-        await asyncio.sleep(0.01)
+    await server.begin(sock)
     yield port
     await server.end()
 

@@ -14,7 +14,7 @@ import pytest
 from stentor.accounting.settings import AccountingSettings
 from stentor.accounting.usage import UsageEvent, UsageFilter
 from stentor.app import gateway as app_gateway
-from stentor.app.gateway import GatewayParts, HttpServer
+from stentor.app.gateway import GatewayParts
 from stentor.audit.log import Actor
 from stentor.control.books import LocalBooks
 from stentor.control.management import Management
@@ -29,6 +29,7 @@ from stentor.flows import attempt as attempt_module
 from stentor.http import connection as connection_module
 from stentor.http.connection import Connection
 from stentor.http.gateway import HttpSettings
+from stentor.http.server import HttpServer
 from stentor.http.surface import SURFACE
 from stentor.runtime.place import Place
 from stentor.runtime.spec import ServedModel
@@ -157,7 +158,7 @@ async def here(tmp_path: Path, engine: EngineProcess, monkeypatch: pytest.Monkey
     sock = start_listening(bind("127.0.0.1", 0, shared=False))
     here = Here(parts, books, places, management)
     here.port = sock.getsockname()[1]
-    server.begin(sock)
+    await server.begin(sock)
     await management.add_user(TESTER, UserAsk("ann", tier="admin"))
     here.key = (await management.add_key(TESTER, KeyAsk("ann"))).key
     yield here

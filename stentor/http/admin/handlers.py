@@ -52,9 +52,8 @@ async def _read(connection: Connection, principal: Principal, params: Params) ->
         body = msgspec.json.decode(raw) if raw else None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Refused("invalid_request", f"The body is not valid JSON: {error}.") from None
-    query = dict(parse_qsl(connection.scope["query_string"].decode("latin-1")))
-    client = connection.scope.get("client")
-    address = str(client[0]) if client else ""
+    query = dict(parse_qsl(connection.exchange.query.decode("latin-1")))
+    address = connection.exchange.address or ""
     if principal.key_id == OPERATOR.key_id:
         return Task("operator", "cli", query, body, params, address=address)
     return Task(principal.key_id, "api", query, body, params, principal.key_id, principal.user_id, address=address)
