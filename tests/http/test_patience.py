@@ -23,6 +23,7 @@ from stentor.control.workers import bind, start_listening
 from stentor.core.clock import SystemClock
 from stentor.core.errors import Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
+from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.core.scheduler import InstanceCard, ModelCard
 from stentor.egress.engines import EngineSettings
 from stentor.flows import attempt as attempt_module
@@ -142,6 +143,10 @@ async def no_metrics() -> bytes:
     return b""
 
 
+async def no_operations(call: OperatorCall) -> OperatorAnswer:
+    raise AssertionError("not part of these tests")
+
+
 @pytest.fixture
 async def here(tmp_path: Path, engine: EngineProcess, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Here]:
     monkeypatch.setattr(app_gateway, "EngineSettings", lambda: EngineSettings(stall_s=0.5))
@@ -153,8 +158,8 @@ async def here(tmp_path: Path, engine: EngineProcess, monkeypatch: pytest.Monkey
     books = await LocalBooks.start(database, places, AccountingSettings(), clock)
     management = Management(database, books, keyring, clock)
     parts = GatewayParts(HttpSettings(), books, places, keyring.pepper(), NoTracer(), log)
-    handlers = {route.handler: no_handler for route in SURFACE if route.access == "admin"}
-    server = HttpServer(parts.app(handlers, no_metrics))
+    handlers = {route.handler: no_handler for route in SURFACE if route.managed}
+    server = HttpServer(parts.app(handlers, no_metrics, no_operations))
     sock = start_listening(bind("127.0.0.1", 0, shared=False))
     here = Here(parts, books, places, management)
     here.port = sock.getsockname()[1]
