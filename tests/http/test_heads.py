@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from stentor.control.workers import bind, start_listening
-from stentor.http import server as server_module
+from stentor.http import protocol
 from stentor.http.exchange import Exchange
 from stentor.http.server import HttpServer
 from tests.http.harness import Gate
@@ -24,7 +24,7 @@ async def application(exchange: Exchange) -> None:
 @pytest.fixture
 async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     """A server with little patience for heads."""
-    monkeypatch.setattr(server_module, "HEAD_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(protocol, "HEAD_TIMEOUT_S", 0.2)
     server = HttpServer(application)
     sock = start_listening(bind("127.0.0.1", 0, shared=False))
     port = sock.getsockname()[1]

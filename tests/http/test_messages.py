@@ -317,10 +317,11 @@ def test_poverty_has_a_type_of_its_own(each):
 
 
 def test_a_full_queue_is_an_overload(client, each):
-    hanging = [
-        each.send(ask(script({"hang": True}), model="narrow", stream=True), path=PATH, key=each.make_key()["key"])
-        for _ in range(5)
-    ]
+    def hang():
+        ask_to_hang = ask(script({"hang": True}), model="narrow", stream=True)
+        return each.send(ask_to_hang, path=PATH, key=each.make_key()["key"])
+
+    hanging = [hang() for _ in range(5)]
     try:
         each_full = None
         while each_full is None:
@@ -329,7 +330,7 @@ def test_a_full_queue_is_an_overload(client, each):
             except anthropic.OverloadedError as error:
                 each_full = error
             except anthropic.APITimeoutError:
-                continue
+                hanging.append(hang())  # one of them was refused while an earlier test's request was still there
         assert (each_full.status_code, each_full.body["error"]["type"]) == (529, "overloaded_error")
         assert int(each_full.response.headers["retry-after"]) >= 1
     finally:
