@@ -21,7 +21,8 @@ writes one. Any other text is answered with a short sentence. ``do`` is a list o
 
 Beside ``do``:
 
-``usage``        {"prompt_tokens", "cached_tokens", "completion_tokens"}: overrides; false: no usage and no timings
+``usage``        {"prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens"}: overrides; false: no usage
+                 and no timings
 ``finish``       the finish_reason; false: no finish frame
 ``done``         false: no ``[DONE]``
 ``status``       answer with this status and ``body`` (default: llama-server's error object with ``message``, ``type``)
@@ -619,7 +620,10 @@ class Answer:
         cached = int(known.get("cached_tokens", 0))
         details = {"cached_tokens": cached}
         counts = {"completion_tokens": output, "prompt_tokens": prompt, "total_tokens": prompt + output}
-        return counts | {"prompt_tokens_details": details}
+        counts["prompt_tokens_details"] = details
+        if "reasoning_tokens" in known:
+            counts["completion_tokens_details"] = {"reasoning_tokens": int(known["reasoning_tokens"])}
+        return counts
 
     def timings(self) -> Json:
         return {} if self.how.get("usage") is False else {"timings": self.measures()["timings"]}

@@ -229,12 +229,15 @@ def _without_usage(data: bytes) -> bytes:
 
 def wire_usage(usage: Usage) -> dict[str, Any]:
     """``usage`` as the OpenAI API has it."""
-    return {
+    known: dict[str, Any] = {
         "completion_tokens": usage.output_tokens,
         "prompt_tokens": usage.input_tokens,
         "total_tokens": usage.input_tokens + usage.output_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+    if usage.reasoning_tokens:
+        known["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning_tokens}
+    return known
 
 
 def usage_frame(finish_frame: bytes, usage: Usage) -> bytes:

@@ -72,13 +72,20 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int = 0
 
 
-class CompletionUsage(msgspec.Struct):
+class CompletionTokensDetails(msgspec.Struct):
+    """Part of ``completion_tokens`` that were thoughts, where the engine says so."""
+
+    reasoning_tokens: int = 0
+
+
+class CompletionUsage(msgspec.Struct, omit_defaults=True):
     """What the answer used, exactly as it was booked."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class AnswerMessage(msgspec.Struct, omit_defaults=True):

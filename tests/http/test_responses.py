@@ -56,7 +56,7 @@ def test_a_whole_answer_and_its_price(client, each):
 
 
 def test_it_costs_what_the_chat_costs(each):
-    text = script({"tokens": 9}, usage={"prompt_tokens": 50, "cached_tokens": 20})
+    text = script({"tokens": 9}, usage={"prompt_tokens": 50, "cached_tokens": 20, "reasoning_tokens": 4})
     chat = each.event(each.chat(text).request_id)
     for stream in (False, True):
         answer = each.ask("POST", PATH, ask(text, stream=stream))
@@ -68,6 +68,7 @@ def test_it_costs_what_the_chat_costs(each):
         assert whole["usage"]["input_tokens_details"]["cached_tokens"] == 20
         assert whole["usage"]["output_tokens"] == 9
         assert whole["usage"]["total_tokens"] == 59
+        assert whole["usage"]["output_tokens_details"]["reasoning_tokens"] == event["reasoning_tokens"] == 4
 
 
 def test_every_event_of_a_text(each):
