@@ -3,6 +3,7 @@
 A file beside the list of engines, not a table: it is a fact about one machine, and several may share a database.
 """
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -23,35 +24,40 @@ class Desired:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._models: dict[ModelId, DesiredModel] = {}
+        self._saving = asyncio.Lock()
         try:
             entries = msgspec.json.decode(path.read_bytes(), type=list[DesiredModel])
         except (OSError, msgspec.DecodeError):
             # A lost list must not keep the server down: models come up on demand.
             entries = []
-        self._models = {entry.model: entry for entry in entries}
+        self._models: dict[ModelId, DesiredModel] = {entry.model: entry for entry in entries}
 
     def list_models(self) -> list[DesiredModel]:
         """Everything that shall run, in order."""
         return list(self._models.values())
 
-    def put(self, model: ModelId, instances: int) -> None:
+    async def put(self, model: ModelId, instances: int) -> None:
         """Want a model; the file is safe on disk on return. Raises OSError."""
         entry = DesiredModel(model, instances)
         if self._models.get(model) != entry:
             self._models[model] = entry
-            self._save()
+            await self._save()
 
-    def drop(self, model: ModelId) -> None:
+    async def drop(self, model: ModelId) -> None:
         """Want a model no more. Raises OSError."""
         if self._models.pop(model, None) is not None:
-            self._save()
+            await self._save()
 
-    def _save(self) -> None:
+    async def _save(self) -> None:
+        # In a thread, as disks take their time; one at a time, and each writes what is wanted by then.
+        async with self._saving:
+            await asyncio.to_thread(self._write, msgspec.json.format(msgspec.json.encode(self.list_models())))
+
+    def _write(self, data: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         fresh = self._path.with_suffix(".new")
         with fresh.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(self.list_models())))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         fresh.replace(self._path)

@@ -181,9 +181,11 @@ class Room:
         """An instance came up after so long."""
         tenant = self._tenants.get(instance)
         if tenant is not None:
+            is_new = self._sizes.load_s(tenant.model) == 0.0
             self._sizes.note_load(tenant.model, load_s)
             self.note_use(tenant)
-            self._sizes.save()
+            if is_new:
+                self._sizes.save()
 
     def note_use(self, tenant: Tenant) -> None:
         """Look how much memory an instance has in use, and remember it."""

@@ -163,7 +163,7 @@ class LocalScheduler(SchedulerViews):
             return
         pool = self._get_pool(model)
         self.sweep()
-        self._remember(DesiredModel(model, instances))
+        await self._remember(DesiredModel(model, instances))
         with told(model):
             await pool.start(instances, self._settings.start_max_s)
 
@@ -171,7 +171,7 @@ class LocalScheduler(SchedulerViews):
         """Let running requests end (at most the drain time), then stop all instances of the model."""
         pool = self._pools.get(model)
         if pool is not None:
-            self._remember(DesiredModel(model, 0))
+            await self._remember(DesiredModel(model, 0))
             await pool.stop(self._settings.drain_s)
         elif model in self.remotes:
             self.remotes.set_enabled(model, False)
@@ -214,7 +214,7 @@ class LocalScheduler(SchedulerViews):
         await holder.pool.stop_one(holder, self._settings.drain_s)
         pool = self._pools.get(holder.model)
         if pool is not None and not any(each.process.is_wanted for each in pool.instances):
-            self._remember(DesiredModel(holder.model, 0))
+            await self._remember(DesiredModel(holder.model, 0))
 
     async def change_models(self, put: Sequence[ModelSpec], drop: Sequence[ModelId] = ()) -> None:
         """Take in new and changed models and let go of others; returns when what ran of them has ended.
@@ -233,6 +233,8 @@ class LocalScheduler(SchedulerViews):
         self._retiring.update(tasks)
         for task in tasks:
             task.add_done_callback(self._retiring.discard)
+        for model in drop:
+            await self._remember(DesiredModel(model, 0))
         if tasks:
             await asyncio.wait(tasks)
 
@@ -257,7 +259,6 @@ class LocalScheduler(SchedulerViews):
     def _drop(self, model: ModelId) -> list[Instance]:
         self.remotes.remove(model)
         self._room.idle_limits_s.pop(model, None)
-        self._remember(DesiredModel(model, 0))
         pool = self._pools.pop(model, None)
         return [] if pool is None else pool.retire()
 
@@ -381,12 +382,12 @@ class LocalScheduler(SchedulerViews):
         self._journal.note_change(process)
         self._room.look()
 
-    def _remember(self, wish: DesiredModel) -> None:
+    async def _remember(self, wish: DesiredModel) -> None:
         try:
             if wish.instances:
-                self._desired.put(wish.model, wish.instances)
+                await self._desired.put(wish.model, wish.instances)
             else:
-                self._desired.drop(wish.model)
+                await self._desired.drop(wish.model)
         except OSError as problem:
             # A full disk must not keep a model from being started; only the next boot won't know of it.
             self._journal.note_forgotten(wish.model, problem)
