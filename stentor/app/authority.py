@@ -80,6 +80,7 @@ class Authority:
         self.credentials = Credentials(database, keyring, settings.vault, clock, self._check_address)
         self.operations.add(CredentialOperations(self.credentials, self._look_at).table())
         scheduler.remotes.connect(self.credentials.find_provider, self._look_at)
+        models.sources.hub.find_token = self.credentials.find_hf_token
         self._watch_gauges()
 
     @classmethod

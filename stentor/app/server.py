@@ -16,6 +16,7 @@ import uvloop
 from stentor.app.authority import Authority
 from stentor.app.gateway import GatewayParts, tune_collector
 from stentor.app.hello import WorkerHello
+from stentor.app.reload import ModelReload
 from stentor.control.desk import Desk
 from stentor.control.first_run import ADMIN
 from stentor.control.workers import Workers, bind, start_listening
@@ -91,6 +92,7 @@ class _Server:
             stack.push_async_callback(authority.outbound.close)
             await authority.ensure_fixed_key()
             self._watch_signals()
+            reload = self._watch_file(stack, authority)
             gateway = self._gateway(authority)
             stack.push_async_callback(gateway.close)
             await self._serve_operator(stack, authority, gateway)
@@ -98,6 +100,7 @@ class _Server:
             stack.push_async_callback(_finish, running)
             stack.push_async_callback(authority.scheduler.shutdown, 0.0)
             await self._start_models(authority)
+            stack.push_async_callback(_finish, asyncio.create_task(reload.run(), name="reload"))
             if not self._stop.is_set():
                 http = await self._start_http(authority, gateway, first_socket)
                 tune_collector()
@@ -119,6 +122,15 @@ class _Server:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop, number)
+
+    def _watch_file(self, stack: contextlib.AsyncExitStack, authority: Authority) -> ModelReload:
+        """Have SIGHUP read the models again; from a terminal that is closed it means the end instead."""
+        reload = ModelReload(self._settings, authority.models.book, self._log)
+        loop = asyncio.get_running_loop()
+        if sys.stdin is None or not sys.stdin.isatty():
+            loop.add_signal_handler(signal.SIGHUP, reload.ask)
+            stack.callback(loop.remove_signal_handler, signal.SIGHUP)
+        return reload
 
     def _gateway(self, authority: Authority) -> GatewayParts:
         settings = self._settings

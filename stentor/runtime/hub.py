@@ -5,7 +5,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,12 +86,15 @@ class HubTrouble(FetchError):
 
 
 class Hub:
-    """Asks the hub. ``token`` may be changed at any time; ``home`` is a folder for what the hub's library keeps."""
+    """Asks the hub. ``home`` is a folder for what the hub's library keeps.
+
+    ``find_token`` is asked for a token each time where the settings have none; it may be set at any time.
+    """
 
     def __init__(self, settings: HubSettings, environ: Mapping[str, str], home: Path) -> None:
         self._settings = settings
         self._environ = choose_environment(settings, environ, home)
-        self.token = settings.token or ""
+        self.find_token: Callable[[], Awaitable[str | None]] | None = None
 
     async def search(self, query: str, limit: int, cursor: str = "") -> SearchPage:
         """Repositories with GGUF files, most downloaded first. Raises HubTrouble."""
@@ -116,7 +119,8 @@ class Hub:
         settings = self._settings
         # Whoever searches or begins waits in front of a screen; what is under way has time.
         tries = settings.tries if order["task"] == "fetch" else min(settings.tries, _TRIES_OF_QUESTIONS)
-        order |= {"token": self.token, "stall_s": settings.stall_s, "tries": tries}
+        token = settings.token or (await self.find_token() if self.find_token is not None else None) or ""
+        order |= {"token": token, "stall_s": settings.stall_s, "tries": tries}
         order["backoff_first_s"] = settings.backoff_first_s
         command = (sys.executable, "-P", "-m", "stentor.engines.exec", str(os.getpid()), "--")
         child = await asyncio.create_subprocess_exec(
@@ -138,7 +142,7 @@ class Hub:
             await _end(child)
         if answer.get("event") == "result":
             return answer
-        raise explain(str(answer.get("kind", "crashed")), str(answer.get("text", "")), subject, bool(self.token))
+        raise explain(str(answer.get("kind", "crashed")), str(answer.get("text", "")), subject, bool(token))
 
     async def _follow(
         self, child: asyncio.subprocess.Process, tell: Callable[[int, int], None] | None
@@ -209,7 +213,7 @@ _TEXTS = {
 
 def explain(kind: str, text: str, subject: str, has_token: bool) -> HubTrouble:
     """A problem of the program in words: what happened, and what to do."""
-    advice = "" if has_token else ", and set HF_TOKEN to a token of an account that may read it"
+    advice = "" if has_token else ", and give the server a token of an account that may read it (HF_TOKEN)"
     form = _TEXTS.get(kind, "The program that asks the hub failed on {subject}: {text}.")
     return HubTrouble(kind, form.format(subject=subject, text=text or kind, token=advice))
 

@@ -2,6 +2,6 @@
 
 from stentor.settings.compose import Settings
 from stentor.settings.layers import Notice, SettingsError
-from stentor.settings.load import load_settings
+from stentor.settings.load import load_settings, reload_models
 
-__all__ = ["Notice", "Settings", "SettingsError", "load_settings"]
+__all__ = ["Notice", "Settings", "SettingsError", "load_settings", "reload_models"]

@@ -56,6 +56,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     hub: HubSettings
     egress: EgressSettings
     config_file: Path | None
+    named_models: tuple[ModelSpec, ...]
     environ: Mapping[str, str]
     values: Mapping[str, Any]
     origins: Mapping[str, str]
@@ -84,6 +85,7 @@ class Read(msgspec.Struct, frozen=True):
     values: Mapping[str, Any]
     origins: Mapping[str, str]
     models: tuple[ModelSpec, ...]
+    named_models: tuple[ModelSpec, ...]
     config_file: Path | None
     environ: Mapping[str, str]
 
@@ -118,6 +120,7 @@ def compose(read: Read) -> Settings:
         hub=HubSettings(endpoint=values["HF_ENDPOINT"], token=values["HF_TOKEN"]),
         egress=EgressSettings(allow=values["EGRESS_ALLOW"], allow_image_urls=values["ALLOW_IMAGE_URLS"]),
         config_file=read.config_file,
+        named_models=read.named_models,
         environ=child_environ(read.environ),
         values=values,
         origins=read.origins,

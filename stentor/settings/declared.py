@@ -173,7 +173,12 @@ _MODELS = (
         default_text="`{DATA_DIR}/models`",
         aliases=("LLMSERVER_MODEL_CACHE", "LLMSERVER_HF_CACHE"),
     ),
-    Setting("HF_TOKEN", kinds.TEXT, "Token for gated and private repositories of the model hub.", secret=True),
+    Setting(
+        "HF_TOKEN",
+        kinds.TEXT,
+        "Token for gated and private repositories of the model hub; else the vault's, `stentor secrets`.",
+        secret=True,
+    ),
     Setting(
         "HF_ENDPOINT",
         kinds.URL,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from stentor.runtime.spec import ModelSpec
 from stentor.settings.checks import choose_engine_binary, find_risks, find_unread
 from stentor.settings.compose import Read, Settings, compose, with_defaults
 from stentor.settings.layers import (
@@ -42,5 +43,19 @@ def load_settings(
     values["ENGINE_BIN"], engine_notices = choose_engine_binary(values["ENGINE_BIN"], origins.get("ENGINE_BIN", ""))
     named = named_models(values, tuple(argv_overrides.get("models") or ()), cwd)
     tables = file_models(file, values["ENGINE_BIN"]) if file is not None else ()
-    settings = compose(Read(values, origins, choose_models(tables, named, values["ENGINE_BIN"]), path, environ))
+    models = choose_models(tables, named, values["ENGINE_BIN"])
+    settings = compose(Read(values, origins, models, named, path, environ))
     return settings, [*notices, *engine_notices, *find_unread(settings), *find_risks(settings)]
+
+
+def reload_models(settings: Settings) -> tuple[ModelSpec, ...]:
+    """The models as the settings file says them now, with those that were named elsewhere at the start.
+
+    Nothing else of the file is taken over. Raises SettingsError, also where another part of the file is wrong.
+    """
+    if settings.config_file is None:
+        raise SettingsError("This server was started without a settings file; there is nothing to read again.")
+    file = read_file(settings.config_file)
+    file_layer(file)
+    tables = file_models(file, settings.runtime.engine_bin)
+    return choose_models(tables, settings.named_models, settings.runtime.engine_bin)

@@ -1,0 +1,93 @@
+"""The settings file's models are read again while the server runs; a bad file changes nothing and is explained."""
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.http.harness import Gate, until
+from tests.serving import Server, scripted_model
+
+
+@pytest.fixture(params=["1", "2"], ids=["one process", "two workers"])
+def gate(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Gate]:
+    with Server(tmp_path, scripted_model(), "--admin-key", slots=4, GATEWAY_WORKERS=request.param) as server:
+        yield Gate(server)
+        assert server.stop() == 0
+    assert b"request_crashed" not in server.log, server.log.decode(errors="replace")
+
+
+def write(gate: Gate, text: str) -> None:
+    """As an editor does: a fresh file in place of the old one."""
+    fresh = gate.server.config.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(gate.server.config)
+
+
+def names(gate: Gate) -> list[str]:
+    return [row["id"] for row in gate.admin("GET", "/models")["data"]]
+
+
+def said(gate: Gate, event: str) -> list[bytes]:
+    return [line for line in gate.server.log.splitlines() if event.encode() in line]
+
+
+def test_models_come_change_and_go_with_the_file(gate: Gate):
+    assert gate.chat().status == 200
+    pid = gate.slot()["pid"]
+    write(gate, scripted_model() + scripted_model("second", preload=False, aliases=["two"]))
+    until(lambda: names(gate), lambda found: found == ["scripted", "second"], 10)
+    assert gate.chat(model="two").status == 200
+    assert gate.slot()["pid"] == pid, "a model that stays as it was was restarted"
+
+    stream = gate.open("slowly", model="scripted")
+    write(gate, scripted_model(parallel=3) + scripted_model("third", preload=False))
+    until(lambda: names(gate), lambda found: found == ["scripted", "third"], 10)
+    assert stream.rest().endswith(b"data: [DONE]\n\n")
+    until(gate.slot, lambda slot: slot["state"] == "ready" and slot["places"] == 3, 20)
+    assert gate.slot()["pid"] != pid
+    assert gate.chat(model="second").status == 404
+    assert gate.chat(model="third").status == 200
+    until(lambda: len(said(gate, "models_reloaded")), lambda count: count == 2, 10)
+
+
+BAD = {
+    "[[models]\n": "is not valid TOML",
+    scripted_model() + scripted_model(): "scripted",
+    scripted_model("scripted", wings=2): "wings",
+    "prot = 1\n" + scripted_model(): "is not a setting",
+    scripted_model("a", aliases=["b"]) + scripted_model("b"): "already taken",
+}
+
+
+@pytest.mark.parametrize("gate", ["1"], indirect=True)
+def test_a_bad_file_keeps_the_models_and_says_why(gate: Gate):
+    for number, (text, why) in enumerate(BAD.items(), 1):
+        write(gate, text)
+        lines = until(lambda: said(gate, "models_kept"), lambda found, number=number: len(found) == number, 10)
+        assert why in lines[-1].decode()
+        assert b"stay as they were" in lines[-1]
+        assert names(gate) == ["scripted"]
+        assert gate.chat().status == 200
+    write(gate, scripted_model() + scripted_model("better", preload=False))
+    until(lambda: names(gate), lambda found: found == ["better", "scripted"], 10)
+
+
+@pytest.mark.parametrize("gate", ["1"], indirect=True)
+def test_a_signal_reads_the_file_again(gate: Gate):
+    os.kill(gate.server.pid, signal.SIGHUP)
+    until(lambda: said(gate, "models_reloaded"), timeout_s=10)
+    assert names(gate) == ["scripted"]
+    assert gate.chat().status == 200
+
+
+@pytest.mark.parametrize("gate", ["1"], indirect=True)
+def test_a_registered_model_steps_back_behind_the_file(gate: Gate, tmp_path: Path):
+    gate.admin("POST", "/models", {"source": "hf:org/repo", "id": "mine"})
+    write(gate, scripted_model() + scripted_model("mine", preload=False))
+    until(lambda: gate.admin("GET", "/models/mine"), lambda row: row["defined_in"] == "settings", 10)
+    assert gate.chat(model="mine").status == 200
+    write(gate, scripted_model())
+    until(lambda: gate.admin("GET", "/models/mine"), lambda row: row["defined_in"] == "registered", 10)
