@@ -10,6 +10,7 @@ from stentor.cli.configuration import config_command
 from stentor.cli.credentials import providers, secrets, vault
 from stentor.cli.database import db
 from stentor.cli.doctor import doctor
+from stentor.cli.importing import import_command
 from stentor.cli.keys import keys
 from stentor.cli.model_files import COMMANDS as MODEL_COMMANDS
 from stentor.cli.models import models
@@ -49,6 +50,7 @@ for command in (
     doctor,
     chat,
     config_command,
+    import_command,
     version,
     providers,
     secrets,

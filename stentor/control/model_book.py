@@ -34,7 +34,9 @@ _UP = ("starting", "ready", "draining", "stopping")
 class ModelKeeper(Protocol):
     """Whoever runs the models."""
 
-    async def change_models(self, put: Sequence[ModelSpec], drop: Sequence[ModelId] = ()) -> None:
+    async def change_models(
+        self, put: Sequence[ModelSpec], drop: Sequence[ModelId] = (), *, anew: bool = False
+    ) -> None:
         """Take in new and changed models and let go of others."""
         ...
 
@@ -151,7 +153,7 @@ class ModelBook:
         async with self._changing:
             spec = self.find(model)
             if spec is not None:
-                await self._keeper.change_models([spec])
+                await self._keeper.change_models([spec], anew=True)
 
     async def take_file(self, specs: Sequence[ModelSpec]) -> tuple[list[ModelId], list[ModelId]]:
         """Let the settings file's models be these from now on; returns those put and those dropped.

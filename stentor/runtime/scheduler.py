@@ -216,18 +216,20 @@ class LocalScheduler(SchedulerViews):
         if pool is not None and not any(each.process.is_wanted for each in pool.instances):
             await self._remember(DesiredModel(holder.model, 0))
 
-    async def change_models(self, put: Sequence[ModelSpec], drop: Sequence[ModelId] = ()) -> None:
+    async def change_models(
+        self, put: Sequence[ModelSpec], drop: Sequence[ModelId] = (), *, anew: bool = False
+    ) -> None:
         """Take in new and changed models and let go of others; returns when what ran of them has ended.
 
         What runs of a changed model is drained (at most the drain time) while those who wait stay in line for fresh
-        instances, as many as were wanted before. Whoever waits for a dropped one is refused. Raises InvalidModel, and
-        then nothing has changed.
+        instances, as many as were wanted before. Whoever waits for a dropped one is refused. ``anew``: what is put has
+        changed though its definition hasn't, as its files have. Raises InvalidModel, and then nothing has changed.
         """
         before = dict(self._catalogue.specs)
         self._catalogue.change(put, drop)
         old = [instance for model in drop for instance in self._drop(model)]
         for spec in put:
-            if before.get(ModelId(spec.id)) != spec:
+            if anew or before.get(ModelId(spec.id)) != spec:
                 old += self._put(spec)
         tasks = [asyncio.create_task(self._retire(each), name=f"retire {each.id}") for each in old]
         self._retiring.update(tasks)
