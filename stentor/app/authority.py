@@ -21,6 +21,7 @@ from stentor.control.observed import ObservedBooks
 from stentor.control.operations import Operations
 from stentor.control.people_operations import PeopleOperations
 from stentor.control.plans import Plans
+from stentor.control.remote_models import RemoteModels, ensure_prices
 from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock, SystemClock
 from stentor.core.ids import ModelId
@@ -74,10 +75,11 @@ class Authority:
         self.operations.add(PeopleOperations(self.management, changes, plans).table())
         self.operations.add(MoneyOperations(plans).table())
         self.models = models
-        folders = ModelFolders([*settings.model_dirs, settings.model_cache])
-        self.operations.add(ModelOperations(models.book, models.downloads, models.sources, folders).table())
         self.outbound = Outbound(settings.egress)
         self.credentials = Credentials(database, keyring, settings.vault, clock, self._check_address)
+        remote = RemoteModels(database, books, self.credentials.find_provider, self._check_address, clock)
+        folders = ModelFolders([*settings.model_dirs, settings.model_cache])
+        self.operations.add(ModelOperations(models.book, models.downloads, models.sources, folders, remote).table())
         self.operations.add(CredentialOperations(self.credentials, self._look_at).table())
         scheduler.remotes.connect(self.credentials.find_provider, self._look_at)
         models.sources.hub.find_token = self.credentials.find_hf_token
@@ -96,6 +98,7 @@ class Authority:
         models = (*settings.runtime.models, *(spec for spec in registered.values() if spec.id not in own))
         runtime = msgspec.structs.replace(settings.runtime, models=models)
         scheduler = LocalScheduler(runtime, sources, settings.environ, clock, log)
+        await ensure_prices(database, settings.runtime.models, clock)
         books = await LocalBooks.start(database, scheduler, settings.accounting, clock, log)
         config_dir = settings.data_dir / "config"
         book = ModelBook(database, scheduler, settings.runtime.models, registered, config_dir, clock)

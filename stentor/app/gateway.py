@@ -6,11 +6,14 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from stentor.core.books import Books
 from stentor.core.scheduler import Scheduler
-from stentor.egress.engines import EngineClient, EngineSettings
+from stentor.egress.engines import EngineSettings
+from stentor.egress.outbound import Outbound
 from stentor.egress.passage import EnginePassage
+from stentor.egress.settings import EgressSettings
 from stentor.flows.calls import Calls
 from stentor.flows.chat import ChatFlow
 from stentor.flows.inputs import InputsAttempt
+from stentor.flows.upstreams.remote import RemoteClient, Upstreams
 from stentor.http.admin.downloads import DownloadEndpoints
 from stentor.http.admin.logs import LogEndpoints, Operate
 from stentor.http.auth import Authenticator
@@ -40,9 +43,11 @@ class GatewayParts:
         pepper: bytes,
         tracer: Tracer,
         log: Log,
+        egress: EgressSettings = EgressSettings(),  # noqa: B008  # frozen
     ) -> None:
         self.calls = Calls()
-        self.engines = EngineClient(EngineSettings())
+        self._outbound = Outbound(egress)
+        self.engines = Upstreams(EngineSettings(), RemoteClient(self._outbound))
         self.authenticator = Authenticator(books, pepper)
         self.authenticator.on_revoked(self.calls.interrupt_key)
         self._settings = settings
@@ -106,6 +111,7 @@ class GatewayParts:
         self._streams.close()
         await self._passage.close()
         await self.engines.close()
+        await self._outbound.close()
         await asyncio.to_thread(self._tracer.close)
 
 

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from stentor.egress.settings import EgressSettings
 from stentor.http.gateway import HttpSettings
 from stentor.telemetry.settings import TelemetrySettings
 
@@ -12,3 +13,4 @@ class WorkerHello(msgspec.Struct, array_like=True):
     http: HttpSettings
     telemetry: TelemetrySettings
     pepper: bytes
+    egress: EgressSettings = EgressSettings()

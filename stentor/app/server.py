@@ -146,6 +146,7 @@ class _Server:
             authority.keyring.pepper(),
             tracer,
             self._log,
+            settings.egress,
         )
 
     async def _serve_operator(
@@ -182,7 +183,7 @@ class _Server:
             authority.books,
             lambda owner: Desk(owner, authority.books, authority.scheduler, self._operate),
             _worker_command,
-            WorkerHello(_http_settings(settings), settings.telemetry, authority.keyring.pepper()),
+            WorkerHello(_http_settings(settings), settings.telemetry, authority.keyring.pepper(), settings.egress),
             self._log,
         )
         await workers.start(host, port, settings.gateway_workers)

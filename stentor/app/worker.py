@@ -51,7 +51,7 @@ async def _serve(line: socket.socket, listening: socket.socket) -> int:
     route_stdlib(log)
     route_crashes(log)
     tracer = open_tracer(hello.telemetry, VERSION)
-    parts = GatewayParts(hello.http, authority, authority, hello.pepper, tracer, log)
+    parts = GatewayParts(hello.http, authority, authority, hello.pepper, tracer, log, hello.egress)
     forward = OperatorForward(authority)
     server = HttpServer(parts.app(forward.handlers(), forward.render_metrics, authority.operate))
     await server.begin(listening)

@@ -8,6 +8,7 @@ import msgspec
 from stentor.control.downloads import Download, Downloads
 from stentor.control.model_book import OPERATORS_OWN, ModelBook, make_spec
 from stentor.control.reading import Operation, Row, actor_of, number_of, page_of, read_body, text_of
+from stentor.control.remote_models import RemoteModels
 from stentor.core.errors import Refused, StentorError
 from stentor.core.ids import ModelId
 from stentor.core.operator import Task
@@ -35,7 +36,10 @@ class _Fetch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ModelOperations:
     """Models: what there is here and on the hub, and which of them are served."""
 
-    def __init__(self, book: ModelBook, downloads: Downloads, sources: Sources, folders: ModelFolders) -> None:
+    def __init__(
+        self, book: ModelBook, downloads: Downloads, sources: Sources, folders: ModelFolders, remote: RemoteModels
+    ) -> None:
+        self._remote = remote
         self._book = book
         self._downloads = downloads
         self._sources = sources
@@ -63,6 +67,8 @@ class ModelOperations:
     async def register(self, task: Task) -> Row:
         """A new model, from a source or from a file in the model folders."""
         fields = dict(_read_object(task.body))
+        if "remote" in fields:
+            return await self._register_remote(task, fields)
         path, mmproj = fields.pop("path", None), fields.pop("mmproj", None)
         if (path is None) == (fields.get("source") is None):
             raise Refused("invalid_request", "Name either a source or a path in the model folders.", param="source")
@@ -74,6 +80,13 @@ class ModelOperations:
             fields["mmproj"] = str(await self._resolve(mmproj, "mmproj"))
         fields.setdefault("id", id_from_source(fields["source"]))
         return self._describe(await self._book.register(actor_of(task), make_spec(fields)))
+
+    async def _register_remote(self, task: Task, fields: dict[str, Any]) -> Row:
+        remote = self._remote.read(fields)
+        spec = make_spec(fields)
+        if remote is not None:
+            await self._remote.set_price(actor_of(task), spec.id, remote.price)
+        return self._describe(await self._book.register(actor_of(task), spec))
 
     async def get_definition(self, task: Task) -> Row:
         """How a model is defined, and where."""
@@ -91,6 +104,9 @@ class ModelOperations:
         if fields.get("mmproj") is not None:
             fields["mmproj"] = str(await self._resolve(fields["mmproj"], "mmproj"))
         model = ModelId(self._book.get(task.params["id"]).id)
+        remote = self._remote.read(fields)
+        if remote is not None and self._book.is_registered(model):
+            await self._remote.set_price(actor_of(task), model, remote.price)
         return self._describe(await self._book.change(actor_of(task), model, fields))
 
     async def delete(self, task: Task) -> Row:

@@ -11,13 +11,15 @@ import msgspec
 from stentor.core.books import Books, Close, Grant, Open, Outcome, Settled, Usage
 from stentor.core.errors import Refused
 from stentor.core.principal import Principal
-from stentor.egress.engines import EngineAnswer, EngineClient, EngineUnreachable
+from stentor.egress.engines import EngineUnreachable
 from stentor.flows.answer import AnswerMeter, EngineError, EngineRubbish, usage_frame
 from stentor.flows.ask import Ask, engine_body, prompt_text
 from stentor.flows.assembly import Assembly
 from stentor.flows.calls import Call, Interruption
 from stentor.flows.client import AnswerHead, Client
+from stentor.flows.failure import EngineFailed, EngineRefused
 from stentor.flows.frames import FrameSplitter, FrameTooLarge
+from stentor.flows.upstreams.remote import Answer, Upstreams
 from stentor.telemetry.trace import Span
 
 SETTLE_TIMEOUT_S = 30.0
@@ -26,19 +28,6 @@ OWN_ENGINES = frozenset({"llama", "llama-server"})
 # llama-server answers these with 500, though they are the client's doing: nothing to try again, nothing to suspect.
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)")
 _UNREADABLE = ("Failed to parse messages: ", "Failed to parse tools: ", "Unknown reasoning format: ")
-
-
-class EngineRefused(Refused):
-    """The engine said no to the request itself; its reason is the client's to read."""
-
-
-class EngineFailed(Exception):
-    """The attempt failed for reasons that aren't the client's. ``suspect``: look at the instance before using it."""
-
-    def __init__(self, reason: str, problem: str, *, suspect: bool) -> None:
-        super().__init__(problem)
-        self.reason = reason
-        self.suspect = suspect
 
 
 class _WireError(msgspec.Struct):
@@ -62,7 +51,7 @@ def _us_since(start_s: float) -> int:
 class Attempt:
     """One try on one instance, from the grant to the settlement."""
 
-    def __init__(self, books: Books, engines: EngineClient, ask: Ask, client: Client, call: Call, span: Span) -> None:
+    def __init__(self, books: Books, engines: Upstreams, ask: Ask, client: Client, call: Call, span: Span) -> None:
         self.client = client
         self._span = span
         self.grant: Grant | None = None
@@ -78,8 +67,9 @@ class Attempt:
         self._overhead_us = 0
         self._first_token_us: int | None = None
         self._settled = False
+        self._retry_after_s = 0.0
 
-    async def open(self, principal: Principal, number: int, label: str | None) -> None:
+    async def open(self, principal: Principal, number: int, label: str | None, step: int = 0) -> None:
         ask = self._ask
         wanted = Open(
             request_id=self.client.request_id,
@@ -95,6 +85,7 @@ class Attempt:
             client_request_id=label,
             prefix_key=crc32(principal.project_id.encode(), ask.prefix),
             media=ask.media,
+            step=step,
         )
         try:
             self.grant = await self._books.open(wanted)
@@ -112,8 +103,12 @@ class Attempt:
         self._keep_frames = grant.engine not in OWN_ENGINES
         self._overhead_us = max(0, _us_since(self.client.received_s) - grant.queued_us)
         path = self._ask.engine_path
+        answer: Answer
         try:
-            answer = await self._engines.post_json(grant.url + path, grant.token, body)
+            if grant.remote is None:
+                answer = await self._engines.post_json(grant.url + path, grant.token, body)
+            else:
+                answer = await self._engines.remote.ask_stream(grant, path, body)
         except EngineUnreachable as error:
             raise EngineFailed("engine_unreachable", str(error), suspect=True) from None
         try:
@@ -135,7 +130,7 @@ class Attempt:
         except Refused as refusal:
             raise EngineRefused(refusal.code, refusal.message, param=refusal.param) from None
 
-    async def _relay_frames(self, answer: EngineAnswer) -> list[bytes]:
+    async def _relay_frames(self, answer: Answer) -> list[bytes]:
         """Relay, or collect, until the answer is finished; returns the frames that were held back."""
         meter = self._meter
         held: list[bytes] = []
@@ -156,7 +151,7 @@ class Attempt:
             raise EngineFailed("engine_broke_off", "its answer ended before it was finished", suspect=True)
         return held
 
-    async def _collect(self, answer: EngineAnswer, assembly: Assembly) -> None:
+    async def _collect(self, answer: Answer, assembly: Assembly) -> None:
         try:
             while not assembly.done:
                 chunk = await answer.read()
@@ -171,7 +166,7 @@ class Attempt:
             raise
         assembly.read(self._meter)
 
-    async def _relay_stream(self, answer: EngineAnswer, held: list[bytes]) -> None:
+    async def _relay_stream(self, answer: Answer, held: list[bytes]) -> None:
         meter = self._meter
         splitter = FrameSplitter()
         while not meter.done:
@@ -243,6 +238,7 @@ class Attempt:
     async def settle_failed(self, failure: EngineFailed) -> None:
         """Not the client's fault: nothing before the first relayed byte, after it only the output that was relayed."""
         self._call.closing = True
+        self._retry_after_s = failure.retry_after_s
         usage, text = self._relayed() if self.started else (Usage(), "")
         try:
             await self._settle(
@@ -321,6 +317,9 @@ class Attempt:
             count_input=texts[0],
             count_output=texts[1],
         )
+        if grant.remote is not None:
+            ok = True if outcome == "completed" else False if suspect else None
+            end = msgspec.structs.replace(end, upstream_ok=ok, retry_after_s=self._retry_after_s)
         deadline = self._call.expire_in(SETTLE_TIMEOUT_S)
         try:
             settled = await self._books.close(end)
@@ -351,7 +350,7 @@ class Attempt:
         return whole.text()
 
 
-async def _check_head(answer: EngineAnswer) -> None:
+async def _check_head(answer: Answer) -> None:
     """Let a stream through; make an error of the rest. Raises EngineRefused, EngineFailed."""
     if answer.status == 200:
         if answer.content_type != "text/event-stream":
@@ -360,7 +359,7 @@ async def _check_head(answer: EngineAnswer) -> None:
     raise await read_failure(answer)
 
 
-async def read_failure(answer: EngineAnswer, param: str = "messages") -> EngineRefused | EngineFailed:
+async def read_failure(answer: Answer, param: str = "messages") -> EngineRefused | EngineFailed:
     """What an engine's error answer means: the request's fault, or the engine's. ``param`` is what may be too long."""
     body = await answer.error_body()
     try:

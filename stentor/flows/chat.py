@@ -7,17 +7,19 @@ are settled. Each try is an :class:`~stentor.flows.attempt.Attempt`; here is dec
 
 import asyncio
 
-from stentor.core.books import Books
+from stentor.core.books import Books, Grant
 from stentor.core.errors import Refused
 from stentor.core.principal import Principal
-from stentor.egress.engines import EngineClient
 from stentor.flows.ask import Ask
-from stentor.flows.attempt import Attempt, EngineFailed, EngineRefused
+from stentor.flows.attempt import Attempt
 from stentor.flows.calls import Call, Interruption
 from stentor.flows.client import Client, Labels
+from stentor.flows.failure import EngineFailed, EngineRefused
+from stentor.flows.upstreams.remote import Upstreams
 from stentor.telemetry.trace import Tracer
 
 ATTEMPTS_MAX = 2
+_NOT_TRIED_AGAIN = frozenset({"upstream_busy", "upstream_timeout", "upstream_credential", "upstream_not_allowed"})
 
 _INTERRUPTIONS: dict[Interruption, Refused] = {
     "key_revoked": Refused("invalid_api_key", "The API key was revoked while this request was running."),
@@ -33,7 +35,7 @@ _INTERRUPTIONS: dict[Interruption, Refused] = {
 class ChatFlow:
     """Serves one kind of request for a whole worker."""
 
-    def __init__(self, books: Books, engines: EngineClient, tracer: Tracer, attempt: type[Attempt] = Attempt) -> None:
+    def __init__(self, books: Books, engines: Upstreams, tracer: Tracer, attempt: type[Attempt] = Attempt) -> None:
         """``attempt`` is how one try is made: an answer that is relayed as it comes, unless said otherwise."""
         self._attempt = attempt
         self._books = books
@@ -42,26 +44,23 @@ class ChatFlow:
 
     async def run(self, principal: Principal, ask: Ask, client: Client, call: Call, labels: Labels) -> None:
         """Answer ``ask``. Raises Refused as long as nothing was sent; afterwards all is said within the stream."""
-        for number in range(1, ATTEMPTS_MAX + 1):
+        number = step = 0
+        failed: Refused | None = None
+        while step >= 0:
+            number += 1
             span = self._tracer.start(ask.endpoint, ask.model, stream=ask.stream, traceparent=labels.traceparent)
             attempt = self._attempt(self._books, self._engines, ask, client, call, span)
             try:
-                await attempt.open(principal, number, labels.client_request_id)
+                await attempt.open(principal, number, labels.client_request_id, step)
                 await attempt.relay()
             except EngineFailed as failure:
-                await attempt.settle_failed(failure)
-                if attempt.started:
-                    await client.fail_stream(_engine_failed(str(failure)))
-                    return
-                if number == ATTEMPTS_MAX:
-                    raise _engine_failed(str(failure)) from None
-                missed = call.reopen()
-                if missed is not None:
-                    await self._interrupted(attempt, missed)
-                    return
+                step, failed = await self._after_failure(attempt, failure, number, call)
             except EngineRefused as refusal:
                 await attempt.settle_failed(EngineFailed("engine_refused", refusal.message, suspect=False))
                 raise
+            except Refused as refusal:
+                # Where nobody else can take over, what went wrong first is told.
+                raise (failed if failed is not None and attempt.grant is None else refusal) from None
             except asyncio.CancelledError:
                 await self._interrupted(attempt, call.take_interruption())
                 return
@@ -70,6 +69,27 @@ class ChatFlow:
             finally:
                 if attempt.is_open:
                     await attempt.abandon()
+
+    async def _after_failure(
+        self, attempt: Attempt, failure: EngineFailed, number: int, call: Call
+    ) -> tuple[int, Refused]:
+        """Settle it; which model of the chain is tried next (below 0: it is over), and what it means if none is.
+
+        Raises Refused where nothing was sent and nobody is left to ask.
+        """
+        await attempt.settle_failed(failure)
+        failed = failure.refusal or _engine_failed(str(failure))
+        if attempt.started:
+            await attempt.client.fail_stream(_engine_failed(str(failure)))
+            return -1, failed
+        step = plan_next_step(attempt.grant, failure, number)
+        if step < 0:
+            raise failed from None
+        missed = call.reopen()
+        if missed is not None:
+            await self._interrupted(attempt, missed)
+            return -1, failed
+        return step, failed
 
     async def _interrupted(self, attempt: Attempt, reason: Interruption) -> None:
         if attempt.is_open and reason != "server_restarting":
@@ -80,6 +100,19 @@ class ChatFlow:
         if not attempt.started:
             raise refusal
         await attempt.client.fail_stream(refusal)
+
+
+def plan_next_step(grant: Grant | None, failure: EngineFailed, number: int) -> int:
+    """Which model of the chain is tried after ``number`` tries, by its step; -1 for none.
+
+    The next one where there is one; else a second try, unless the upstream asked for a rest or took its time.
+    """
+    assert grant is not None
+    if grant.step + 1 < grant.steps:
+        return grant.step + 1
+    if number >= ATTEMPTS_MAX or failure.reason in _NOT_TRIED_AGAIN:
+        return -1
+    return grant.step
 
 
 def _engine_failed(problem: str) -> Refused:

@@ -2,7 +2,8 @@
 
 ``pass``: byte-exact. ``set``: Stentor writes it. ``strip``: accepted and left out (it means nothing to the engine).
 ``refuse``: it would change what a request costs, or let one tenant reach another's state. A name that isn't in the
-table is stripped for our own engines and passed to operators' commands, which may know more than we do.
+table is stripped for our own engines and for remote upstreams, and passed to operators' commands, which may know more
+than we do.
 """
 
 from collections.abc import Mapping
@@ -84,14 +85,15 @@ RERANK_FIELDS: Mapping[str, Rule] = {
     **dict.fromkeys(_REFUSED, "refuse"),
 }
 
-_OWN_ENGINES = frozenset({"llama", "llama-server"})
+# A stranger's upstream may sell under names that nobody here has heard of, so what isn't known isn't sent there.
+_STRICT_ENGINES = frozenset({"llama", "llama-server", "openai", "anthropic"})
 
 
 def apply_fields(
     table: Mapping[str, Rule], engine: str, fields: Mapping[str, msgspec.Raw]
 ) -> dict[str, bytes | msgspec.Raw]:
     """The fields that go on, raw. Raises Refused (400) for one that must not."""
-    default: Rule = "strip" if engine in _OWN_ENGINES else "pass"
+    default: Rule = "strip" if engine in _STRICT_ENGINES else "pass"
     out: dict[str, bytes | msgspec.Raw] = {}
     for name, value in fields.items():
         rule = table.get(name, default)

@@ -14,7 +14,8 @@ from stentor.core.errors import Refused
 from stentor.egress.engines import EngineUnreachable
 from stentor.flows.answer import EngineRubbish
 from stentor.flows.ask import Ask
-from stentor.flows.attempt import Attempt, EngineFailed, EngineRefused, read_failure
+from stentor.flows.attempt import Attempt, read_failure
+from stentor.flows.failure import EngineFailed, EngineRefused
 
 STEP_ANSWER_MAX_BYTES = 64 * 1024 * 1024
 
@@ -93,6 +94,8 @@ class InputsAttempt(Attempt):
         await self.client.answer(self._head(settled.cost_nano), work.body(settled.usage))
 
     async def _ask_engine(self, grant: Grant, step: Step) -> bytes:
+        if grant.remote is not None:
+            return await self._engines.remote.ask_whole(grant, step.path, step.body, STEP_ANSWER_MAX_BYTES)
         try:
             answer = await self._engines.post_json(grant.url + step.path, grant.token, step.body)
         except EngineUnreachable as error:

@@ -1,0 +1,30 @@
+"""Why one try of a request failed: by the request's fault, or by that of whoever was to answer."""
+
+from stentor.core.errors import Refused
+
+
+class EngineRefused(Refused):
+    """The engine said no to the request itself; its reason is the client's to read."""
+
+
+class EngineFailed(Exception):
+    """The attempt failed for reasons that aren't the client's. ``suspect``: look at the instance before using it.
+
+    ``retry_after_s`` is for how long a remote upstream asked to be left alone; ``refusal`` what the client is told if
+    nobody else answers, where that isn't the ordinary word.
+    """
+
+    def __init__(
+        self,
+        reason: str,
+        problem: str,
+        *,
+        suspect: bool,
+        retry_after_s: float = 0.0,
+        refusal: Refused | None = None,
+    ) -> None:
+        super().__init__(problem)
+        self.reason = reason
+        self.suspect = suspect
+        self.retry_after_s = retry_after_s
+        self.refusal = refusal
