@@ -93,7 +93,7 @@ def config(far: EngineProcess, spare: EngineProcess, claude: AnthropicUpstream, 
     )
 
 
-@pytest.fixture(scope="session", params=["1"])
+@pytest.fixture(scope="session", params=["2"])
 def _wide(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, claude: AnthropicUpstream, peer: Gate
 ) -> Iterator[Wide]:
