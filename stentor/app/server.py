@@ -27,6 +27,7 @@ from stentor.http.admin.handlers import AdminEndpoints
 from stentor.http.gateway import HttpSettings
 from stentor.http.loopback import call_app
 from stentor.http.server import HttpServer
+from stentor.http.starting import starting_up
 from stentor.settings import Settings
 from stentor.settings.checks import is_loopback
 from stentor.store.database import Database
@@ -86,6 +87,7 @@ class _Server:
         first_socket = _listen(settings)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(first_socket.close)
+            door = await self._open_door(stack, first_socket)
             authority = await Authority.open(settings, self._database, self._log)
             stack.callback(authority.management.close)
             stack.push_async_callback(authority.models.downloads.close)
@@ -99,15 +101,15 @@ class _Server:
             running = asyncio.create_task(authority.scheduler.run(), name="scheduler")
             stack.push_async_callback(_finish, running)
             stack.push_async_callback(authority.scheduler.shutdown, 0.0)
+            http = await self._start_http(authority, gateway, first_socket, door)
             await self._start_models(authority)
             stack.push_async_callback(_finish, asyncio.create_task(reload.run(), name="reload"))
             if not self._stop.is_set():
-                http = await self._start_http(authority, gateway, first_socket)
                 tune_collector()
                 on_ready(await _describe(authority, _url(settings, first_socket), admin_key))
                 self._log.event("server_ready", address=_url(settings, first_socket), version=VERSION, pid=os.getpid())
                 await self._stop.wait()
-                await self._end(authority, http)
+            await self._end(authority, http)
         self._log.event("server_stopped")
         return 0
 
@@ -164,13 +166,23 @@ class _Server:
         """Answer a management request that this server's own parts or a worker pass on."""
         return await call_app(self._operator_app, call)
 
+    async def _open_door(self, stack: contextlib.AsyncExitStack, first_socket: socket.socket) -> HttpServer | None:
+        """Whoever comes before the store is open is told so. Workers listen themselves: until then nobody does."""
+        if self._settings.gateway_workers > 1:
+            return None
+        door = HttpServer(starting_up)
+        await door.begin(first_socket)
+        stack.push_async_callback(door.end)
+        return door
+
     async def _start_http(
-        self, authority: Authority, gateway: GatewayParts, first_socket: socket.socket
+        self, authority: Authority, gateway: GatewayParts, first_socket: socket.socket, door: HttpServer | None
     ) -> RunningHttp:
+        """From now on requests are served; those for models that are being loaded wait for them."""
         settings = self._settings
-        if settings.gateway_workers == 1:
-            server = HttpServer(gateway.app(self._operators, authority.render_metrics, self._operate))
-            await server.begin(first_socket)
+        if door is not None:
+            server = door
+            server.app = gateway.app(self._operators, authority.render_metrics, self._operate)
 
             async def end_alone(drain_s: float) -> None:
                 server.stop_accepting()

@@ -51,6 +51,7 @@ CODES: dict[str, Meaning] = {
     "engine_failed": Meaning(502, "server_error", "The model's engine died, hung or answered rubbish."),
     "model_unavailable": Meaning(503, "server_error", "The model can't be started, or keeps crashing."),
     "overloaded": Meaning(503, "server_error", "The model's queue is full, or no place came free in time."),
+    "server_starting": Meaning(503, "server_error", "The server is starting up."),
     "server_shutdown": Meaning(503, "server_error", "The server is shutting down."),
     "server_restarting": Meaning(503, "server_error", "The server is restarting."),
     "hub_unavailable": Meaning(503, "server_error", "The model hub can't be asked now."),

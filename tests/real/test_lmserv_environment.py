@@ -1,0 +1,68 @@
+"""LMServ's own environment starts Stentor: its model, its key, its workers."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.serving import ROOT, Server
+
+CACHE = ROOT / ".cache" / "models"
+STARTER = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+class LmservServer(Server):
+    """A server whose environment was written for LMServ."""
+
+    lmserv: dict[str, str]
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {**super().environ, **self.lmserv}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The starter model's file, fetched if it isn't there."""
+    found = next(CACHE.rglob(STARTER), None)
+    if found is None:
+        with Server(tmp_path_factory.mktemp("fetch"), "", MODEL_CACHE=str(CACHE), DEFAULT_THREADS="1"):
+            found = next(CACHE.rglob(STARTER))
+    return found
+
+
+def test_the_quick_start_of_lmserv(tmp_path: Path, weights: Path) -> None:
+    (tmp_path / "build").mkdir()
+    client = tmp_path / "build" / "llama-cli"
+    client.write_text("#!/bin/sh\n")
+    client.chmod(0o755)
+    server = LmservServer(tmp_path, "", DEFAULT_THREADS="1")
+    server.lmserv = {
+        "LLM_MODEL_PATH": str(weights),
+        "LLM_BIN_PATH": str(client),  # no llama-server beside it: the embedded engine serves
+        "LLM_WORKERS": "2",
+        "API_KEY": "secret123",
+        "LOG_LEVEL": "WARNING",
+    }
+    with server:
+        address = f"http://127.0.0.1:{server.port}"
+        curl = [
+            "curl", "-sN", "-H", "X-API-Key: secret123", "-H", "Content-Type: application/json",
+            "-d", '{"prompt":"Name a famous Peruvian dish"}', f"{address}/chat",
+        ]  # fmt: skip
+        said = subprocess.run(curl, capture_output=True, timeout=60, check=True).stdout.decode()
+        assert len(said.split()) > 3
+        assert "detail" not in said
+        wrong = subprocess.run(
+            [*curl[:3], "X-API-Key: changeme", *curl[4:]], capture_output=True, timeout=60, check=True
+        ).stdout
+        assert b"Bad API key" in wrong
+        for path, words in (("/health", "ok – workers idle: "), ("/", "LMServ is running.")):
+            answer = server.ask("GET", path, key="", Accept="text/plain")
+            assert answer.body.decode().startswith(words)
+        slots = server.ask("GET", "/v1/models", key="secret123").json()["data"]
+        assert len(slots) == 1
+        assert b"llama-server" in server.log or b"llama-cli" in server.log
+        idle = server.ask("GET", "/health", key="", Accept="text/plain").body.decode()
+        assert int(idle.rpartition(" ")[2]) >= 2
+    assert b'"level":"info"' not in server.log.replace(b" ", b"")
