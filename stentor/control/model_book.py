@@ -235,7 +235,7 @@ def make_spec(fields: Mapping[str, Any]) -> ModelSpec:
 
 def describe_config(spec: ModelSpec) -> dict[str, Any]:
     """The definition in the shape of ``assets/config/*.json``."""
-    row: dict[str, Any] = {"model_repo": "", "model_name": spec.id, "model_type": spec.type}
+    row: dict[str, Any] = {"model_repo": "", "model_name": spec.id, "model_type": spec.kind}
     try:
         source = parse_source(spec.source)
     except SourceError:

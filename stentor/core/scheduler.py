@@ -27,6 +27,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     places: int = 0
     ready_instances: int = 0
     reason: str = ""
+    type: str = "text"
 
 
 class InstanceCard(msgspec.Struct, frozen=True):

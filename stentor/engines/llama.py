@@ -47,6 +47,8 @@ class LlamaConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     cache_ram_mib: int = 0
     flash_attention: str = "auto"
     load_mode: str = "auto"
+    mmproj: str = ""
+    projector_on_cpu: bool = False
     chat_template: str = ""
 
 
@@ -88,6 +90,9 @@ def make_parameters(xlc: Any, config: LlamaConfig) -> Any:
     flash, mode = _FLASH[config.flash_attention], _LOAD_MODES.get(config.load_mode, config.load_mode.upper())
     parameters.flash_attn_type = getattr(xlc.llama_flash_attn_type, f"LLAMA_FLASH_ATTN_TYPE_{flash}")
     parameters.load_mode = getattr(xlc.llama_load_mode, f"LLAMA_LOAD_MODE_{mode}")
+    if config.mmproj:
+        parameters.mmproj.path = config.mmproj
+        parameters.mmproj_use_gpu = not config.projector_on_cpu
     parameters.chat_template = config.chat_template
     parameters.hostnames = ["127.0.0.1"]
     parameters.port = config.port
@@ -124,7 +129,8 @@ def _end(status: int, line: str = "") -> None:
 
 def serve(config: LlamaConfig) -> None:
     """Load the model and serve until SIGTERM or SIGINT; ends the process."""
-    problem = find_file_problem(Path(config.model_path))
+    files = [Path(config.model_path), *([Path(config.mmproj)] if config.mmproj else [])]
+    problem = next(filter(None, map(find_file_problem, files)), None)
     if problem is not None:
         _end(EXIT_BAD_MODEL, f"error: {problem}")
     xlc = load("xllamacpp")

@@ -11,6 +11,7 @@ import msgspec
 
 from stentor.core.errors import Refused
 from stentor.flows.fields import CHAT_FIELDS, COMPLETION_FIELDS, apply_fields
+from stentor.flows.media import NO_MEDIA, Size, check_total, measure_audio, measure_image
 
 Kind = Literal["chat", "completion"]
 
@@ -225,6 +226,7 @@ def _needs_of(messages: list[_Message]) -> tuple[tuple[str, ...], int, int]:
     """The abilities that are needed, how many images and clips there are, and their size as text in bytes."""
     needs = ["text"]
     media = media_bytes = 0
+    total = NO_MEDIA
     for number, message in enumerate(messages):
         # A string or null needs no look inside; JSON escapes can't hide a list.
         if bytes(memoryview(message.content)[:1]) in (b'"', b"n"):
@@ -235,27 +237,32 @@ def _needs_of(messages: list[_Message]) -> tuple[tuple[str, ...], int, int]:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise bad_request(f"'{place}' must be a text or a list of parts: {error}.", place) from None
         for part in parts:
-            need, size = _need_of(part, place)
-            media += need != "text"
-            media_bytes += size
+            need, size_bytes, size = _need_of(part, place)
+            if need != "text":
+                media += 1
+                media_bytes += size_bytes
+                total = Size(total.pixels + size.pixels, total.seconds + size.seconds)
             if need not in needs:
                 needs.append(need)
+    if media:
+        check_total(total)
     return tuple(needs), media, media_bytes
 
 
-def _need_of(part: _Part, place: str) -> tuple[str, int]:
+def _need_of(part: _Part, place: str) -> tuple[str, int, Size]:
+    """The ability that a part needs, its size as text in bytes, and what it becomes when it is decoded."""
     if part.type in ("text", "refusal"):
-        return "text", 0
+        return "text", 0, NO_MEDIA
     if part.type == "image_url":
-        if part.image_url is None or not part.image_url.url.startswith("data:"):
-            raise bad_request(
-                "Images must be sent inside the request as a 'data:' address (base64); this server fetches none.", place
-            )
-        return "image", len(part.image_url.url)
+        if part.image_url is None:
+            raise bad_request("'image_url' needs a 'url' with the image itself: a 'data:' address (base64).", place)
+        url = part.image_url.url
+        return "image", len(url), measure_image(url, place)
     if part.type == "input_audio":
         if part.input_audio is None:
             raise bad_request("'input_audio' needs 'data' (base64) and 'format'.", place)
-        return "audio", len(part.input_audio.data)
+        data = part.input_audio.data
+        return "audio", len(data), measure_audio(data, part.input_audio.format, place)
     raise bad_request(
         f"'{place}' has a part of type '{part.type[:40]}'; known are 'text', 'image_url' and 'input_audio'.", place
     )

@@ -228,7 +228,10 @@ class Tokens(msgspec.Struct, omit_defaults=True):
 
 
 class Model(msgspec.Struct):
-    """A model as the key sees it. ``context_size`` is tokens per request; ``state`` cold, starting, ready or failed."""
+    """A model as the key sees it. ``context_size`` is tokens per request; ``state`` cold, starting, ready or failed.
+
+    ``type`` and ``abilities`` are what its files say once they are there, before that what was declared or is likely.
+    """
 
     id: str
     created: int
@@ -237,6 +240,7 @@ class Model(msgspec.Struct):
     abilities: tuple[str, ...]
     aliases: tuple[str, ...]
     state: str
+    type: str = "text"
     object: Literal["model"] = "model"
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
-from stentor.runtime.spec import InvalidModel, ModelSpec, ServedModel, describe_served, validate_spec
+from stentor.runtime.spec import InvalidModel, Learned, ModelSpec, ServedModel, describe_served, validate_spec
 
 _AUTOMATIC = frozenset({"", "auto", "default"})
 _NEAREST = 3
@@ -23,6 +23,7 @@ class Catalogue:
         self.specs: dict[ModelId, ModelSpec] = {}
         self._served: dict[str, ServedModel] = {}
         self._names: dict[str, ModelId] = {}
+        self._learned: dict[ModelId, Learned] = {}
         for spec in specs:
             validate_spec(spec)
             self._add(spec, default_ctx)
@@ -46,6 +47,7 @@ class Catalogue:
         after = Catalogue({**kept, **fresh}.values(), self._default_ctx)
         same = {model for model, spec in after.specs.items() if self.specs.get(model) == spec}
         after._served.update({model: self._served[model] for model in same})
+        self._learned = {model: learned for model, learned in self._learned.items() if model in same}
         self.specs, self._served, self._names = after.specs, after._served, after._names
 
     def served(self, model: ModelId) -> ServedModel:
@@ -55,7 +57,14 @@ class Catalogue:
     def correct_context(self, model: ModelId, context_size: int) -> None:
         """Replace the declared context by what the weights or the memory really allow, in tokens per request."""
         if self._served[model].context_size != context_size:
-            self._served[model] = describe_served(self.specs[model], context_size)
+            self._served[model] = describe_served(self.specs[model], context_size, self._learned.get(model))
+
+    def learn(self, model: ModelId, learned: Learned) -> None:
+        """Say what a model turned out to be; one that is gone meanwhile is ignored."""
+        spec = self.specs.get(model)
+        if spec is not None and self._learned.get(model) != learned:
+            self._learned[model] = learned
+            self._served[model] = describe_served(spec, self._served[model].context_size, learned)
 
     def resolve(self, name: str, allowed: frozenset[str]) -> ServedModel:
         """The model that ``name`` means among ``allowed`` ids (empty: all). Raises Refused ``model_not_found``."""
@@ -101,7 +110,7 @@ def choose_model(name: str, specs: Mapping[ModelId, ModelSpec]) -> ModelId | Non
         if len(hits) == 1:
             return hits[0]
     if name in _AUTOMATIC:
-        hits = [model for model, spec in specs.items() if spec.type == "text" and spec.remote is None]
+        hits = [model for model, spec in specs.items() if spec.kind == "text" and spec.remote is None]
         return hits[0] if len(hits) == 1 else None
     wanted = name.lower()
     # A remote model has to be meant: nobody's words leave the machine by a guess.

@@ -1,37 +1,48 @@
-"""The head of a GGUF file: enough to know what a model can hold and what its cache costs.
+"""What the head of a GGUF file says about a model: what it can do, what it can hold, and what its memory will cost."""
 
-Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (versions 2 and 3, little-endian). Only the small
-values before the tokenizer's long lists are read.
-"""
-
-import re
-import struct
 from pathlib import Path
-from typing import BinaryIO
 
 import msgspec
 
-from stentor.core.errors import StentorError
+from stentor.runtime.gguf_head import Head, InvalidGguf, Value, read_head
 
-_MAGIC = b"GGUF"
-_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.gguf")
-_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
-_STRING, _ARRAY = 8, 9
-_PAIRS_MAX = 65_536
-_STRING_MAX_BYTES = 1 << 24
-_ARRAY_MAX = 4_096
+__all__ = ["CacheShape", "GgufHeader", "InvalidGguf", "count_kv_elements", "read_header", "read_projector"]
 
-Scalar = int | float | str | bool
-Value = Scalar | list[int]
+_MOST = 1 << 31
+# Every n-th layer looks at everything, the others at a window; where the file doesn't say, as llama.cpp has it.
+_WINDOW_PATTERNS = {
+    "gemma2": 2, "gemma3": 6, "gemma3n": 5, "gemma-embedding": 6, "gpt-oss": 2, "cohere2": 4, "llama4": 4,
+    "exaone4": 4, "exaone-moe": 4, "olmo2": 4, "smallthinker": 4, "afmoe": 4, "plamo3": 8,
+}  # fmt: skip
+# Architectures that read and never generate: no cache of keys and values.
+_ENCODERS = frozenset(
+    {
+        "bert", "modern-bert", "nomic-bert", "nomic-bert-moe", "neo-bert", "jina-bert-v2", "jina-bert-v3", "eurobert",
+        "gemma-embedding", "llama-embed", "t5encoder",
+    }
+)  # fmt: skip
 
 
-class InvalidGguf(StentorError):
-    """The file is no GGUF file, or ends too early; the text says which."""
+class CacheShape(msgspec.Struct, frozen=True):
+    """What a model keeps of a conversation. Numbers per token of keys and values in layers that look at everything
+    (``keys``, ``values``) and in those that look at the last ``window`` tokens (``window_keys``, ``window_values``);
+    ``state`` are numbers per conversation, however long it is (recurrent layers)."""
+
+    keys: int = 0
+    values: int = 0
+    window_keys: int = 0
+    window_values: int = 0
+    window: int = 0
+    state: int = 0
 
 
 class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     """``trained_ctx`` is the longest context the model was trained for, ``kv_elements`` the cache's numbers per token,
-    ``file_bytes`` the size of the weights; 0 where the file doesn't say. ``has_pooling``: it says how to pool.
+    ``file_bytes`` the size of the weights with all shards; 0 where the file doesn't say. ``has_pooling``: it says how
+    to pool, ``pools``: into one vector; ``ranks``: it has a classifier's output; ``encodes``: it reads and never
+    generates. ``width`` is the length of its vectors, ``inner`` the widest layer, ``heads`` those of its attention,
+    ``words`` and ``merges`` what its tokenizer knows. ``sees`` and ``hears`` are said by projectors (architecture
+    ``clip``), whose vectors have ``projected`` numbers, made of so many ``patches`` of an image.
     """
 
     architecture: str
@@ -40,30 +51,79 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     kv_elements: int
     file_bytes: int
     has_pooling: bool = False
+    pools: bool = False
+    ranks: bool = False
+    encodes: bool = False
+    width: int = 0
+    inner: int = 0
+    heads: int = 0
+    words: int = 0
+    merges: int = 0
+    cache: CacheShape = CacheShape()
+    sees: bool = False
+    hears: bool = False
+    projected: int = 0
+    patches: int = 0
 
 
-def read_header(path: Path) -> GgufHeader:
-    """Read the head of ``path``. Raises OSError and InvalidGguf."""
-    with path.open("rb") as file:
-        pairs = _read_pairs(file)
+def read_header(path: Path, *, quick: bool = False) -> GgufHeader:
+    """Read the head of ``path``; ``quick``: without tokenizer and tensors. Raises OSError and InvalidGguf."""
+    head = read_head(path, quick=quick)
+    pairs = head.pairs
     architecture = str(pairs.get("general.architecture", ""))
+    if architecture == "clip":
+        return _describe_projector(head)
+    pooling = pairs.get(f"{architecture}.pooling_type")
     return GgufHeader(
         architecture=architecture,
         name=str(pairs.get("general.name", "")),
         trained_ctx=_integer(pairs, f"{architecture}.context_length"),
         kv_elements=count_kv_elements(architecture, pairs),
-        file_bytes=count_file_bytes(path),
-        has_pooling=f"{architecture}.pooling_type" in pairs,
+        file_bytes=_all_shards(path, pairs, head.file_bytes),
+        has_pooling=pooling is not None,
+        pools=pooling in (1, 2, 3),
+        ranks=pooling == 4 or any(name.startswith("cls.output") for name in head.shapes),
+        encodes=architecture in _ENCODERS or pairs.get(f"{architecture}.attention.causal") is False,
+        width=_integer(pairs, f"{architecture}.embedding_length"),
+        inner=_inner(architecture, pairs),
+        heads=min(_first(pairs.get(f"{architecture}.attention.head_count")), _MOST),
+        words=head.lengths.get("tokenizer.ggml.tokens", 0) or _integer(pairs, f"{architecture}.vocab_size"),
+        merges=head.lengths.get("tokenizer.ggml.merges", 0),
+        cache=_describe_cache(architecture, pairs),
     )
 
 
-def count_file_bytes(path: Path) -> int:
-    """The size of a model on disk, all of its shards together. Raises OSError."""
-    shard = _SHARD.fullmatch(path.name)
-    if shard is None:
-        return path.stat().st_size
-    names = (f"{shard[1]}-{number:05d}-of-{shard[2]}.gguf" for number in range(1, int(shard[2]) + 1))
-    return sum(path.with_name(name).stat().st_size for name in names)
+def read_projector(path: Path) -> GgufHeader:
+    """Read the head of a projector (mmproj). Raises OSError and InvalidGguf, also where it is something else."""
+    header = read_header(path)
+    if header.architecture != "clip":
+        raise InvalidGguf(f"it is no projector: its architecture is '{header.architecture[:40]}', not 'clip'.")
+    if not (header.sees or header.hears):
+        raise InvalidGguf("it is a projector that neither sees nor hears.")
+    return header
+
+
+def _describe_projector(head: Head) -> GgufHeader:
+    pairs = head.pairs
+    # Old files have no such entry, and their only kind is the seeing one.
+    hears = pairs.get("clip.has_audio_encoder") is True
+    sees = pairs.get("clip.has_vision_encoder") is True or ("clip.has_vision_encoder" not in pairs and not hears)
+    kind = "vision" if sees else "audio"
+    patch = max(1, _integer(pairs, "clip.vision.patch_size"))
+    return GgufHeader(
+        architecture="clip",
+        name=str(pairs.get("general.name", "")),
+        trained_ctx=0,
+        kv_elements=0,
+        file_bytes=head.file_bytes,
+        sees=sees,
+        hears=hears,
+        width=_integer(pairs, f"clip.{kind}.embedding_length"),
+        inner=_integer(pairs, f"clip.{kind}.feed_forward_length"),
+        heads=_integer(pairs, f"clip.{kind}.attention.head_count"),
+        projected=_integer(pairs, f"clip.{kind}.projection_dim"),
+        patches=min((_integer(pairs, "clip.vision.image_size") // patch) ** 2, _MOST),
+    )
 
 
 def count_kv_elements(architecture: str, pairs: dict[str, Value]) -> int:
@@ -71,87 +131,99 @@ def count_kv_elements(architecture: str, pairs: dict[str, Value]) -> int:
 
     A missing KV head count means one per head, missing lengths embedding length / heads, as llama.cpp reads them.
     """
-    layers = _integer(pairs, f"{architecture}.block_count")
+    key, value = _lengths(architecture, pairs)
+    return sum(_kv_heads(architecture, pairs)) * (key + value)
+
+
+def _lengths(architecture: str, pairs: dict[str, Value]) -> tuple[int, int]:
     heads = max(1, _first(pairs.get(f"{architecture}.attention.head_count")))
     head_size = _integer(pairs, f"{architecture}.embedding_length") // heads
     key = _integer(pairs, f"{architecture}.attention.key_length") or head_size
-    value = _integer(pairs, f"{architecture}.attention.value_length") or head_size
-    kv_heads = pairs.get(f"{architecture}.attention.head_count_kv")
-    total_heads = sum(kv_heads) if isinstance(kv_heads, list) else layers * (_first(kv_heads) or heads)
-    return total_heads * (key + value)
+    return key, _integer(pairs, f"{architecture}.attention.value_length") or head_size
+
+
+def _kv_heads(architecture: str, pairs: dict[str, Value]) -> list[int]:
+    """KV heads of each layer."""
+    layers = min(_integer(pairs, f"{architecture}.block_count"), 1 << 16)
+    given = pairs.get(f"{architecture}.attention.head_count_kv")
+    if isinstance(given, list):
+        return [max(0, count) for count in given]
+    heads = max(1, _first(pairs.get(f"{architecture}.attention.head_count")))
+    return [max(0, _first(given)) or heads] * layers
+
+
+def _describe_cache(architecture: str, pairs: dict[str, Value]) -> CacheShape:
+    if architecture in _ENCODERS or pairs.get(f"{architecture}.attention.causal") is False:
+        return CacheShape()
+    key, value = _lengths(architecture, pairs)
+    heads = _kv_heads(architecture, pairs)
+    window = _integer(pairs, f"{architecture}.attention.sliding_window")
+    near = _windowed(architecture, pairs, len(heads)) if window else [False] * len(heads)
+    whole = sum(count for count, is_near in zip(heads, near, strict=True) if not is_near)
+    nearby = sum(heads) - whole
+    near_key = _integer(pairs, f"{architecture}.attention.key_length_swa") or key
+    near_value = _integer(pairs, f"{architecture}.attention.value_length_swa") or value
+    return CacheShape(
+        whole * key,
+        whole * value,
+        nearby * near_key,
+        nearby * near_value,
+        window if nearby else 0,
+        _recurrent_layers(architecture, pairs, heads) * _state_numbers(architecture, pairs),
+    )
+
+
+def _windowed(architecture: str, pairs: dict[str, Value], layers: int) -> list[bool]:
+    """Which layers look at a window alone."""
+    given = pairs.get(f"{architecture}.attention.sliding_window_pattern")
+    if isinstance(given, list):
+        return [bool(given[layer % len(given)]) for layer in range(layers)] if given else [False] * layers
+    pattern = given if isinstance(given, int) and given > 0 else _WINDOW_PATTERNS.get(architecture, 0)
+    return [bool(pattern) and layer % pattern < pattern - 1 for layer in range(layers)]
+
+
+def _recurrent_layers(architecture: str, pairs: dict[str, Value], heads: list[int]) -> int:
+    if not _integer(pairs, f"{architecture}.ssm.inner_size"):
+        return 0
+    every = _integer(pairs, f"{architecture}.full_attention_interval")
+    if every:
+        return len(heads) - len(heads) // every
+    return sum(count == 0 for count in heads) or len(heads)
+
+
+def _state_numbers(architecture: str, pairs: dict[str, Value]) -> int:
+    """Numbers that a recurrent layer keeps: its convolution's inputs and its state."""
+    inner = _integer(pairs, f"{architecture}.ssm.inner_size")
+    state = _integer(pairs, f"{architecture}.ssm.state_size")
+    groups = _integer(pairs, f"{architecture}.ssm.group_count")
+    kernel = max(1, _integer(pairs, f"{architecture}.ssm.conv_kernel"))
+    return (kernel - 1) * (inner + 2 * groups * state) + state * inner
+
+
+def _inner(architecture: str, pairs: dict[str, Value]) -> int:
+    """Width of the widest layer; of experts, of all those that a token passes."""
+    dense = _first(pairs.get(f"{architecture}.feed_forward_length"))
+    expert = _integer(pairs, f"{architecture}.expert_feed_forward_length")
+    used = _integer(pairs, f"{architecture}.expert_used_count")
+    return min(max(dense, expert * used), _MOST)
+
+
+def _all_shards(path: Path, pairs: dict[str, Value], first_bytes: int) -> int:
+    """The size of a file, or of all the files it was split into (``name-00001-of-00003.gguf``)."""
+    count = _integer(pairs, "split.count")
+    mark = f"-00001-of-{count:05}"
+    if count < 2 or count > 4096 or mark not in path.name:
+        return first_bytes
+    shards = [path.with_name(path.name.replace(mark, f"-{number:05}-of-{count:05}")) for number in range(1, count + 1)]
+    return sum(shard.stat().st_size for shard in shards if shard.is_file())
 
 
 def _integer(pairs: dict[str, Value], key: str) -> int:
     value = pairs.get(key)
-    return value if isinstance(value, int) and value > 0 else 0
+    return min(value, _MOST) if isinstance(value, int) and value > 0 else 0
 
 
 def _first(value: Value | None) -> int:
     if isinstance(value, list):
         return max(value, default=0)
     return value if isinstance(value, int) else 0
-
-
-def _read_pairs(file: BinaryIO) -> dict[str, Value]:
-    if _read(file, 4) != _MAGIC:
-        raise InvalidGguf("it does not begin with 'GGUF'.")
-    version, _tensors, count = struct.unpack("<IQQ", _read(file, 20))
-    if version not in (2, 3):
-        raise InvalidGguf(f"its GGUF version is {version}; 2 and 3 are understood.")
-    if count > _PAIRS_MAX:
-        raise InvalidGguf(f"it claims {count} metadata entries.")
-    pairs: dict[str, Value] = {}
-    for _ in range(count):
-        key = _read_string(file)
-        if key.startswith("tokenizer."):
-            break
-        value = _read_value(file, struct.unpack("<I", _read(file, 4))[0])
-        if value is not None:
-            pairs[key] = value
-    return pairs
-
-
-def _read_value(file: BinaryIO, kind: int) -> Value | None:
-    if kind == _STRING:
-        return _read_string(file)
-    if kind == _ARRAY:
-        return _read_array(file)
-    return _read_scalar(file, kind)
-
-
-def _read_scalar(file: BinaryIO, kind: int) -> int | float | bool:
-    if kind not in _SCALARS:
-        raise InvalidGguf(f"it holds a value of unknown type {kind}.")
-    layout = _SCALARS[kind]
-    number: int | float | bool = struct.unpack(layout, _read(file, struct.calcsize(layout)))[0]
-    return number
-
-
-def _read_array(file: BinaryIO) -> list[int] | None:
-    kind, count = struct.unpack("<IQ", _read(file, 12))
-    if count > _STRING_MAX_BYTES:
-        raise InvalidGguf(f"it holds a list of {count} entries.")
-    if kind == _STRING:
-        for _ in range(count):
-            _read_string(file)
-        return None
-    if kind not in _SCALARS:
-        raise InvalidGguf(f"it holds a list of unknown type {kind}.")
-    data = _read(file, count * struct.calcsize(_SCALARS[kind]))
-    if count > _ARRAY_MAX:
-        return None
-    return [int(number) for (number,) in struct.iter_unpack(_SCALARS[kind], data)]
-
-
-def _read_string(file: BinaryIO) -> str:
-    size = struct.unpack("<Q", _read(file, 8))[0]
-    if size > _STRING_MAX_BYTES:
-        raise InvalidGguf(f"it holds a text of {size} bytes.")
-    return _read(file, size).decode(errors="replace")
-
-
-def _read(file: BinaryIO, size: int) -> bytes:
-    data = file.read(size)
-    if len(data) != size:
-        raise InvalidGguf("it ends in the middle of its head; the download was cut off.")
-    return data

@@ -13,12 +13,6 @@ from stentor.runtime.launchers.base import LaunchRefused
 from stentor.runtime.spec import ModelSpec, Pooling
 
 MIB = 1 << 20
-# Bytes per number of the cache types: ggml's block sizes (bytes per block / numbers per block).
-_CACHE_BYTES = {
-    "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32,
-    "q4_0": 18 / 32, "iq4_nl": 18 / 32,
-}  # fmt: skip
-_RESERVE_BYTES = 256 * MIB
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -31,13 +25,6 @@ class ContextPlan(msgspec.Struct, frozen=True):
     ctx: int
     places: int
     needed_bytes: int
-
-
-def estimate_bytes(header: GgufHeader, spec: ModelSpec, ctx: int, places: int) -> int:
-    """Memory of one instance: weights + places × ctx × cache bytes a token + reserve for buffers."""
-    token_bytes = header.kv_elements * (_CACHE_BYTES[spec.cache_type_k] + _CACHE_BYTES[spec.cache_type_v]) / 2
-    fixed_bytes = header.file_bytes + spec.cache_ram_mib * MIB + _RESERVE_BYTES
-    return fixed_bytes + places * int(ctx * token_bytes)
 
 
 def plan_memory(
@@ -91,9 +78,9 @@ def describe_bytes(size_bytes: int) -> str:
 
 def choose_pooling(header: GgufHeader, spec: ModelSpec) -> Pooling:
     """How token vectors become one: as the operator says, as the model says (empty), else their mean."""
-    if spec.type == "reranker":
+    if spec.kind == "reranker":
         return "rank"
-    if spec.pooling or header.has_pooling or spec.type not in ("embedding", "vision-embedding"):
+    if spec.pooling or header.has_pooling or spec.kind not in ("embedding", "vision-embedding"):
         return spec.pooling
     return "mean"
 

@@ -1,28 +1,24 @@
 """From a model's definition to a child that can be spawned: fetch the weights, look at them, fit them in, launch."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
 from stentor.runtime.catalogue import Catalogue
-from stentor.runtime.gguf import GgufHeader, InvalidGguf, read_header
+from stentor.runtime.estimate import estimate_bytes
+from stentor.runtime.kinds import Nature, find_nature
 from stentor.runtime.launchers.base import Launch, Launcher, LaunchOrder, LaunchRefused
-from stentor.runtime.memory import (
-    MIB,
-    ContextPlan,
-    choose_pooling,
-    choose_threads,
-    estimate_bytes,
-    plan_memory,
-)
+from stentor.runtime.memory import MIB, ContextPlan, choose_pooling, choose_threads, plan_memory
 from stentor.runtime.process import TakeRoom
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.sizes import Sizes
-from stentor.runtime.spec import EngineKind, ModelSpec
+from stentor.runtime.spec import EngineKind, Learned, ModelSpec
 
 
 class ModelSource(Protocol):
@@ -30,6 +26,10 @@ class ModelSource(Protocol):
 
     async def fetch(self, source: str) -> Path:
         """The local GGUF file of ``source``, downloaded if need be. Raises StentorError."""
+        ...
+
+    def find(self, source: str) -> Path | None:
+        """The local GGUF file of ``source`` if it is there. Raises StentorError."""
         ...
 
 
@@ -75,10 +75,12 @@ class Preparation:
             plans = self._plan_command(spec, find_budget())
         else:
             weights = await self._fetch(spec)
-            header = await asyncio.to_thread(_read_weights, spec, weights)
-            pooling = choose_pooling(header, spec)
-            way = f"{header.file_bytes}/{spec.cache_type_k}/{spec.cache_type_v}"
-            plans = self._plan(spec, header, way, rung, find_budget())
+            nature = await asyncio.to_thread(find_nature, spec, weights)
+            spec = nature.spec
+            self._learn(nature)
+            pooling = choose_pooling(nature.header, spec)
+            way = f"{nature.header.file_bytes}/{spec.cache_type_k}/{spec.cache_type_v}"
+            plans = self._plan(nature, way, rung, find_budget())
         berth = await take_room(plans, way)
         order = LaunchOrder(
             spec=spec,
@@ -90,7 +92,21 @@ class Preparation:
             pooling=pooling,
             projector_on_cpu=rung.projector_on_cpu,
         )
-        return await self._launchers[spec.engine].prepare(order)
+        launch = await self._launchers[spec.engine].prepare(order)
+        return msgspec.structs.replace(launch, spec=spec)
+
+    def look(self, specs: Iterable[ModelSpec]) -> None:
+        """Learn what models are whose files are there. What can't be read is told when it is started."""
+        for spec in specs:
+            if not spec.source or spec.engine == "command":
+                continue
+            with contextlib.suppress(StentorError):
+                path = self._source.find(spec.source)
+                if path is not None:
+                    self._learn(find_nature(spec, path, quick=True))
+
+    def _learn(self, nature: Nature) -> None:
+        self._catalogue.learn(ModelId(nature.spec.id), Learned(nature.spec.kind, nature.abilities))
 
     def note_context(self, model: ModelId, context_size: int | None) -> None:
         """Say in the catalogue what a running engine really holds per request."""
@@ -118,16 +134,15 @@ class Preparation:
             public="memory did not suffice for it",
         )
 
-    def _plan(
-        self, spec: ModelSpec, header: GgufHeader, way: str, rung: Rung, budget_bytes: int
-    ) -> tuple[ContextPlan, ...]:
+    def _plan(self, nature: Nature, way: str, rung: Rung, budget_bytes: int) -> tuple[ContextPlan, ...]:
+        spec, header = nature.spec, nature.header
         ctx = spec.ctx or max(min(2048, self._settings.default_ctx), int(self._settings.default_ctx * rung.ctx_share))
         ctx = min(ctx, header.trained_ctx) if header.trained_ctx else ctx
         # An external server and an explicit number of GPU layers put the weights where this machine's RAM says nothing.
         looks = spec.engine == "llama" and spec.gpu_layers <= 0
 
         def estimate(tokens: int, places: int) -> int:
-            formula = int(estimate_bytes(header, spec, tokens, places) * rung.margin)
+            formula = int(estimate_bytes(header, spec, tokens, places, nature.projector) * rung.margin)
             return self._sizes.correct(ModelId(spec.id), f"{way}/{tokens}/{places}", formula)
 
         return plan_memory(spec, ctx, budget_bytes if looks else None, estimate)
@@ -147,22 +162,6 @@ class Preparation:
         # Two instances of one model must not download it twice.
         async with self._fetching.setdefault(spec.source, asyncio.Lock()):
             return await self._source.fetch(spec.source)
-
-
-def _read_weights(spec: ModelSpec, weights: Path) -> GgufHeader:
-    try:
-        return read_header(weights)
-    except OSError as problem:
-        raise LaunchRefused(
-            f"Model '{spec.id}': its file {weights} can't be read ({problem.strerror}). Fetch it again or correct "
-            f"its source '{spec.source}'.",
-            public="its model file is missing",
-        ) from problem
-    except InvalidGguf as problem:
-        raise LaunchRefused(
-            f"Model '{spec.id}': {weights} is not a usable GGUF file: {problem} Fetch it again.",
-            public="its model file is damaged",
-        ) from problem
 
 
 def list_rungs(spec: ModelSpec) -> tuple[Rung, ...]:

@@ -112,11 +112,11 @@ async def _read_limited(response: aiohttp.ClientResponse) -> bytes:
 def choose_canary(spec: ModelSpec) -> tuple[str, dict[str, Any]] | None:
     """Path and body of the smallest request that uses the model; None for types that have none yet."""
     model = spec.upstream_model or spec.id
-    if spec.type in ("embedding", "vision-embedding"):
+    if spec.kind in ("embedding", "vision-embedding"):
         return "/v1/embeddings", {"model": model, "input": "a"}
-    if spec.type == "reranker":
+    if spec.kind == "reranker":
         return "/v1/rerank", {"model": model, "query": "a", "documents": ["a"]}
-    if spec.type in ("audio", "tts"):
+    if spec.kind in ("audio", "tts"):
         return None
     if spec.engine == "command":
         hello = [{"role": "user", "content": "a"}]

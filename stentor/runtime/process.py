@@ -83,6 +83,7 @@ class EngineProcess:
         self.load_s = 0.0
         self.reported_bytes = 0
         self.planned = asyncio.Event()
+        self._found = spec
         self._parts = parts
         self._now = parts.clock.monotonic_s
         self._host = parts.host
@@ -275,6 +276,7 @@ class EngineProcess:
         tag = secrets.token_hex(16)
         try:
             launch = await self._prepare(self._take_room)
+            self._found = launch.spec or self.spec
             began_s = self._now()
             self.log_tail.append(self._mark())
             child = await self._host.spawn(launch, {TAG_VARIABLE: tag}, self.log_tail)
@@ -355,7 +357,7 @@ class EngineProcess:
     async def _await_canary(self, address: EngineAddress, timeout_s: float) -> None:
         if not self.spec.canary:
             return
-        problem = await self._host.probe.ask_canary(address, self.spec, timeout_s)
+        problem = await self._host.probe.ask_canary(address, self._found, timeout_s)
         if problem is not None:
             public = "its engine is up but does not answer a one-token request"
             raise StartFailed(public, f"{public}: {problem}{self._last_words()}")

@@ -77,6 +77,7 @@ class LocalScheduler(SchedulerViews):
         self._sizes = Sizes(run_dir / "sizes.json")
         self._desired = Desired(run_dir / "desired.json")
         self._preparation = Preparation(settings, self._catalogue, source, launchers, self._sizes)
+        self._preparation.look(self._catalogue.specs.values())
         limit_mb = settings.memory_limit_mb
         limits = RoomLimits(memory_bytes=None if limit_mb is None else limit_mb * MIB, policy=settings.swap)
         self._room = Room(limits, slots, self._host, self._sizes, clock, self._journal.note_departure)
@@ -227,6 +228,7 @@ class LocalScheduler(SchedulerViews):
         """
         before = dict(self._catalogue.specs)
         self._catalogue.change(put, drop)
+        self._preparation.look(put)
         old = [instance for model in drop for instance in self._drop(model)]
         for spec in put:
             if anew or before.get(ModelId(spec.id)) != spec:

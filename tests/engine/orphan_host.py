@@ -23,6 +23,9 @@ class Files:
     async def fetch(self, source: str) -> Path:
         return Path(source.removeprefix("file:"))
 
+    def find(self, source: str) -> Path | None:
+        return Path(source.removeprefix("file:"))
+
 
 async def main() -> None:
     models = msgspec.json.decode(sys.argv[3], type=tuple[ModelSpec, ...])

@@ -6,10 +6,11 @@ import time
 
 import pytest
 
+from tests import media
 from tests.http.harness import CHAT, COMPLETIONS, Gate, RawConnection, chat_body, raw_request
 from tests.scripted_engine import script
 
-IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+IMAGE = media.image_part(media.png())
 
 
 def post(gate: Gate, body, path: str = CHAT, **more):
@@ -133,7 +134,7 @@ def test_images_are_never_fetched(gate: Gate, url):
 
 @pytest.mark.parametrize(
     ("part", "ability"),
-    [(IMAGE, "image"), ({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, "audio")],
+    [(IMAGE, "image"), (media.audio_part(media.wav(0.1)), "audio")],
 )
 def test_a_missing_ability_is_named(each: Gate, part, ability):
     answer = post(each, {"model": "scripted", "messages": [{"role": "user", "content": [part]}]})

@@ -9,6 +9,7 @@ import openai
 import pytest
 
 from tests.engine.bert_gguf import write_tiny_reranker
+from tests.engine.projector_gguf import write_projector
 from tests.engine.tiny_gguf import write_tiny_gguf
 from tests.http.harness import Gate, until
 from tests.kinds.models import make_minilm
@@ -23,23 +24,36 @@ def table(**fields: object) -> str:
     return f"[[models]]\n{lines}"
 
 
+def write_with_projector(folder: Path, name: str, *, sees: bool = False, hears: bool = False) -> Path:
+    """A model and its projector in a folder of their own."""
+    place = folder / name
+    place.mkdir()
+    write_projector(place / "mmproj-tiny.gguf", sees=sees, hears=hears)
+    return write_tiny_gguf(place / "tiny.gguf", trained_ctx=4096)
+
+
 @pytest.fixture(scope="session")
 def _gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     folder = tmp_path_factory.mktemp("kinds")
     minilm = make_minilm(folder)
     ranker = write_tiny_reranker(folder / "tiny-ranker.gguf")
     tiny = write_tiny_gguf(folder / "tiny.gguf", trained_ctx=512)
+    seeing = [write_with_projector(folder, "eyes", sees=True), write_with_projector(folder, "ears", hears=True)]
+    seeing.append(write_with_projector(folder, "omni", sees=True, hears=True))
     odd = {"engine": "command", "command": [sys.executable, str(ODD), "${PORT}"], "ctx": 512, "canary": False}
     config = "\n".join(
         [
-            table(id="minilm", source=f"file:{minilm}", type="embedding", ctx=256, parallel=2, threads=1),
-            table(id="ranker", source=f"file:{ranker}", type="reranker", ctx=256, parallel=2, threads=1),
+            table(id="minilm", source=f"file:{minilm}", ctx=256, parallel=2, threads=1),
+            table(id="shortened", source=f"file:{minilm}", ctx=256, parallel=1, threads=1, matryoshka=True),
+            table(id="ranker", source=f"file:{ranker}", ctx=256, parallel=2, threads=1),
+            *(table(id=path.parent.name, source=f"file:{path}", ctx=512, parallel=1, threads=1) for path in seeing),
+            table(id="wrong", source=f"file:{tiny}", type="reranker", ctx=256),
             table(id="tiny", source=f"file:{tiny}", ctx=512, parallel=2, threads=1),
             table(id="odd", type="embedding", parallel=4, **odd),
             table(id="odd-ranker", type="reranker", parallel=4, **odd),
         ]
     )
-    with Server(folder, config, "--admin-key", slots=8, DURABILITY="process") as server:
+    with Server(folder, config, "--admin-key", slots=12, DURABILITY="process") as server:
         gate = Gate(server)
         yield gate
         gate.check_books()

@@ -290,6 +290,15 @@ def test_is_reserved_before_and_refused_where_it_cant_be_paid(gate: Gate) -> Non
     assert gate.balance(user["id"]) == INPUT_NANO * (100 - answer.json()["usage"]["prompt_tokens"])
 
 
+def test_vectors_are_shortened_where_the_model_allows(client: openai.OpenAI) -> None:
+    answer = client.embeddings.create(model="shortened", input=TEXTS[0], dimensions=64)
+    short, whole = answer.data[0].embedding, vectors(client, TEXTS[0])[0]
+    assert len(short) == 64
+    assert dot(short, short) == pytest.approx(1.0, abs=1e-4)
+    length = math.sqrt(dot(whole[:64], whole[:64]))
+    assert short == pytest.approx([number / length for number in whole[:64]], abs=1e-3)
+
+
 def test_shortened_vectors_have_length_one() -> None:
     short = shorten(array("f", [3.0, 4.0, 12.0]), 2)
     assert short.tolist() == pytest.approx([0.6, 0.8])

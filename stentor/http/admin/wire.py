@@ -145,6 +145,7 @@ class ModelCard(msgspec.Struct):
     places: int
     ready_instances: int
     reason: str
+    type: str
 
 
 class StartModelRequest(msgspec.Struct, omit_defaults=True):

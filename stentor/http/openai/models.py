@@ -46,6 +46,7 @@ def _model(card: ModelCard) -> wire.Model:
         abilities=card.abilities,
         aliases=card.aliases,
         state=card.state,
+        type=card.type,
     )
 
 

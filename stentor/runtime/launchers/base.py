@@ -33,7 +33,8 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     """One child to start: program, environment, what it reads on stdin, and how its answers are checked.
 
     ``environment`` is complete; nothing of ours is inherited. ``key_file`` is removed when the child ends.
-    ``places`` and ``context_size`` are what the child was told, None where only the child knows.
+    ``places`` and ``context_size`` are what the child was told, None where only the child knows. ``spec`` is the
+    model's definition with what its files say filled in.
     """
 
     argv: tuple[str, ...]
@@ -44,6 +45,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True):
     places: int
     context_size: int | None = None
     cwd: Path | None = None
+    spec: ModelSpec | None = None
 
     def __repr__(self) -> str:
         return f"Launch(argv={self.argv[:1]}…)"

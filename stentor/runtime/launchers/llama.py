@@ -25,7 +25,7 @@ class LlamaLauncher:
             "alias": spec.upstream_model or spec.id,
             "port": order.port,
             "token": token,
-            "type": spec.type,
+            "type": spec.kind,
             "ctx": order.ctx,
             "parallel": order.places,
             "threads": order.threads,
@@ -38,6 +38,8 @@ class LlamaLauncher:
             "cache_ram_mib": spec.cache_ram_mib,
             "flash_attention": spec.flash_attention,
             "load_mode": spec.load_mode,
+            "mmproj": str(spec.mmproj or ""),
+            "projector_on_cpu": order.projector_on_cpu,
             "chat_template": spec.chat_template,
         }
         return Launch(

@@ -118,11 +118,15 @@ def choose_wishes(order: LaunchOrder, key_file: Path) -> list[Wish]:
         wishes.append((("--pooling",), order.pooling))
     if spec.flash_attention != "auto":
         wishes.append((("--flash-attn",), spec.flash_attention))
+    if spec.mmproj is not None:
+        wishes.append((("--mmproj",), str(spec.mmproj)))
+        if order.projector_on_cpu:
+            wishes.append((("--no-mmproj-offload",), None))
     return wishes + _choose_batches(spec, order.ctx)
 
 
 def _choose_batches(spec: ModelSpec, ctx: int) -> list[Wish]:
-    pooled = spec.type in ("embedding", "vision-embedding", "reranker")
+    pooled = spec.kind in ("embedding", "vision-embedding", "reranker")
     batch = spec.batch or (ctx if pooled else None)
     ubatch = spec.ubatch or (ctx if pooled else None)
     wishes: list[Wish] = []
@@ -130,9 +134,9 @@ def _choose_batches(spec: ModelSpec, ctx: int) -> list[Wish]:
         wishes.append((("--batch-size",), str(batch)))
     if ubatch is not None:
         wishes.append((("--ubatch-size",), str(ubatch)))
-    if spec.type in ("embedding", "vision-embedding"):
+    if spec.kind in ("embedding", "vision-embedding"):
         wishes.append((("--embedding", "--embeddings"), None))
-    if spec.type == "reranker":
+    if spec.kind == "reranker":
         wishes.append((("--reranking", "--rerank"), None))
     if spec.chat_template:
         wishes.append((("--chat-template",), spec.chat_template))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from stentor.core.errors import Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId
 from stentor.runtime.breaker import Breaker, BreakerPolicy
+from stentor.runtime.estimate import CACHE_BYTES
 from stentor.runtime.gguf import GgufHeader, InvalidGguf, count_kv_elements, read_header
 from stentor.runtime.launchers.base import LaunchRefused, choose_environment
 from stentor.runtime.memory import (
@@ -23,7 +24,6 @@ from stentor.runtime.memory import (
     choose_free_bytes,
     choose_pooling,
     choose_threads,
-    estimate_bytes,
     plan_memory,
 )
 from stentor.runtime.queue import Waiter, WaitQueue, choose_displaced, choose_next_waiter
@@ -210,7 +210,8 @@ def spec(**fields: Any) -> ModelSpec:
 def plan(size_mib: int | None, *, ctx: int = 4096, **fields: Any) -> tuple[ContextPlan, ...]:
     asked = spec(**fields)
     budget_bytes = None if size_mib is None else size_mib * MIB
-    return plan_memory(asked, ctx, budget_bytes, lambda tokens, places: estimate_bytes(header(), asked, tokens, places))
+    token_bytes = 128 * (CACHE_BYTES[asked.cache_type_k] + CACHE_BYTES[asked.cache_type_v])
+    return plan_memory(asked, ctx, budget_bytes, lambda tokens, places: 356 * MIB + places * int(tokens * token_bytes))
 
 
 def test_places_are_given_up_before_tokens() -> None:
