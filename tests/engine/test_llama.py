@@ -104,10 +104,10 @@ async def test_a_truncated_model_fails_at_once_and_stays_failed(make_scheduler: 
 
 
 async def test_refuses_with_numbers_when_memory_is_short(make_scheduler: Any, tiny: Path) -> None:
-    scheduler = make_scheduler(tiny_spec(tiny), memory_limit_mb=64)
+    scheduler = make_scheduler(tiny_spec(tiny), memory_limit_mb=32)
     with pytest.raises(Refused, match="not enough memory"):
         await take(scheduler, "tiny")
-    assert "64 MiB can be had" in (await instance_of(scheduler, "tiny")).reason
+    assert "32 MiB can be had" in (await instance_of(scheduler, "tiny")).reason
 
 
 async def test_embeddings_take_inputs_as_long_as_the_context(make_scheduler: Any, tiny: Path) -> None:
