@@ -1,5 +1,6 @@
 """What a dialect reserves is no less than what its chat would, however it is written."""
 
+import base64
 import json
 
 import pytest
@@ -11,9 +12,10 @@ from stentor.flows.dialects.messages_request import read_messages
 from stentor.flows.dialects.ollama_request import OllamaAsk
 from stentor.flows.dialects.ollama_request import read_chat as read_ollama
 from stentor.flows.dialects.responses_request import read_responses
+from tests import media
 
 LONG = "wörter " * 500
-IMAGE = "A" * 4000
+IMAGE = base64.b64encode(media.png() + b"\0" * 3000).decode()
 TURNS = [
     {"role": "user", "content": LONG},
     {"role": "assistant", "content": "Yes."},
