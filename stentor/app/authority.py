@@ -133,7 +133,13 @@ class Authority:
         watch("stentor_queue_depth", lambda: _by_model(self.scheduler.waiting_by_model()))
         watch("stentor_running_requests", lambda: _by_model(self.scheduler.running_by_model()))
         watch("stentor_engines_restarted_total", lambda: _by_model(self.scheduler.restarts_by_model()))
+        watch("stentor_memory_planned_bytes", lambda: _by_model(self.scheduler.planned_by_model()))
+        watch("stentor_room_waiting", self.scheduler.count_claims)
+        watch("stentor_engines_unloaded_total", self._count_departures)
         watch("stentor_instances", self._count_instances)
+
+    def _count_departures(self) -> Samples:
+        return [((str(model), cause), float(count)) for (model, cause), count in self.scheduler.departures().items()]
 
     def _count_instances(self) -> Samples:
         counts = Counter((str(model), state) for model, state in self.scheduler.instance_states())

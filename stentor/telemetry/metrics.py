@@ -84,6 +84,14 @@ METRICS: tuple[MetricSpec, ...] = (
     MetricSpec(
         "stentor_engines_restarted_total", "counter", "Engine processes started again after a failure.", ("model",)
     ),
+    MetricSpec(
+        "stentor_engines_unloaded_total",
+        "counter",
+        "Instances sent away: idle (unused for long), room (idle, room was needed), swap (busy, drained for others).",
+        ("model", "cause"),
+    ),
+    MetricSpec("stentor_memory_planned_bytes", "gauge", "Memory set aside for engines, by model.", ("model",)),
+    MetricSpec("stentor_room_waiting", "gauge", "Instances that wait for a slot or for memory."),
     MetricSpec("stentor_queue_depth", "gauge", "Requests waiting for a place, by model.", ("model",)),
     MetricSpec("stentor_running_requests", "gauge", "Places in use, by model.", ("model",)),
     MetricSpec("stentor_instances", "gauge", "Engine processes, by state.", ("model", "state")),
