@@ -134,6 +134,7 @@ class ModelOperations:
                 await self._book.renew(model)
             await asyncio.to_thread(self._sources.snapshots.clean_old, before)
 
+        await self._book.record(actor_of(task), "model_update", ("model", spec.id), {"source": spec.source})
         return _describe_job(self._downloads.start(spec.source, anew=True, then=swap))
 
     # -- what there is ---------------------------------------------------------------------------------------------
@@ -174,6 +175,7 @@ class ModelOperations:
             raise Refused("invalid_request", "Name either a source or a repo_id.", param="source")
         source = ask.source or str(HubSource(ask.repo_id, ask.revision, ask.quant, ask.filename))
         _check_source(source, task)
+        await self._book.record(actor_of(task), "model_download", ("source", source), {})
         return _describe_job(self._downloads.start(source))
 
     async def list_downloads(self, task: Task) -> Row:
@@ -189,11 +191,15 @@ class ModelOperations:
 
     async def cancel_download(self, task: Task) -> Row:
         """End a download; what came is kept."""
-        return _describe_job(await self._downloads.cancel(task.params["id"]))
+        job = await self._downloads.cancel(task.params["id"])
+        await self._book.record(actor_of(task), "download_cancel", ("source", job.source), {})
+        return _describe_job(job)
 
     async def retry_download(self, task: Task) -> Row:
         """Go on with a download that ended without success."""
-        return _describe_job(self._downloads.retry(task.params["id"]))
+        job = self._downloads.retry(task.params["id"])
+        await self._book.record(actor_of(task), "download_retry", ("source", job.source), {})
+        return _describe_job(job)
 
     # -- inside ----------------------------------------------------------------------------------------------------
 

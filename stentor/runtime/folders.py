@@ -59,13 +59,6 @@ class ModelFolders:
         """Every model in the folders, shards joined, projectors and parts left out. Reads the head of each."""
         return [model for folder in self._folders for model in _list_folder(folder)]
 
-    def find_place(self, path: Path) -> str | None:
-        """The relative path by which a file may be named here, or None."""
-        for folder in self._folders:
-            if path.is_relative_to(folder.resolve()):
-                return path.relative_to(folder.resolve()).as_posix()
-        return None
-
 
 def _find_inside(folder: Path, path: PurePosixPath) -> Path | None:
     """The regular GGUF file at ``path``, links followed, if it really lies in ``folder``."""

@@ -8,6 +8,7 @@ with them.
 import asyncio
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,8 @@ from stentor.runtime.hub import Hub, Part
 from stentor.runtime.origins import HubSource
 from stentor.runtime.quants import Choice, RepoFile, choose_files
 from stentor.runtime.wheels import GGUF_MAGIC, explain_os_error, safe_member
+
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}|git:[0-9a-f]{40}")
 
 
 class SnapshotFile(msgspec.Struct, frozen=True):
@@ -90,10 +93,12 @@ class Snapshots:
     async def plan(self, source: HubSource) -> Plan:
         """Ask the hub what a source means now. Raises HubTrouble and NoSuchFile."""
         view = await self._hub.look(source.repo, source.revision)
-        unsafe = [file.path for file in view.files if not safe_member(file.path)]
-        if unsafe:
-            raise FetchError(f"{source.repo} lists the unsafe path {unsafe[0][:80]!r}. Nothing was fetched.")
-        return Plan(source, view.commit, choose_files(source.repo, view.files, source.quant, source.filename))
+        choice = choose_files(source.repo, view.files, source.quant, source.filename)
+        for file in choice.files:
+            if not safe_member(file.path) or not _DIGEST.fullmatch(file.digest):
+                what = f"the unsafe path {file.path[:80]!r}, or no checksum for it"
+                raise FetchError(f"{source.repo} lists {what}. Nothing was fetched.")
+        return Plan(source, view.commit, choice)
 
     async def fetch(self, plan: Plan, tell: Progress) -> Snapshot:
         """Fetch and check everything of a plan, and record it. Raises FetchError; what came so far is kept."""

@@ -317,3 +317,12 @@ async def test_search_finds_page_by_page(hub, fetch):
     second = await client.search("qwen", 3, first.cursor)
     assert [repo.repo for repo in second.repos] == ["org/Qwen-1-GGUF", "org/Qwen-0-GGUF"]
     assert second.cursor == ""
+
+
+@pytest.mark.parametrize("path", ["../out-Q4_0.gguf", "/abs-Q4_0.gguf", "a\\b-Q4_0.gguf"])
+async def test_a_repository_that_lists_unsafe_paths_is_refused(hub, fetch, tmp_path, path):
+    hub.add(REPO, {path: DATA})
+    with pytest.raises(FetchError, match="unsafe path"):
+        await fetch()
+    assert not list(tmp_path.rglob("*.gguf"))
+    assert not hub.ranges()
