@@ -11,6 +11,8 @@ from stentor.store.upsert import upsert
 
 AnyRow = Row[*tuple[Any, ...]]
 
+DAY_US = 86_400_000_000
+
 EVENT_COLUMNS = tuple(column.name for column in usage_events.columns if column.name != "id")
 _BUCKET_COLUMNS = tuple(column.name for column in bucket.columns)
 
@@ -226,6 +228,34 @@ def list_events(
     if before is not None:
         query = query.where(tuple_(usage_events.c.settled_us, usage_events.c.id) < before)
     query = query.order_by(usage_events.c.settled_us.desc(), usage_events.c.id.desc()).limit(limit)
+    return list(connection.execute(query))
+
+
+def list_events_by_requests(connection: Connection, project_id: str, request_ids: Sequence[str]) -> list[AnyRow]:
+    """All attempts of a project's requests, newest first."""
+    rows: list[AnyRow] = []
+    for start in range(0, len(request_ids), 500):
+        query = select(*_EVENT).where(
+            usage_events.c.project_id == project_id,
+            usage_events.c.request_id.in_(request_ids[start : start + 500]),
+        )
+        rows += connection.execute(query)
+    return sorted(rows, key=lambda row: (row.settled_us, row.id), reverse=True)
+
+
+def sum_project_usage(connection: Connection, project_id: str, since_us: int, until_us: int) -> list[AnyRow]:
+    """Sums by UTC day (days since 1970) and model: requests, cost, input, output tokens."""
+    day = (usage_events.c.settled_us // DAY_US).label("day")
+    numbers = ("cost_nano", "input_tokens", "output_tokens")
+    query = (
+        select(day, usage_events.c.model, func.count(), *(func.sum(usage_events.c[name]) for name in numbers))
+        .where(
+            usage_events.c.project_id == project_id,
+            usage_events.c.settled_us >= since_us,
+            usage_events.c.settled_us < until_us,
+        )
+        .group_by(day, usage_events.c.model)
+    )
     return list(connection.execute(query))
 
 

@@ -1,5 +1,6 @@
 """Usage events as people read them: pages and totals."""
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -96,6 +97,21 @@ def total_usage(connection: Connection, where: UsageFilter, by: Subject | None =
     """Totals, in all (one row) or by subject."""
     rows = table.sum_usage(connection, _filters(where), by)
     return [UsageTotal(*row) if by is not None else UsageTotal(None, *row) for row in rows]
+
+
+def list_usage_by_names(connection: Connection, project_id: str, names: Sequence[str]) -> list[UsageEvent]:
+    """A project's events by request id (the first attempt) or ``request id/attempt``, newest first."""
+    wanted = {tuple(name.split("/", 1)) if "/" in name else (name, "1") for name in names}
+    rows = table.list_events_by_requests(connection, project_id, sorted({name[0] for name in wanted}))
+    return [UsageEvent(*row) for row in rows if (row.request_id, str(row.attempt)) in wanted]
+
+
+def sum_project_usage(
+    connection: Connection, project_id: str, since_us: int, until_us: int
+) -> list[tuple[int, str, int, int, int, int]]:
+    """Sums of a project by UTC day (days since 1970) and model: requests, cost, input, output tokens."""
+    rows = table.sum_project_usage(connection, project_id, since_us, until_us)
+    return [(int(row[0]), row[1], row[2], int(row[3]), int(row[4]), int(row[5])) for row in rows]
 
 
 def _filters(where: UsageFilter) -> dict[str, Any]:

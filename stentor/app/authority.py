@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from stentor.app.machine import ThisMachine
+from stentor.app.ring import Ring, RingParts
 from stentor.control.books import LocalBooks
 from stentor.control.changes import Changes
 from stentor.control.credential_operations import CredentialOperations
@@ -22,6 +23,7 @@ from stentor.control.operations import Operations
 from stentor.control.people_operations import PeopleOperations
 from stentor.control.plans import Plans
 from stentor.control.remote_models import RemoteModels, ensure_prices
+from stentor.control.ring.keys import ReceiptKeys
 from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock, SystemClock
 from stentor.core.ids import ModelId
@@ -75,6 +77,7 @@ class Authority:
         self.operations.add(PeopleOperations(self.management, changes, plans).table())
         self.operations.add(MoneyOperations(plans).table())
         self.models = models
+        self.ring: Ring
         self.outbound = Outbound(settings.egress)
         self.credentials = Credentials(database, keyring, settings.vault, clock, self._check_address)
         remote = RemoteModels(database, books, self.credentials.find_provider, self._check_address, clock)
@@ -105,6 +108,10 @@ class Authority:
         downloads = Downloads(sources, settings.data_dir / "run" / "downloads.json", clock, log)
         authority = cls(settings, database, keyring, scheduler, books, Models(book, downloads, sources), log)
         await authority.credentials.load()
+        parts = RingParts(books, scheduler, authority.outbound, clock, log)
+        authority.ring = await Ring.open(settings, database, keyring, parts)
+        authority.books.on_settled = authority.ring.sequencer.wake
+        authority.operations.add(ReceiptKeys(authority.ring.office, keyring, authority.management).table())
         return authority
 
     def _check_address(self, url: str) -> None:

@@ -21,10 +21,12 @@ from stentor.http.dialects.handlers import dialect_handlers
 from stentor.http.dialects.service import DialectService
 from stentor.http.gateway import Gateway, Handler, HttpSettings
 from stentor.http.open_streams import OpenStreams
+from stentor.http.openai.keeping import KeptChat
 from stentor.http.openai.models import ModelEndpoints
 from stentor.http.openai.text import TextEndpoints
 from stentor.http.passage import EnginePassageEndpoints
 from stentor.http.public import PublicEndpoints
+from stentor.http.ring.bridge import Bridge
 from stentor.telemetry.logs import Log
 from stentor.telemetry.trace import Tracer
 from stentor.version import VERSION
@@ -51,20 +53,20 @@ class GatewayParts:
         self.authenticator = Authenticator(books, pepper)
         self.authenticator.on_revoked(self.calls.interrupt_key)
         self._settings = settings
+        self._pepper = pepper
         self._books = books
         self._scheduler = scheduler
         self._tracer = tracer
         self._log = log
         flow = ChatFlow(books, self.engines, tracer)
         inputs = ChatFlow(books, self.engines, tracer, InputsAttempt)
-        text = TextEndpoints(flow, inputs, self.calls, settings.body_max_bytes)
+        self._text = text = TextEndpoints(flow, inputs, self.calls, settings.body_max_bytes)
         models = ModelEndpoints(scheduler)
         self._streams = OpenStreams()
         self._passage = EnginePassage()
         passage = EnginePassageEndpoints(scheduler, self._passage, self._streams, log, settings.body_max_bytes)
         service = DialectService(flow, inputs, self.calls, settings.body_max_bytes)
         self._handlers: dict[str, Handler] = {
-            "chat": text.chat,
             "completion": text.completion,
             "embeddings": text.embeddings,
             "rerank": text.rerank,
@@ -92,11 +94,15 @@ class GatewayParts:
             "metrics": public.metrics,
             "openapi": public.openapi,
             "docs": public.docs,
+            "chat": KeptChat(self._text, operate, self._log).chat,
             "follow_log": LogEndpoints(operate, self._streams).follow,
             "get_download": DownloadEndpoints(operate, self._streams).get,
             **operators,
         }
-        return Gateway(self._settings, self.authenticator, handlers, self._log, operator_socket=operator_socket)
+        bridge = Bridge(self.authenticator, self._pepper) if self._settings.ring_bridge else None
+        return Gateway(
+            self._settings, self.authenticator, handlers, self._log, operator_socket=operator_socket, bridge=bridge
+        )
 
     async def drain(self, drain_s: float) -> None:
         """Let running requests end within ``drain_s``, then end them with ``server_shutdown``."""

@@ -4,8 +4,8 @@ import msgspec
 
 from stentor.app.authority import Authority
 from stentor.app.gateway import GatewayParts
+from stentor.app.managed import managed_handlers
 from stentor.core.operator import OperatorAnswer, OperatorCall
-from stentor.http.admin.handlers import AdminEndpoints
 from stentor.http.gateway import HttpSettings
 from stentor.http.loopback import call_app
 from stentor.settings import Settings
@@ -22,7 +22,7 @@ class Offline:
         self._authority = authority
         self._gateway = gateway
         self._log = log
-        operators = AdminEndpoints(authority.operations).handlers()
+        operators = managed_handlers(authority)
         self._app = gateway.app(operators, authority.render_metrics, self.answer, operator_socket=True)
 
     async def answer(self, call: OperatorCall) -> OperatorAnswer:
@@ -31,13 +31,14 @@ class Offline:
 
     def operation_names(self) -> set[str]:
         """What the authority can be asked to do."""
-        return self._authority.operations.names()
+        return self._authority.operations.names() | self._authority.ring.operations.names()
 
     async def close(self) -> None:
         """Close everything; the data folder is free again."""
         self._authority.management.close()
         await self._authority.models.downloads.close()
         await self._authority.outbound.close()
+        await self._authority.ring.close()
         await self._authority.scheduler.shutdown(0.0)
         await self._gateway.close()
         self._database.close()

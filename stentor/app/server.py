@@ -16,6 +16,7 @@ import uvloop
 from stentor.app.authority import Authority
 from stentor.app.gateway import GatewayParts, tune_collector
 from stentor.app.hello import WorkerHello
+from stentor.app.managed import managed_handlers
 from stentor.app.reload import ModelReload
 from stentor.control.desk import Desk
 from stentor.control.first_run import ADMIN
@@ -23,7 +24,6 @@ from stentor.control.workers import Workers, bind, start_listening
 from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
 from stentor.core.operator import OperatorAnswer, OperatorCall
-from stentor.http.admin.handlers import AdminEndpoints
 from stentor.http.gateway import HttpSettings
 from stentor.http.loopback import call_app
 from stentor.http.server import HttpServer
@@ -92,6 +92,8 @@ class _Server:
             stack.callback(authority.management.close)
             stack.push_async_callback(authority.models.downloads.close)
             stack.push_async_callback(authority.outbound.close)
+            stack.push_async_callback(authority.ring.close)
+            stack.push_async_callback(_finish, asyncio.create_task(authority.ring.run(), name="ring"))
             await authority.ensure_fixed_key()
             self._watch_signals()
             reload = self._watch_file(stack, authority)
@@ -155,7 +157,7 @@ class _Server:
         self, stack: contextlib.AsyncExitStack, authority: Authority, gateway: GatewayParts
     ) -> None:
         path = self._settings.admin_socket
-        self._operators = AdminEndpoints(authority.operations).handlers()
+        self._operators = managed_handlers(authority)
         self._operator_app = gateway.app(self._operators, authority.render_metrics, self._operate, operator_socket=True)
         server = HttpServer(self._operator_app)
         await server.begin(_listen_unix(path))
@@ -266,6 +268,7 @@ def _http_settings(settings: Settings) -> HttpSettings:
         allowed_hosts=settings.allowed_hosts,
         cors_origins=settings.cors_origins,
         open_metrics=is_loopback(settings.host),
+        ring_bridge=settings.values["RING_KEY_MODE"] == "bridge",
     )
 
 

@@ -14,6 +14,7 @@ from stentor.cli.importing import import_command
 from stentor.cli.keys import keys
 from stentor.cli.model_files import COMMANDS as MODEL_COMMANDS
 from stentor.cli.models import models
+from stentor.cli.receipts import receipts
 from stentor.cli.serving import serve, up
 from stentor.cli.usage import usage
 from stentor.cli.users import users
@@ -46,6 +47,7 @@ for command in (
     keys,
     users,
     usage,
+    receipts,
     db,
     doctor,
     chat,

@@ -28,6 +28,7 @@ class ObservedBooks:
         self._log = log
         self._tells_all = log.says("debug")
         self._open: dict[tuple[str, int], _Known] = {}
+        self.on_settled: Callable[[], None] = _nobody_waits
 
     @property
     def open_requests(self) -> int:
@@ -104,6 +105,7 @@ class ObservedBooks:
 
     def _note(self, known: _Known, end: Close, settled: Settled) -> None:
         self._metrics.observe_closed(known.grant, known.endpoint, end, settled)
+        self.on_settled()
         unusual = end.outcome == "failed" or settled.absorbed_nano > 0
         if unusual or self._tells_all:
             self._tell(known.grant, end, settled, "warning" if unusual else "debug")
@@ -136,3 +138,7 @@ class ObservedBooks:
         if lost:
             self._log.event("worker_requests_lost", level="warning", worker=owner, count=len(lost))
         self._books.abandon(owner)
+
+
+def _nobody_waits() -> None:
+    return

@@ -11,7 +11,8 @@ from stentor.core.principal import Principal
 class OperatorCall(msgspec.Struct, array_like=True):
     """``query`` is the raw query string, ``body`` the raw JSON; ``caller`` None: the operator, on the server's socket.
 
-    ``address`` is where the caller is, ``accept`` the media types they want.
+    ``address`` is where the caller is, ``accept`` the media types they want,
+    ``if_none_match`` the entity tags they have.
     """
 
     method: str
@@ -21,6 +22,7 @@ class OperatorCall(msgspec.Struct, array_like=True):
     caller: Principal | None = None
     address: str = ""
     accept: str = ""
+    if_none_match: str = ""
 
 
 class OperatorAnswer(msgspec.Struct, array_like=True):

@@ -45,6 +45,7 @@ CODES: dict[str, Meaning] = {
         409, "invalid_request_error", "The thing is in a state, or exists, so that this can't be done."
     ),
     "body_too_large": Meaning(413, "invalid_request_error", "The body is over the limit."),
+    "unprocessable": Meaning(422, "invalid_request_error", "A body or parameter is wrong; detail lists where."),
     "rate_limit_exceeded": Meaning(429, "rate_limit_error", "Too many requests, tokens or parallel requests."),
     "quota_exceeded": Meaning(429, "insufficient_quota", "The key's token limit is used up; waiting doesn't help."),
     "internal_error": Meaning(500, "server_error", "A defect of the server; the log has the request id."),
@@ -114,6 +115,8 @@ def error_object(refusal: Refused, envelope: Envelope) -> dict[str, Any]:
         return {"type": "error", "error": {"type": kind, "message": refusal.message}}
     if envelope == "ollama":
         return {"error": refusal.message, "code": refusal.code}
+    if "errors" in refusal.details:
+        return {"detail": refusal.details["errors"]}
     bad_key = envelope == "lmserv" and meaning_of(refusal).status == 401
     return {"detail": "Bad API key" if bad_key else refusal.message, "code": refusal.code}
 

@@ -8,7 +8,7 @@ from stentor.http.connection import Connection
 from stentor.http.gateway import Handler
 from stentor.http.surface import SURFACE
 
-OPERATOR_BODY_MAX = 1024 * 1024
+OPERATOR_BODY_MAX = 8 * 1024 * 1024
 
 
 class Authority(Protocol):
@@ -45,6 +45,7 @@ class OperatorForward:
             principal,
             exchange.address or "",
             (connection.header(b"accept") or b"").decode("latin-1"),
+            (connection.header(b"if-none-match") or b"").decode("latin-1"),
         )
         answer = await self._authority.operate(call)
         headers = [

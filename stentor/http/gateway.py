@@ -7,7 +7,7 @@ called. The server's own Unix socket carries no key: whoever may open it is the 
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import msgspec
 
@@ -17,11 +17,14 @@ from stentor.core.principal import SCOPES, Principal
 from stentor.http.auth import Authenticator, check_scope
 from stentor.http.connection import Connection
 from stentor.http.errors import Envelope, envelope_of, status_of
-from stentor.http.exchange import ClientGone, Exchange
+from stentor.http.exchange import ClientGone, Exchange, Headers
 from stentor.http.guard import Cors, HostGuard
 from stentor.http.route import Route
 from stentor.http.surface import SURFACE
 from stentor.telemetry.logs import Log
+
+# Clients of these write a slash at the end, or not, as they like.
+_SLASHED = ("/api/v1/", "/conversations/", "/templates/", "/registry/")
 
 Params = dict[str, str]
 Handler = Callable[[Connection, Principal, Params], Awaitable[None]]
@@ -31,12 +34,23 @@ OPERATOR = Principal(KeyId("operator"), UserId("operator"), ProjectId(""), TierI
 
 
 class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``body_max_bytes`` bounds a JSON body; ``open_metrics``: the server listens on loopback alone."""
+    """``body_max_bytes`` bounds a JSON body; ``open_metrics``: the server listens on loopback alone,
+    ``ring_bridge``: any text is a key on the LLMRing surface.
+    """
 
     body_max_bytes: int = 32 * 1024 * 1024
     allowed_hosts: tuple[str, ...] = ()
     cors_origins: tuple[str, ...] = ()
     open_metrics: bool = True
+    ring_bridge: bool = False
+
+
+class RingCallers(Protocol):
+    """Who calls the LLMRing surface, where any text may be a key."""
+
+    async def authenticate(self, headers: Headers) -> Principal:
+        """The caller. Raises Refused."""
+        ...
 
 
 class _Bound(NamedTuple):
@@ -55,12 +69,14 @@ class Gateway:
         log: Log,
         *,
         operator_socket: bool = False,
+        bridge: RingCallers | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._authenticator = authenticator
         self._log = log
         self._open_metrics = settings.open_metrics
         self._operator_socket = operator_socket
+        self._bridge = bridge
         self._hosts = None if operator_socket else HostGuard(settings.allowed_hosts)
         self._cors = Cors(settings.cors_origins)
         self._exact: dict[tuple[str, str], _Bound] = {}
@@ -134,6 +150,8 @@ class Gateway:
                 if wanted == method:
                     return candidate, match.groupdict()
                 allowed.append(wanted)
+        if path.endswith("/") and path.startswith(_SLASHED):
+            return self._find(method, path[:-1])
         if allowed:
             raise Refused(
                 "method_not_allowed",
@@ -150,7 +168,8 @@ class Gateway:
             return OPERATOR if caller is None else caller
         if route.access == "metrics" and self._open_metrics and _from_loopback(connection.exchange.address):
             return ANONYMOUS
-        principal = await self._authenticator.authenticate(connection.headers)
+        callers = self._bridge if self._bridge is not None and route.scope == "ring" else self._authenticator
+        principal = await callers.authenticate(connection.headers)
         check_scope(principal, route.scope, route.path)
         return principal
 

@@ -13,7 +13,11 @@ class _Within(Exchange):
     __slots__ = ("_body", "answer", "parts")
 
     def __init__(self, call: OperatorCall) -> None:
-        headers = [(b"content-type", b"application/json"), (b"accept", call.accept.encode("latin-1"))]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"accept", call.accept.encode("latin-1")),
+            (b"if-none-match", call.if_none_match.encode("latin-1")),
+        ]
         super().__init__(call.method, call.path, call.query, headers, call.address or None)
         self.caller = call.caller
         self.answer = OperatorAnswer(500, "application/json", b"", [])

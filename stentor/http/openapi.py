@@ -8,6 +8,7 @@ import msgspec
 from stentor.http import wire
 from stentor.http.dialects import messages_wire, ollama_wire
 from stentor.http.errors import CODES, Envelope
+from stentor.http.ring.parameters import RING_PARAMETERS
 from stentor.http.route import Access, Route
 from stentor.http.surface import SURFACE
 
@@ -35,6 +36,7 @@ _ERRORS_OF_ANSWERS = (402, 413, 429, 502)
 _TEXT = {"type": "string"}
 _TIME = {"type": "integer", "description": "Microseconds since 1970, UTC."}
 _QUERY: dict[str, dict[str, Any]] = {
+    **RING_PARAMETERS,
     "user": {**_TEXT, "description": "Name, email or id."},
     "project": {**_TEXT, "description": "A project's id."},
     "key": {**_TEXT, "description": "A key's id."},
@@ -55,7 +57,8 @@ def openapi_document(version: str) -> dict[str, Any]:
     """The whole document as plain JSON values."""
     types: list[Any] = list(dict.fromkeys(_ENVELOPES.values()))
     for route in SURFACE:
-        types += [kind for kind in (route.request, route.response) if kind is not None and kind not in types]
+        found = (kind for kind in (route.request, route.response) if kind is not None)
+        types += [kind for kind in found if all(kind is not known for known in types)]
     schemas, components = msgspec.json.schema_components(types, ref_template=_REF)
     refs = dict(zip(map(id, types), schemas, strict=True))
     paths: dict[str, Any] = {}

@@ -9,6 +9,7 @@ from stentor.http.admin import credentials, model_routes, people, prices
 from stentor.http.admin import routes as admin_routes
 from stentor.http.dialects import routes as dialect_routes
 from stentor.http.openai import routes as openai_routes
+from stentor.http.ring import routes as ring_routes
 from stentor.http.route import Route
 
 SURFACE: tuple[Route, ...] = (
@@ -20,4 +21,5 @@ SURFACE: tuple[Route, ...] = (
     *prices.ROUTES,
     *model_routes.ROUTES,
     *credentials.ROUTES,
+    *ring_routes.ROUTES,
 )

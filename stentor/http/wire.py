@@ -288,7 +288,7 @@ class ErrorEnvelope(msgspec.Struct):
 
 
 class DetailEnvelope(msgspec.Struct):
-    """Errors of all other paths."""
+    """Errors of all other paths. On the LLMRing surface ``detail`` lists what is wrong with a body or parameter."""
 
-    detail: str
-    code: str
+    detail: str | list[Json]
+    code: str = ""

@@ -30,6 +30,7 @@ from stentor.receipts.note import Checkpoint, is_name, previous_line, sign_note
 from stentor.receipts.settings import ReceiptSettings
 
 T = TypeVar("T")
+LogRow = table.LogRow
 
 
 class Store(Protocol):
@@ -256,7 +257,7 @@ def _read_tails(connection: Connection, row: table.LogRow) -> tuple[bytes, ...]:
 def _choose_log(connection: Connection, settings: ReceiptSettings, anchor: Anchor | None, now_us: int) -> table.LogRow:
     """The log to go on with, or a new one that names the one before."""
     row = table.find_log(connection)
-    base = settings.origin if is_name(settings.origin) else f"stentor/{table.get_node_id(connection)}"
+    base = settings.origin if is_name(settings.origin) else _own_name(row)
     if row is None and anchor is None:
         return table.add_log(connection, base, "", 0, now_us)
     if row is not None and _continues(connection, row, anchor) and _is_named(row.origin, base):
@@ -264,6 +265,11 @@ def _choose_log(connection: Connection, settings: ReceiptSettings, anchor: Ancho
     old = _last_shown(connection, row, anchor)
     mark = 0 if row is None else row.event_mark
     return table.add_log(connection, f"{base}~{new_uuid7()[-12:]}", previous_line(old), mark, now_us)
+
+
+def _own_name(row: table.LogRow | None) -> str:
+    """The name that this database's logs have had from the first on."""
+    return f"stentor/{new_uuid7()}" if row is None else row.origin.partition("~")[0]
 
 
 def _is_named(origin: str, base: str) -> bool:

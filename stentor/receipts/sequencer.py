@@ -5,6 +5,7 @@ nothing and repeats nothing: the next start goes on behind the mark.
 """
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 
 from sqlalchemy import Connection
@@ -63,6 +64,12 @@ class Sequencer:
             except StentorError as error:
                 self._log.event("sequencer_failed", level="error", message=str(error))
             await self._wait()
+
+    async def finish(self) -> None:
+        """Number what waits, unless somebody else does: for an orderly end."""
+        if not self.replaced:
+            with contextlib.suppress(SequencerReplaced):
+                await self.catch_up()
 
     async def _wait(self) -> None:
         try:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Row, and_, exists, func, insert, literal, select, update
 
 from stentor.receipts.usage import UsageRow
+from stentor.store.bulk import BulkInsert
 from stentor.store.ring_schema import (
     merkle_logs,
     merkle_tiles,
@@ -14,7 +15,7 @@ from stentor.store.ring_schema import (
     signing_keys,
     usage_leaves,
 )
-from stentor.store.schema import meta, prices, usage_events
+from stentor.store.schema import prices, usage_events
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -82,6 +83,7 @@ _USAGE = (
 _PRICED = usage_events.outerjoin(prices, prices.c.version == usage_events.c.price_version)
 _LOG = tuple(merkle_logs.c[name] for name in LogRow._fields)
 _RECEIPT = tuple(receipts.c[name] for name in ReceiptRow._fields)
+_insert_leaves = BulkInsert(usage_leaves, ("log_id", "leaf_index", "usage_id"))
 
 # -- keys ------------------------------------------------------------------------------------------------------------
 
@@ -103,11 +105,6 @@ def end_key(connection: Connection, key_id: str, until_us: int) -> None:
 
 
 # -- logs and tiles --------------------------------------------------------------------------------------------------
-
-
-def get_node_id(connection: Connection) -> str:
-    """The name that this database was given when it was made."""
-    return str(connection.execute(select(meta.c.value).where(meta.c.name == "node_id")).scalar_one())
 
 
 def find_log(connection: Connection) -> LogRow | None:
@@ -183,8 +180,7 @@ def _is_leaf() -> Any:
 def add_usage_leaves(connection: Connection, log_id: int, leaves: Sequence[tuple[int, int]]) -> None:
     """Say which leaf (index) is which event (id)."""
     if leaves:
-        rows = [{"log_id": log_id, "leaf_index": index, "usage_id": usage_id} for index, usage_id in leaves]
-        connection.execute(insert(usage_leaves), rows)
+        _insert_leaves.run(connection, [(log_id, index, usage_id) for index, usage_id in leaves])
 
 
 def find_usage(connection: Connection, request_id: str, attempt: int, project_id: str | None) -> AnyRow | None:

@@ -109,9 +109,6 @@ class FlatReceipt(msgspec.Struct, omit_defaults=True):
     log: LogProof | None = None
 
 
-AnyReceipt = Receipt | FlatReceipt
-
-
 class UnsignedReceipt(msgspec.Struct, omit_defaults=True):
     """Shape A before it is signed; ``key_id`` is what the server says, whatever is sent."""
 

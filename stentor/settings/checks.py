@@ -46,6 +46,11 @@ def find_risks(settings: Settings) -> list[Notice]:
     last_port = settings.runtime.slot_first_port + settings.runtime.slot_count - 1
     if last_port > _LAST_PORT:
         raise SettingsError(f"SLOT_FIRST_PORT and SLOT_COUNT lead up to port {last_port}; ports end at {_LAST_PORT}.")
+    if values["RING_KEY_MODE"] == "bridge" and not is_loopback(settings.host) and not values["RING_BRIDGE_PUBLIC"]:
+        raise SettingsError(
+            f"RING_KEY_MODE is bridge and {settings.host} is reached by other machines: anyone could keep data here. "
+            "Listen on loopback, use strict, or set RING_BRIDGE_PUBLIC to accept that."
+        )
     risks = []
     if not is_loopback(settings.host) and not values["TRUSTED_PROXIES"]:
         risks.append(

@@ -10,6 +10,8 @@ import msgspec
 
 from stentor.accounting.settings import AccountingSettings
 from stentor.egress.settings import EgressSettings
+from stentor.receipts.settings import ReceiptSettings
+from stentor.registry.settings import RegistrySettings
 from stentor.runtime.hub import HubSettings
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.spec import ModelSpec
@@ -20,6 +22,7 @@ from stentor.vault.settings import VaultSettings
 
 MIB = 1024 * 1024
 MASTER_KEY_FILE = "master.key"
+ANCHOR_FILE = "receipts.anchor"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +58,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     telemetry: TelemetrySettings
     hub: HubSettings
     egress: EgressSettings
+    receipts: ReceiptSettings
+    registry: RegistrySettings
     config_file: Path | None
     named_models: tuple[ModelSpec, ...]
     environ: Mapping[str, str]
@@ -118,6 +123,8 @@ def compose(read: Read) -> Settings:
         runtime=_runtime(values, read.models),
         telemetry=_telemetry(values),
         hub=HubSettings(endpoint=values["HF_ENDPOINT"], token=values["HF_TOKEN"]),
+        receipts=_receipts(values),
+        registry=RegistrySettings(base_url=values["REGISTRY_BASE_URL"] or "", ttl_s=values["CACHE_TTL"]),
         egress=EgressSettings(allow=values["EGRESS_ALLOW"], allow_image_urls=values["ALLOW_IMAGE_URLS"]),
         config_file=read.config_file,
         named_models=read.named_models,
@@ -169,6 +176,16 @@ def _runtime(values: Mapping[str, Any], models: tuple[ModelSpec, ...]) -> Runtim
         engine_bin=values["ENGINE_BIN"],
         models=models,
         drain_s=values["DRAIN_S"],
+    )
+
+
+def _receipts(values: Mapping[str, Any]) -> ReceiptSettings:
+    return ReceiptSettings(
+        anchor=values["DATA_DIR"] / ANCHOR_FILE,
+        origin=values["RECEIPTS_ORIGIN"] or "",
+        private_key_b64=values["RECEIPTS_PRIVATE_KEY_B64"] or "",
+        public_key_b64=values["RECEIPTS_PUBLIC_KEY_B64"] or "",
+        key_id=values["RECEIPTS_KEY_ID"] or "",
     )
 
 

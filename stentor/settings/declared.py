@@ -262,14 +262,55 @@ _ACCESS = (
         default=(),
     ),
     _later("SIGNUP", kinds.SWITCH, "Let people ask for an account.", default=True),
-    _later(
+)
+
+_RING = (
+    Setting(
         "RING_KEY_MODE",
         choice("strict", "bridge"),
         "`bridge`: any string is its own tenant on the LLMRing surface.",
         default="strict",
     ),
-    _later(
+    Setting(
         "RING_BRIDGE_PUBLIC", kinds.SWITCH, "Allow `bridge` on an address that other machines reach.", default=False
+    ),
+    Setting(
+        "REGISTRY_BASE_URL",
+        kinds.URL,
+        "Where the model registry is read from; nothing is fetched where it is empty, a bundled snapshot serves.",
+        aliases=("LLMRING_REGISTRY_BASE_URL",),
+    ),
+    Setting(
+        "CACHE_TTL",
+        integer(0, None, "s"),
+        "How long a copy of the registry counts as fresh.",
+        default=3600,
+        aliases=("LLMRING_CACHE_TTL",),
+    ),
+    Setting(
+        "RECEIPTS_PRIVATE_KEY_B64",
+        kinds.TEXT,
+        "Ed25519 key that signs receipts.",
+        default_text="made and kept in the vault",
+        aliases=("LLMRING_RECEIPTS_PRIVATE_KEY_B64",),
+        secret=True,
+    ),
+    Setting("RECEIPTS_PUBLIC_KEY_B64", kinds.TEXT, "Its public half.", aliases=("LLMRING_RECEIPTS_PUBLIC_KEY_B64",)),
+    Setting("RECEIPTS_KEY_ID", kinds.TEXT, "Name of that key.", aliases=("LLMRING_RECEIPTS_KEY_ID",)),
+    Setting(
+        "RECEIPTS_ORIGIN",
+        kinds.TEXT,
+        "Origin line of the receipt log's checkpoints: a name of yours, without blanks or `+`.",
+        default_text="made from the database's own name",
+    ),
+    Setting(
+        "HISTORY_LEVEL",
+        choice("full", "metadata", "none"),
+        "The most that is kept of messages: with contents, with their hashes, or nothing.",
+        default="full",
+    ),
+    Setting(
+        "HISTORY_RETENTION_DAYS", integer(0), "Age in days at which kept messages are removed; 0 never.", default=0
     ),
 )
 
@@ -281,26 +322,11 @@ _LATER = (
     _later(
         "CACHE_URL", kinds.TEXT, "Valkey or Redis, used as a cache only.", aliases=("LLMRING_REDIS_URL",), secret=True
     ),
-    _later("CACHE_TTL", integer(0, None, "s"), "Age of cached entries.", default=3600, aliases=("LLMRING_CACHE_TTL",)),
-    _later(
-        "REGISTRY_BASE_URL", kinds.URL, "Where the model registry is read from.", aliases=("LLMRING_REGISTRY_BASE_URL",)
-    ),
-    _later(
-        "RECEIPTS_PRIVATE_KEY_B64",
-        kinds.TEXT,
-        "Ed25519 key that signs receipts.",
-        default_text="made and kept in the vault",
-        aliases=("LLMRING_RECEIPTS_PRIVATE_KEY_B64",),
-        secret=True,
-    ),
-    _later("RECEIPTS_PUBLIC_KEY_B64", kinds.TEXT, "Its public half.", aliases=("LLMRING_RECEIPTS_PUBLIC_KEY_B64",)),
-    _later("RECEIPTS_KEY_ID", kinds.TEXT, "Name of that key.", aliases=("LLMRING_RECEIPTS_KEY_ID",)),
-    _later("RECEIPTS_ORIGIN", kinds.TEXT, "Origin line of the receipt log's checkpoints."),
 )
 
 
 def _grouped() -> tuple[Setting, ...]:
-    groups = {"Server": _SERVER, "Store": _STORE, "Models": _MODELS, "Access": _ACCESS, "Later": _LATER}
+    groups = {"Server": _SERVER, "Store": _STORE, "Models": _MODELS, "Access": _ACCESS, "Ring": _RING, "Later": _LATER}
     return tuple(
         msgspec.structs.replace(setting, group=group) for group, settings in groups.items() for setting in settings
     )

@@ -5,6 +5,7 @@ index (GIN over ``to_tsvector``), which looks after itself. Words are found what
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,25 @@ _MAKE_SQLITE = (
     f"CREATE VIRTUAL TABLE {INDEX} USING fts5(content, content='messages', content_rowid='number', "
     "tokenize='unicode61 remove_diacritics 2')"
 )
-_MAKE_POSTGRESQL = f"CREATE INDEX {INDEX} ON messages USING gin (to_tsvector('simple', coalesce(content, '')))"
+
+
+def _fold_table() -> dict[str, str]:
+    """Latin letters with accents, each with the letter below it (U+00C0 to U+017F)."""
+    found = {}
+    for code in range(0xC0, 0x180):
+        base = unicodedata.normalize("NFD", chr(code))[0]
+        if base.isascii() and base.isalpha():
+            found[chr(code)] = base
+    return found
+
+
+_FOLDS = _fold_table()
+_PLAIN = str.maketrans(_FOLDS)
+_VECTOR = (
+    "to_tsvector('simple', translate(coalesce(messages.content, ''), "
+    f"'{''.join(_FOLDS)}', '{''.join(_FOLDS.values())}'))"
+)
+_MAKE_POSTGRESQL = f"CREATE INDEX {INDEX} ON messages USING gin ({_VECTOR})".replace("messages.content", "content")
 
 
 def make_index(connection: Connection) -> None:
@@ -50,9 +69,8 @@ def matching(connection: Connection, query: str) -> Any | None:
         return text(f"messages.number IN (SELECT rowid FROM {INDEX} WHERE {INDEX} MATCH :words)").bindparams(  # noqa: S608
             words=wanted
         )
-    return text(
-        "to_tsvector('simple', coalesce(messages.content, '')) @@ plainto_tsquery('simple', :words)"
-    ).bindparams(words=" ".join(words))
+    statement = text(f"{_VECTOR} @@ plainto_tsquery('simple', :words)")
+    return statement.bindparams(words=" ".join(words).translate(_PLAIN))
 
 
 def _is_sqlite(connection: Connection) -> bool:

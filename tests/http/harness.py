@@ -93,7 +93,7 @@ class Contract:
         path = target.partition("?")[0]
         assert UUID7.fullmatch(answer.headers["x-request-id"]), answer.headers
         media = answer.headers.get("content-type", "").partition(";")[0]
-        operation = self.operation(method, path)
+        operation = self.operation(method, path) or self.operation(method, path.removesuffix("/"))
         if answer.status >= 400:
             if media == "application/json" and method != "HEAD" and path != "/health":
                 self.check_error(path, answer.json())

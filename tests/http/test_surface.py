@@ -18,6 +18,10 @@ PARAMETERS = {
     "{instance}": "nothing-of-this-name",
     "{rest}": "x",
     "{user}": "nobody-of-this-name",
+    "{provider}": "openai",
+    "{version}": "1",
+    "{level}": "0",
+    "{index}": "0",
 }
 
 BODIES = {"create_user_key": {"scopes": ["admin"]}}
@@ -55,7 +59,8 @@ def may(route: Route, caller: str) -> bool:
     """Who may call what, said once more in other words than the server's."""
     if route.access in ("public", "metrics") or caller == "the operator":
         return True
-    return {"an inference key": route.access == "key", "an admin key": route.access == "admin"}.get(caller, False)
+    scopes = {"an inference key": "inference", "a ring key": "ring", "an admin key": "admin"}
+    return caller in scopes and route.scope == scopes[caller]
 
 
 @pytest.mark.parametrize("caller", CALLERS)
@@ -80,7 +85,13 @@ def test_every_route_says_who_may_call_it():
     admin = [route for route in SURFACE if route.path.startswith(("/admin", "/upstream"))]
     assert {route.access for route in admin} == {"admin"}
     public = {route.path for route in SURFACE if route.access == "public"}
-    assert public == {"/", "/health", "/api/version", "/openapi.json", "/docs", "/swagger-ui/"}
+    ring = {path for path in public if path.startswith(("/receipts/", "/registry", "/api/v1/receipts/"))}
+    assert public - ring == {"/", "/health", "/api/version", "/openapi.json", "/docs", "/swagger-ui/"}
+    # Keys, checkpoints, proofs, hashes and the registry are for everyone; contents are not.
+    assert "/receipts/log/entries" not in ring
+    assert {path for path in ring if path.startswith("/api/v1")} == {
+        "/api/v1/receipts/verify", "/api/v1/receipts/public-key.pem", "/api/v1/receipts/public-keys.json",
+    }  # fmt: skip
 
 
 def test_the_document_lists_the_surface(each: Gate):

@@ -218,9 +218,29 @@ async def test_a_restart_goes_on_with_the_same_origin(registry: Registry) -> Non
     assert after.checkpoint.extensions == ()
 
 
+async def test_a_database_put_back_in_time_is_a_new_origin(registry: Registry, house: House) -> None:
+    await registry.settle(5)
+    await registry.sequencer.catch_up()
+    shown = await registry.receipt_log.checkpoint(fresh=True)
+
+    def put_back(connection):
+        mark = connection.execute(text("SELECT usage_id FROM usage_leaves WHERE leaf_index = 2")).scalar_one()
+        connection.execute(text("DELETE FROM usage_leaves WHERE leaf_index > 2"))
+        connection.execute(text("DELETE FROM usage_events WHERE id > :mark").bindparams(mark=mark))
+        connection.execute(text("UPDATE merkle_logs SET size = 3, event_mark = :mark").bindparams(mark=mark))
+
+    await house.database.write(put_back)
+    again = await _restart(registry)
+    new = (await again.receipt_log.checkpoint(fresh=True)).checkpoint
+    assert new.origin != shown.checkpoint.origin
+    assert (new.size, new.previous) == (0, shown.checkpoint)
+
+
 async def test_a_restored_backup_is_a_new_origin_that_names_the_old_checkpoint(
-    registry: Registry, house: House, tmp_path: Path
+    registry: Registry, house: House, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    if "postgres" in request.node.name:
+        pytest.skip("copies the database's file; the test before this one is for both")
     old_names = await registry.settle(3)
     await registry.sequencer.catch_up()
     await registry.receipt_log.checkpoint(fresh=True)
@@ -269,7 +289,8 @@ async def test_a_database_that_says_other_than_what_was_shown_is_a_new_origin(re
     await registry.settle(3)
     await registry.sequencer.catch_up()
     shown = await registry.receipt_log.checkpoint(fresh=True)
-    await house.database.write(lambda c: c.execute(text("UPDATE merkle_tiles SET hashes = zeroblob(length(hashes))")))
+    forged = text("UPDATE merkle_tiles SET hashes = :hashes").bindparams(hashes=bytes(96))
+    await house.database.write(lambda c: c.execute(forged))
     assert (await _restart(registry)).receipt_log.row.origin != shown.checkpoint.origin
 
 

@@ -7,7 +7,7 @@ from stentor.core.principal import Principal
 from stentor.flows.ask import Ask, read_chat, read_completion
 from stentor.flows.calls import Calls
 from stentor.flows.chat import ChatFlow
-from stentor.flows.client import Labels
+from stentor.flows.client import Client, Labels
 from stentor.flows.embedding import read_embeddings
 from stentor.flows.inputs import InputsAsk
 from stentor.flows.rerank import read_rerank
@@ -25,10 +25,6 @@ class TextEndpoints:
         self._inputs = inputs
         self._calls = calls
         self._body_max_bytes = body_max_bytes
-
-    async def chat(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
-        """POST /v1/chat/completions"""
-        await self._serve(connection, principal, read_chat)
 
     async def completion(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """POST /v1/completions"""
@@ -48,12 +44,20 @@ class TextEndpoints:
 
     async def _serve(self, connection: Connection, principal: Principal, read: Callable[[bytes], Ask]) -> None:
         ask = read(await connection.read_body(self._body_max_bytes))
+        await self.answer(connection, principal, ask, connection)
+
+    async def read_chat(self, connection: Connection) -> Ask:
+        """A chat request's body, read."""
+        return read_chat(await connection.read_body(self._body_max_bytes))
+
+    async def answer(self, connection: Connection, principal: Principal, ask: Ask, client: Client) -> None:
+        """Run the flow on ``connection``; ``client`` is what it answers to: the connection, or something before it."""
         flow = self._inputs if isinstance(ask, InputsAsk) else self._flow
         labels = labels_of(connection)
         call = self._calls.enter(principal.key_id)
         connection.watch(call)
         try:
-            await flow.run(principal, ask, connection, call, labels)
+            await flow.run(principal, ask, client, call, labels)
         finally:
             call.closing = True
             self._calls.leave(call)

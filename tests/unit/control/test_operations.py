@@ -20,5 +20,6 @@ async def test_routes_and_operations_are_the_same_names(tmp_path: Path) -> None:
 
 
 def test_managed_routes_have_names_of_their_own() -> None:
-    names = [route.handler for route in SURFACE if route.managed]
+    # The LLMRing surface serves some operations under two paths or methods.
+    names = [route.handler for route in SURFACE if route.managed and not route.handler.startswith("ring_")]
     assert len(names) == len(set(names))

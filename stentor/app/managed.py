@@ -1,0 +1,14 @@
+"""The handlers of every route that the node authority answers."""
+
+from stentor.app.authority import Authority
+from stentor.http.admin.handlers import AdminEndpoints
+from stentor.http.gateway import Handler
+from stentor.http.ring.handlers import RingEndpoints
+
+
+def managed_handlers(authority: Authority) -> dict[str, Handler]:
+    """By the surface's names."""
+    return {
+        **AdminEndpoints(authority.operations).handlers(),
+        **RingEndpoints(authority.ring.operations).handlers(),
+    }

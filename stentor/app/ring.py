@@ -1,0 +1,151 @@
+"""The LLMRing surface put together: receipts with their log, history, registry."""
+
+import asyncio
+import contextlib
+from typing import Any, NamedTuple
+
+from stentor.control.books import LocalBooks
+from stentor.control.ring.certified import Certified
+from stentor.control.ring.models import RingRegistry
+from stentor.control.ring.operations import RingOperations
+from stentor.control.ring.proofs import RingProofs
+from stentor.control.ring.receipts import RingReceipts
+from stentor.control.ring.talks import RingTalks
+from stentor.control.ring.tenants import Tenants
+from stentor.control.ring.usage import RingUsage
+from stentor.core.clock import Clock
+from stentor.core.errors import Refused, StentorError, StoreUnavailable
+from stentor.core.scheduler import Scheduler
+from stentor.egress.outbound import Outbound, OutboundFailed
+from stentor.receipts.keys import Keys
+from stentor.receipts.log import ReceiptLog
+from stentor.receipts.office import ReceiptOffice
+from stentor.receipts.sequencer import Sequencer
+from stentor.registry.registry import Registry
+from stentor.settings import Settings
+from stentor.store.database import Database
+from stentor.telemetry.logs import Log
+from stentor.vault.keyring import Keyring
+
+DOCUMENT_MAX_BYTES = 16 * 1024 * 1024
+FETCH_TIMEOUT_S = 15.0
+FORGET_EVERY_S = 3600.0
+LAST_ENTRIES_S = 2.0
+OWN = "stentor"
+
+
+class RingParts(NamedTuple):
+    """What it stands on."""
+
+    books: LocalBooks
+    scheduler: Scheduler
+    outbound: Outbound
+    clock: Clock
+    log: Log
+
+
+class Ring:
+    """Make it with :meth:`open`. :meth:`run` numbers what is settled, until it is cancelled."""
+
+    def __init__(self, office: ReceiptOffice, sequencer: Sequencer, talks: RingTalks) -> None:
+        self.office = office
+        self.sequencer = sequencer
+        self.operations: RingOperations
+        self._talks = talks
+
+    @classmethod
+    async def open(cls, settings: Settings, database: Database, keyring: Keyring, parts: RingParts) -> "Ring":
+        """Take over the receipt log of ``database``. Raises StentorError."""
+        books, scheduler, outbound, clock, log = parts
+        keys = await database.write(lambda c: Keys.open(c, keyring, settings.receipts, clock.now_us()))
+        receipt_log = await ReceiptLog.open(database, settings.receipts, clock)
+        office = ReceiptOffice(database, receipt_log, keys, keyring.receipt_salt(), clock)
+        sequencer = Sequencer(database, receipt_log, keyring.receipt_salt(), clock, log)
+        office.wake = sequencer.wake
+
+        async def fetch(url: str) -> bytes:
+            return await _fetch(outbound, url)
+
+        async def list_own() -> dict[str, dict[str, Any]]:
+            return await _list_own(books, scheduler, clock)
+
+        registry = Registry(
+            database, settings.registry, fetch if settings.registry.base_url else None, list_own, clock, log
+        )
+        tenants = Tenants()
+        usage = RingUsage(database, registry, tenants, clock)
+        values = settings.values
+        talks = RingTalks(database, usage, tenants, clock, values["HISTORY_LEVEL"], values["HISTORY_RETENTION_DAYS"])
+        ring = cls(office, sequencer, talks)
+        receipts = RingReceipts(office, Certified(database, office), usage, tenants, clock)
+        ring.operations = RingOperations(
+            usage, talks, receipts, RingProofs(receipt_log, office), RingRegistry(registry)
+        )
+        return ring
+
+    async def run(self) -> None:
+        """Work in the background until cancelled."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.sequencer.run(), name="sequencer")
+            tasks.create_task(self._forget(), name="retention")
+
+    async def _forget(self) -> None:
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                await self._talks.forget_everywhere()
+            await asyncio.sleep(FORGET_EVERY_S)
+
+    async def close(self) -> None:
+        """Number what was settled last, if that goes quickly; the next start does it otherwise."""
+        with contextlib.suppress(TimeoutError, StentorError):
+            async with asyncio.timeout(LAST_ENTRIES_S):
+                await self.sequencer.finish()
+
+
+async def _fetch(outbound: Outbound, url: str) -> bytes:
+    """A document of the registry's source, whose address the operator wrote. Raises StentorError."""
+    try:
+        async with asyncio.timeout(FETCH_TIMEOUT_S):
+            answer = await outbound.send("GET", url, headers={"Accept": "application/json"}, trusted=True)
+            try:
+                if answer.status != 200:
+                    raise OutboundFailed("rubbish", f"{url} answered {answer.status}", answered=True)
+                body = await answer.read_at_most(DOCUMENT_MAX_BYTES + 1)
+            finally:
+                answer.release()
+    except TimeoutError:
+        raise OutboundFailed("timeout", f"{url} did not answer within {FETCH_TIMEOUT_S:.0f} s") from None
+    if len(body) > DOCUMENT_MAX_BYTES:
+        raise OutboundFailed("rubbish", f"{url} is over {DOCUMENT_MAX_BYTES} bytes", answered=True)
+    return body
+
+
+async def _list_own(books: LocalBooks, scheduler: Scheduler, clock: Clock) -> dict[str, dict[str, Any]]:
+    """This server's models as the registry says them, with the prices of this moment."""
+    models: dict[str, dict[str, Any]] = {}
+    for card in await scheduler.list_models():
+        try:
+            price = books.prices.get_price(card.id, clock.now_us())
+        except Refused:
+            continue
+        cached_nano = price.input_nano if price.cached_nano is None else price.cached_nano
+        models[f"{OWN}:{card.id}"] = {
+            "provider": OWN,
+            "model_name": card.id,
+            "display_name": card.id,
+            "description": None,
+            "max_input_tokens": card.context_size,
+            "max_output_tokens": card.context_size,
+            "supports_vision": "image" in card.abilities,
+            "supports_function_calling": "text" in card.abilities,
+            "supports_json_mode": "text" in card.abilities,
+            "supports_parallel_tool_calls": False,
+            "tool_call_format": None,
+            "dollars_per_million_tokens_input": price.input_nano / 1e9,
+            "dollars_per_million_tokens_cached_input": cached_nano / 1e9,
+            "dollars_per_million_tokens_output": price.output_nano / 1e9,
+            "is_active": True,
+            "aliases": list(card.aliases),
+            "abilities": list(card.abilities),
+        }
+    return models

@@ -1,0 +1,1 @@
+"""The LLMRing surface at the authority: usage, receipts, registry, conversations, templates."""
