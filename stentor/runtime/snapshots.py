@@ -205,15 +205,18 @@ class Snapshots:
         for file in plan.choice.files:
             if file.path.endswith(".gguf"):
                 _check_magic(folder / file.path)
-        choice = plan.choice
+        choice, files = plan.choice, list(plan.choice.files)
+        projector = None if choice.projector is None else _place_beside(folder, choice.variant.name, choice.projector)
+        if projector is not None and projector != choice.projector:
+            files.append(projector)
         snapshot = Snapshot(
             source=str(plan.source),
             repo=plan.source.repo,
             commit=plan.commit,
             quant=choice.variant.quant,
             main=choice.variant.name,
-            projector=choice.projector.path if choice.projector else None,
-            files=tuple(_describe(folder, file) for file in choice.files),
+            projector=projector.path if projector else None,
+            files=tuple(_describe(folder, file) for file in files),
         )
         write_whole(self._record_path(plan.source), msgspec.json.format(msgspec.json.encode(snapshot)) + b"\n")
         return snapshot
@@ -265,6 +268,20 @@ def _size(path: Path) -> int:
 def _describe(folder: Path, file: RepoFile) -> SnapshotFile:
     found = (folder / file.path).stat()
     return SnapshotFile(file.path, found.st_size, file.digest, found.st_mtime_ns)
+
+
+def _place_beside(folder: Path, main: str, projector: RepoFile) -> RepoFile:
+    """The projector in the folder of its model, where a model's projector is looked for."""
+    path = PurePosixPath(main).parent / PurePosixPath(projector.path).name
+    if str(path) == projector.path:
+        return projector
+    (folder / path).unlink(missing_ok=True)
+    try:
+        (folder / path).hardlink_to(folder / projector.path)
+    except OSError:
+        # Not every file system has hard links; projectors are small.
+        shutil.copyfile(folder / projector.path, folder / path)
+    return RepoFile(str(path), projector.size_bytes, projector.digest)
 
 
 def _check_magic(path: Path) -> None:

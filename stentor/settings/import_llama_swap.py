@@ -186,7 +186,6 @@ def _take_source(model: dict[str, Any], flag: str, value: str, folder: Path) -> 
         model["source"] = f"file:{folder / Path(value).expanduser()}"
     elif flag in ("-mm", "--mmproj"):
         model["mmproj"] = str(folder / Path(value).expanduser())
-        model.setdefault("type", "vision")
     elif flag in ("-hf", "-hfr", "--hf-repo"):
         try:
             parse_source(f"hf:{value}")

@@ -8,15 +8,11 @@ from typing import Any
 import msgspec
 
 from stentor.runtime.downloads import require_space
-from stentor.runtime.gguf import InvalidGguf, read_header
 from stentor.runtime.origins import id_from_source
 from stentor.runtime.wheels import GGUF_MAGIC
 from stentor.settings.imported import Imported, ImportFailed, free_id, read_json_object
 
 _KIND = "application/vnd.ollama.image."
-_POOLING = frozenset(
-    {"bert", "nomic-bert", "nomic-bert-moe", "jina-bert-v2", "jina-bert-v3", "neo-bert", "modern-bert"}
-)
 
 
 def find_store(environ: dict[str, str]) -> Path:
@@ -62,9 +58,7 @@ def _read_manifest(found: Imported, store: Path, path: Path, copy_to: Path | Non
     model: dict[str, Any] = {"id": model_id, "source": f"file:{_placed(weights, model_id, '', copy_to)}"}
     projector = blobs.get("projector")
     if projector is not None and _is_gguf(projector):
-        model |= {"type": "vision", "mmproj": str(_placed(projector, model_id, ".mmproj", copy_to))}
-    elif _pools(weights):
-        model["type"] = "embedding"
+        model["mmproj"] = str(_placed(projector, model_id, ".mmproj", copy_to))
     if "template" in blobs:
         found.skip("template", full, "the model's own chat template is used")
     found.models.append(model | _read_parameters(blobs.get("params")))
@@ -80,14 +74,6 @@ def _is_gguf(path: Path) -> bool:
             return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
     except OSError:
         return False
-
-
-def _pools(path: Path) -> bool:
-    try:
-        header = read_header(path)
-    except (OSError, InvalidGguf):
-        return False
-    return header.has_pooling or header.architecture in _POOLING
 
 
 def _read_parameters(path: Path | None) -> dict[str, Any]:

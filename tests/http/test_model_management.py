@@ -151,6 +151,9 @@ def test_a_failed_download_says_why(gate: Gate, hub: Hub, tiny: bytes):
     assert "is gated" in job["problem"]
     assert "HF_TOKEN" in job["problem"]
     call(gate, "GET", "/downloads/nothing", status=404)
+    call(gate, "POST", "/hf-tokens", {"token": hub.token, "name": "tests"})
+    call(gate, "POST", f"/downloads/{job['id']}/retry")
+    assert ended(gate, job)["state"] == "done", "the vault's token wasn't used"
 
 
 def test_the_hub_is_searched(gate: Gate, hub: Hub):

@@ -326,3 +326,14 @@ async def test_a_repository_that_lists_unsafe_paths_is_refused(hub, fetch, tmp_p
         await fetch()
     assert not list(tmp_path.rglob("*.gguf"))
     assert not hub.ranges()
+
+
+async def test_a_projector_of_another_folder_is_put_beside_its_model(hub, fetch, tmp_path):
+    hub.add(REPO, {"q/t-Q4_0.gguf": DATA, "mmproj-f16.gguf": gguf(700, 4)})
+    path = await fetch()
+    assert (path.parent / "mmproj-f16.gguf").read_bytes() == gguf(700, 4)
+    sources = fetch.sources()
+    assert sources.find_projector(SOURCE) == path.parent / "mmproj-f16.gguf"
+    assert sources.find(SOURCE) == path
+    sources.remove(SOURCE)
+    assert kept(tmp_path) == []

@@ -227,7 +227,7 @@ def test_ollamas_blobs_are_models(store: Path):
     assert set(models) == {"llama3.2", "llama3.2-1b", "llava-7b"}
     assert models["llama3.2"]["ctx"] == 4096
     assert Path(models["llama3.2"]["source"].removeprefix("file:")).parent == store / "blobs"
-    assert models["llava-7b"]["type"] == "vision"
+    assert Path(models["llava-7b"]["mmproj"]).read_bytes() == GGUF
     assert {skip.name for skip in found.skipped} == {"broken:latest", "cloud:latest", "bad:latest", "llama3.2:latest"}
     with pytest.raises(ImportFailed, match="no store of Ollama's"):
         read_ollama_store(store / "blobs")
