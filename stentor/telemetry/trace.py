@@ -20,6 +20,11 @@ OPERATIONS = {
     "/v1/messages": "chat",
     "/v1/completions": "text_completion",
     "/v1/embeddings": "embeddings",
+    "/api/chat": "chat",
+    "/api/generate": "chat",
+    "/api/embed": "embeddings",
+    "/api/embeddings": "embeddings",
+    "/chat": "chat",
 }
 _SHUTDOWN_MS = 2000
 

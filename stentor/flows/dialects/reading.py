@@ -101,6 +101,8 @@ def with_instructions(instructions: Sequence[str], messages: list[Json]) -> list
 
 def image_part(data: str, media_type: str | None = None) -> Json:
     """A base64 image as a part of a chat message; its kind is told by its first bytes where nobody says it."""
+    if data.startswith("data:"):
+        return {"type": "image_url", "image_url": {"url": data}}
     if media_type is None:
         media_type = next((kind for start, kind in _BASE64_START.items() if data.startswith(start)), "image/png")
     return {"type": "image_url", "image_url": {"url": f"data:{media_type};base64,{data}"}}
