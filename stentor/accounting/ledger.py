@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 
 from stentor.accounting import table
 from stentor.accounting.meters import calendar_window
+from stentor.accounting.usage import Amount, sum_between
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ProjectId, UserId
 
@@ -118,11 +119,11 @@ def start_budget(connection: Connection, project_id: ProjectId, window: str, win
     return start_limit(connection, ("project_budget", project_id, window, window_start), limit_nano)
 
 
-_COUNTED = {
+_COUNTED: dict[str, tuple[str, Amount]] = {
     "project_budget": ("project_id", "cost_nano"),
     "key_budget": ("key_id", "cost_nano"),
     "key_spending": ("key_id", "cost_nano"),
-    "key_tokens": ("key_id", "tokens"),
+    "key_tokens": ("key_id", "billable_tokens"),
 }
 
 
@@ -134,7 +135,7 @@ def start_limit(connection: Connection, key: table.BucketKey, limit: int) -> int
     found = table.find_bucket(connection, key)
     counted = 0 if found is None else found[1]
     column, amount = _COUNTED[key[0]]
-    used = table.sum_between(connection, (column, key[1]), amount, key[3], None)
+    used = sum_between(connection, (column, key[1]), amount, key[3], None)
     table.set_bucket(connection, key, limit, used)
     return used - counted
 
@@ -173,7 +174,7 @@ def check_books(connection: Connection) -> list[Mismatch]:
     for kind in ("project_budget", "key_budget"):
         for subject, window, start, _, used in table.list_buckets(connection, kind):
             end = None if window == "none" else calendar_window(window, start)[1]
-            cost = table.sum_between(connection, (_COUNTED[kind][0], subject), "cost_nano", start, end)
+            cost = sum_between(connection, (_COUNTED[kind][0], subject), "cost_nano", start, end)
             if cost != used:
                 found.append(Mismatch(kind, subject, "used", used, cost))
     return found

@@ -3,15 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, delete, func, insert, select, tuple_
+from sqlalchemy import Connection, Row, case, delete, func, insert, select
 
 from stentor.store.bulk import BulkInsert
 from stentor.store.schema import bucket, ledger, prices, usage_events
 from stentor.store.upsert import upsert
 
 AnyRow = Row[*tuple[Any, ...]]
-
-DAY_US = 86_400_000_000
 
 EVENT_COLUMNS = tuple(column.name for column in usage_events.columns if column.name != "id")
 _BUCKET_COLUMNS = tuple(column.name for column in bucket.columns)
@@ -154,37 +152,9 @@ def sum_events(connection: Connection, subject: str, amount: str) -> dict[str, i
     return {row[0]: row[1] for row in connection.execute(query)}
 
 
-def sum_between(
-    connection: Connection, subject: tuple[str, str], amount: str, start_us: int, end_us: int | None
-) -> int:
-    """The sum of an event column (or of billable ``tokens``) of one subject, from ``start_us`` until ``end_us``.
-
-    ``subject`` is a column and its value: ``("project_id", …)`` or ``("key_id", …)``.
-    """
-    value = usage_events.c[amount] if amount != "tokens" else _billable_tokens()
-    query = select(func.coalesce(func.sum(value), 0)).where(
-        usage_events.c[subject[0]] == subject[1], usage_events.c.settled_us >= start_us
-    )
-    if end_us is not None:
-        query = query.where(usage_events.c.settled_us < end_us)
-    return int(connection.execute(query).scalar_one())
-
-
 def _billable_tokens() -> Any:
     total = usage_events.c.input_tokens + usage_events.c.output_tokens
     return case((usage_events.c.billable, total), else_=0)
-
-
-def list_recent(connection: Connection, user_id: str, since_us: int) -> list[AnyRow]:
-    """A user's events since then, by time: key_id, attempt, opened_us, settled_us, billable tokens."""
-    query = select(
-        usage_events.c.key_id,
-        usage_events.c.attempt,
-        usage_events.c.opened_us,
-        usage_events.c.settled_us,
-        _billable_tokens(),
-    ).where(usage_events.c.user_id == user_id, usage_events.c.settled_us >= since_us)
-    return list(connection.execute(query.order_by(usage_events.c.settled_us, usage_events.c.id)))
 
 
 _USAGE = (
@@ -203,76 +173,6 @@ def find_event(connection: Connection, request_id: str, attempt: int) -> AnyRow 
     query = select(*(usage_events.c[name] for name in ("cost_nano", "absorbed_nano", *_USAGE)))
     query = query.where(usage_events.c.request_id == request_id, usage_events.c.attempt == attempt)
     return connection.execute(query).one_or_none()
-
-
-_FILTERS = ("user_id", "project_id", "key_id", "model", "request_id", "status")
-_EVENT = tuple(usage_events.c[name] for name in ("id", *EVENT_COLUMNS))
-
-
-def _filtered(query: Any, filters: dict[str, Any]) -> Any:
-    for name in _FILTERS:
-        if filters.get(name) is not None:
-            query = query.where(usage_events.c[name] == filters[name])
-    if filters.get("since_us") is not None:
-        query = query.where(usage_events.c.settled_us >= filters["since_us"])
-    if filters.get("until_us") is not None:
-        query = query.where(usage_events.c.settled_us < filters["until_us"])
-    return query
-
-
-def list_events(
-    connection: Connection, filters: dict[str, Any], before: tuple[int, int] | None, limit: int
-) -> list[AnyRow]:
-    """Events, newest first; ``before`` is (settled_us, id) of the last one seen."""
-    query = _filtered(select(*_EVENT), filters)
-    if before is not None:
-        query = query.where(tuple_(usage_events.c.settled_us, usage_events.c.id) < before)
-    query = query.order_by(usage_events.c.settled_us.desc(), usage_events.c.id.desc()).limit(limit)
-    return list(connection.execute(query))
-
-
-def list_events_by_requests(connection: Connection, project_id: str, request_ids: Sequence[str]) -> list[AnyRow]:
-    """All attempts of a project's requests, newest first."""
-    rows: list[AnyRow] = []
-    for start in range(0, len(request_ids), 500):
-        query = select(*_EVENT).where(
-            usage_events.c.project_id == project_id,
-            usage_events.c.request_id.in_(request_ids[start : start + 500]),
-        )
-        rows += connection.execute(query)
-    return sorted(rows, key=lambda row: (row.settled_us, row.id), reverse=True)
-
-
-def sum_project_usage(connection: Connection, project_id: str, since_us: int, until_us: int) -> list[AnyRow]:
-    """Sums by UTC day (days since 1970) and model: requests, cost, input, output tokens."""
-    day = (usage_events.c.settled_us // DAY_US).label("day")
-    numbers = ("cost_nano", "input_tokens", "output_tokens")
-    query = (
-        select(day, usage_events.c.model, func.count(), *(func.sum(usage_events.c[name]) for name in numbers))
-        .where(
-            usage_events.c.project_id == project_id,
-            usage_events.c.settled_us >= since_us,
-            usage_events.c.settled_us < until_us,
-        )
-        .group_by(day, usage_events.c.model)
-    )
-    return list(connection.execute(query))
-
-
-def sum_usage(connection: Connection, filters: dict[str, Any], by: str | None) -> list[AnyRow]:
-    """Totals: subject (or None), events, input, cached, output tokens, cost, absorbed."""
-    columns = [
-        func.count(),
-        *(
-            func.coalesce(func.sum(usage_events.c[name]), 0)
-            for name in ("input_tokens", "cached_tokens", "output_tokens", "cost_nano", "absorbed_nano")
-        ),
-    ]
-    if by is None:
-        return list(connection.execute(_filtered(select(*columns), filters)))
-    subject = usage_events.c[by]
-    query = _filtered(select(subject, *columns), filters).group_by(subject).order_by(subject)
-    return list(connection.execute(query))
 
 
 def list_prices(connection: Connection) -> list[AnyRow]:

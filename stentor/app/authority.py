@@ -24,6 +24,7 @@ from stentor.control.people_operations import PeopleOperations
 from stentor.control.plans import Plans
 from stentor.control.remote_models import RemoteModels, ensure_prices
 from stentor.control.ring.keys import ReceiptKeys
+from stentor.control.summing import UsageSummer
 from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock, SystemClock
 from stentor.core.ids import ModelId
@@ -86,6 +87,7 @@ class Authority:
         self.operations.add(CredentialOperations(self.credentials, self._look_at).table())
         scheduler.remotes.connect(self.credentials.find_provider, self._look_at)
         models.sources.hub.find_token = self.credentials.find_hf_token
+        self.summer = UsageSummer(database, clock, shared=settings.store.is_postgres)
         self._watch_gauges()
 
     @classmethod

@@ -102,6 +102,8 @@ class _Server:
             await self._serve_operator(stack, authority, gateway)
             running = asyncio.create_task(authority.scheduler.run(), name="scheduler")
             stack.push_async_callback(_finish, running)
+            summing = asyncio.create_task(authority.summer.run(), name="usage-summer")
+            stack.push_async_callback(_finish, summing)
             stack.push_async_callback(authority.scheduler.shutdown, 0.0)
             http = await self._start_http(authority, gateway, first_socket, door)
             await self._start_models(authority)

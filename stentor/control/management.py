@@ -275,9 +275,7 @@ class Management:
         self._books.prices = await self._database.read(load_prices)
         return entry
 
-    async def list_usage(
-        self, where: UsageFilter, *, before: tuple[int, int] | None = None, limit: int = 100
-    ) -> UsagePage:
+    async def list_usage(self, where: UsageFilter, *, before: int | None = None, limit: int = 100) -> UsagePage:
         """Usage events, newest first; ``where.user_id`` may be a name or an email as well."""
 
         def read(connection: Connection) -> UsagePage:
@@ -295,8 +293,8 @@ class Management:
             lambda connection: record_change(connection, now_us, actor, action, subject, after=after)
         )
 
-    async def total_usage(self, where: UsageFilter, by: Subject | None = None) -> list[UsageTotal]:
-        """Totals of usage, in all or by subject."""
+    async def total_usage(self, where: UsageFilter, by: tuple[Subject, ...] = ()) -> list[UsageTotal]:
+        """Totals of usage, in all or by subjects."""
         return await self._database.read(lambda connection: total_usage(connection, where, by))
 
     # -- tiers, projects, audit ----------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ from stentor.control.reading import (
     Query,
     Row,
     actor_of,
-    cursor_of,
     limit_of,
     number_of,
     page_of,
@@ -152,8 +151,8 @@ class Operations:
             since_us=number_of(query, "since_us"),
             until_us=number_of(query, "until_us"),
         )
-        page = await self._management.list_usage(where, before=cursor_of(query), limit=limit_of(query))
-        after = f"{page.next[0]}.{page.next[1]}" if page.next is not None else None
+        page = await self._management.list_usage(where, before=number_of(query, "after"), limit=limit_of(query))
+        after = str(page.next) if page.next is not None else None
         return page_of([msgspec.to_builtins(event) for event in page.events], after)
 
     async def list_models(self) -> Row:

@@ -54,19 +54,6 @@ def limit_of(query: Query) -> int:
     return limit
 
 
-def cursor_of(query: Query) -> tuple[int, int] | None:
-    """A time and a row, where a page goes on. Raises Refused."""
-    text = query.get("after")
-    if not text:
-        return None
-    time_us, _, row = text.partition(".")
-    if not (_INTEGER.fullmatch(time_us) and _INTEGER.fullmatch(row)):
-        raise Refused(
-            "invalid_request", f"'after' is '{text[:40]}'; send the 'next' of the page before.", param="after"
-        )
-    return int(time_us), int(row)
-
-
 def read_body(body: Any, kind: type[T]) -> T:
     """The body as a value of ``kind``. Raises Refused naming what is wrong."""
     try:

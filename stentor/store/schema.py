@@ -186,12 +186,40 @@ usage_events = Table(
     Column("reason", Text, nullable=False),
     Column("billable", Boolean, nullable=False),
     UniqueConstraint("request_id", "attempt", name="usage_events_request"),
-    Index("usage_events_time", "settled_us"),
-    Index("usage_events_user", "user_id", "settled_us"),
-    Index("usage_events_project", "project_id", "settled_us"),
-    Index("usage_events_key", "key_id", "settled_us"),
-    Index("usage_events_model", "model", "settled_us"),
     CheckConstraint("status IN ('completed', 'cancelled', 'failed')", name="usage_events_status"),
+)
+
+# What takes the place of indexes on the events: a settlement would pay for each of them. Events are summed up behind
+# their writer's back, in blocks of successive ids from ``first_id`` until before ``end_id``. Times are the events' own.
+usage_blocks = Table(
+    "usage_blocks",
+    metadata,
+    Column("block", BigInteger, primary_key=True, autoincrement=False),
+    Column("first_id", BigInteger, nullable=False),
+    Column("end_id", BigInteger, nullable=False),
+    Column("first_us", BigInteger, nullable=False),
+    Column("last_us", BigInteger, nullable=False),
+)
+
+# The sums of a block's events that agree in all of these; ``day_us`` is the start of the UTC day they were settled on.
+usage_sums = Table(
+    "usage_sums",
+    metadata,
+    Column("block", BigInteger, ForeignKey("usage_blocks.block"), primary_key=True, autoincrement=False),
+    Column("day_us", BigInteger, primary_key=True),
+    Column("user_id", Text, primary_key=True),
+    Column("project_id", Text, primary_key=True),
+    Column("key_id", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("status", Text, primary_key=True),
+    Column("events", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("billable_tokens", BigInteger, nullable=False),
+    Column("cost_nano", BigInteger, nullable=False),
+    Column("charged_nano", BigInteger, nullable=False),
+    Column("absorbed_nano", BigInteger, nullable=False),
 )
 
 ledger = Table(

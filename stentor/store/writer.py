@@ -28,7 +28,7 @@ SLICE_S = 0.005  # how long other writes may share one transaction before settle
 # Pages of the write-ahead log (about 8 MB) after which it is copied back even under load, and then written from its
 # start again: a sync of blocks that exist costs less than half of one that makes the file grow.
 CHECKPOINT_PAGES = 2000
-GROUP_PAGES = 9  # what one settlement changes: a page of the table and of each index, and a bucket
+GROUP_PAGES = 4  # what one settlement changes: a page of the table and of its index, and a bucket or two
 PROBE_S = 0.25  # how often a failed store is tried again while nobody asks
 IDLE_S = 0.25
 

@@ -375,8 +375,8 @@ async def test_usage_is_filtered_paged_and_summed(house, ann: str) -> None:
     assert {event.input_tokens for event in (await house.management.list_usage(late)).events} <= {4, 5, 6}
     (total,) = await house.management.total_usage(UsageFilter())
     assert (total.events, total.input_tokens, total.cost_nano) == (7, 21, 21 * 100 + 7 * 200)
-    by_key = await house.management.total_usage(UsageFilter(), "key_id")
-    assert {row.subject: row.events for row in by_key} == {keys[0]: 4, keys[1]: 3}
+    by_key = await house.management.total_usage(UsageFilter(), ("key_id",))
+    assert {row.subjects: row.events for row in by_key} == {(keys[0],): 4, (keys[1],): 3}
 
 
 async def test_each_change_says_who_did_it(house, ann: str) -> None:

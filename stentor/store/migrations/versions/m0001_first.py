@@ -25,6 +25,7 @@ def upgrade() -> None:
     _nodes()
     _leases()
     _usage_events()
+    _usage_sums()
     _ledger()
     _prices()
     _meta()
@@ -217,11 +218,38 @@ def _usage_events() -> None:
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("request_id", "attempt", name="usage_events_request"),
     )
-    op.create_index("usage_events_key", "usage_events", ["key_id", "settled_us"], unique=False)
-    op.create_index("usage_events_model", "usage_events", ["model", "settled_us"], unique=False)
-    op.create_index("usage_events_project", "usage_events", ["project_id", "settled_us"], unique=False)
-    op.create_index("usage_events_time", "usage_events", ["settled_us"], unique=False)
-    op.create_index("usage_events_user", "usage_events", ["user_id", "settled_us"], unique=False)
+
+
+def _usage_sums() -> None:
+    op.create_table(
+        "usage_blocks",
+        sa.Column("block", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("first_id", sa.BigInteger(), nullable=False),
+        sa.Column("end_id", sa.BigInteger(), nullable=False),
+        sa.Column("first_us", sa.BigInteger(), nullable=False),
+        sa.Column("last_us", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("block"),
+    )
+    op.create_table(
+        "usage_sums",
+        sa.Column("block", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("day_us", sa.BigInteger(), nullable=False),
+        sa.Column("user_id", sa.Text(), nullable=False),
+        sa.Column("project_id", sa.Text(), nullable=False),
+        sa.Column("key_id", sa.Text(), nullable=False),
+        sa.Column("model", sa.Text(), nullable=False),
+        sa.Column("status", sa.Text(), nullable=False),
+        sa.Column("events", sa.BigInteger(), nullable=False),
+        sa.Column("input_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cached_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("output_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("billable_tokens", sa.BigInteger(), nullable=False),
+        sa.Column("cost_nano", sa.BigInteger(), nullable=False),
+        sa.Column("charged_nano", sa.BigInteger(), nullable=False),
+        sa.Column("absorbed_nano", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["block"], ["usage_blocks.block"]),
+        sa.PrimaryKeyConstraint("block", "day_us", "user_id", "project_id", "key_id", "model", "status"),
+    )
 
 
 def _ledger() -> None:

@@ -6,9 +6,10 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import Connection
 
-from stentor.accounting import table
+from stentor.accounting.usage import table
 
-Subject = Literal["user_id", "project_id", "key_id", "model"]
+Subject = Literal["user_id", "project_id", "key_id", "model", "status", "day_us"]
+Amount = Literal["billable_tokens", "cost_nano"]
 
 
 class UsageEvent(msgspec.Struct, frozen=True):
@@ -68,35 +69,63 @@ class UsagePage(msgspec.Struct, frozen=True):
     """Events, newest first; ``next`` is the cursor of the following page, None on the last."""
 
     events: list[UsageEvent]
-    next: tuple[int, int] | None
+    next: int | None
 
 
 class UsageTotal(msgspec.Struct, frozen=True):
-    """Sums over events, of one subject or (``subject`` None) of all."""
+    """Sums over events that agree in ``subjects``, the values of what was asked to be told apart, in that order.
 
-    subject: str | None
+    ``billable_tokens`` are those that count against limits. Money is nano-USD; see :class:`UsageEvent`.
+    """
+
+    subjects: tuple[str | int, ...]
     events: int
     input_tokens: int
     cached_tokens: int
     output_tokens: int
+    billable_tokens: int
     cost_nano: int
+    charged_nano: int
     absorbed_nano: int
 
 
-def list_usage(
-    connection: Connection, where: UsageFilter, *, before: tuple[int, int] | None = None, limit: int = 100
-) -> UsagePage:
+def list_usage(connection: Connection, where: UsageFilter, *, before: int | None = None, limit: int = 100) -> UsagePage:
     """A page of events; ``before`` is the ``next`` of the page that came before."""
     rows = table.list_events(connection, _filters(where), before, limit + 1)
     events = [UsageEvent(*row) for row in rows[:limit]]
     more = len(rows) > limit
-    return UsagePage(events, (events[-1].settled_us, events[-1].id) if more else None)
+    return UsagePage(events, events[-1].id if more else None)
 
 
-def total_usage(connection: Connection, where: UsageFilter, by: Subject | None = None) -> list[UsageTotal]:
-    """Totals, in all (one row) or by subject."""
-    rows = table.sum_usage(connection, _filters(where), by)
-    return [UsageTotal(*row) if by is not None else UsageTotal(None, *row) for row in rows]
+def total_usage(connection: Connection, where: UsageFilter, by: tuple[Subject, ...] = ()) -> list[UsageTotal]:
+    """Totals, in all (one row) or for each combination of ``by`` that occurs, sorted. ``day_us``: a UTC day's start."""
+    sums = table.sum_usage(connection, _filters(where), by)
+    return [UsageTotal(key, *values) for key, values in sorted(sums.items()) if values[0] or not by]
+
+
+def sum_between(
+    connection: Connection, subject: tuple[str, str], amount: Amount, start_us: int, end_us: int | None
+) -> int:
+    """What one subject (a column and its value) used or cost from ``start_us`` until before ``end_us``."""
+    where = {subject[0]: subject[1], "since_us": start_us, "until_us": end_us}
+    return table.sum_usage(connection, where, ())[()][table.SUMS.index(amount)]
+
+
+def sum_up(connection: Connection, settled_before_us: int | None) -> bool:
+    """Sum up the next block of events if there is a full one; whether there was. Takes a few milliseconds.
+
+    ``settled_before_us``: where several servers write, leave events alone that are younger.
+    """
+    return table.add_block(connection, settled_before_us)
+
+
+def forget_block(connection: Connection, settled_before_us: int) -> dict[str, int] | None:
+    """Delete the oldest block of events if all of them are older; what it had charged to balances, by user.
+
+    None when there is none. Whoever calls this closes the period in the ledger within the same transaction.
+    """
+    charges = table.drop_block(connection, settled_before_us)
+    return None if charges is None else {row[0]: int(row[1]) for row in charges}
 
 
 def list_usage_by_names(connection: Connection, project_id: str, names: Sequence[str]) -> list[UsageEvent]:
@@ -110,8 +139,13 @@ def sum_project_usage(
     connection: Connection, project_id: str, since_us: int, until_us: int
 ) -> list[tuple[int, str, int, int, int, int]]:
     """Sums of a project by UTC day (days since 1970) and model: requests, cost, input, output tokens."""
-    rows = table.sum_project_usage(connection, project_id, since_us, until_us)
-    return [(int(row[0]), row[1], row[2], int(row[3]), int(row[4]), int(row[5])) for row in rows]
+    where: dict[str, Any] = {"project_id": project_id, "since_us": since_us, "until_us": until_us}
+    sums = table.sum_usage(connection, where, ("day_us", "model"))
+    names = ("events", "cost_nano", "input_tokens", "output_tokens")
+    places = [table.SUMS.index(name) for name in names]
+    return [
+        (key[0] // table.DAY_US, key[1], *(values[place] for place in places)) for key, values in sorted(sums.items())
+    ]
 
 
 def _filters(where: UsageFilter) -> dict[str, Any]:

@@ -1,0 +1,231 @@
+"""All SQL that reads usage events, and sums them up in blocks.
+
+A settlement pays for every index on the events, so there is none but their ids and the request's. Instead the events of
+successive ids are summed up, :data:`BLOCK` at a time, a moment after they were written: a question about sums adds up
+what blocks say, and a page of events looks into those blocks alone that hold any. What no block covers yet, the tail,
+and blocks that a question's time cuts in two, are read event by event: answers are exact at any moment.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, or_, select
+
+from stentor.store.schema import usage_blocks, usage_events, usage_sums
+from stentor.store.upsert import upsert
+
+AnyRow = Row[*tuple[Any, ...]]
+
+BLOCK = 2000
+DAY_US = 86_400_000_000
+
+COLUMNS = tuple(column.name for column in usage_events.columns)
+SUBJECTS = ("user_id", "project_id", "key_id", "model", "status")
+SUMS = (
+    "events", "input_tokens", "cached_tokens", "output_tokens", "billable_tokens", "cost_nano", "charged_nano",
+    "absorbed_nano",
+)  # fmt: skip
+
+Filters = dict[str, Any]
+
+
+# -- making blocks -----------------------------------------------------------------------------------------------------
+
+
+def _covered_until(connection: Connection) -> int:
+    """The first id that no block covers."""
+    return connection.execute(select(func.max(usage_blocks.c.end_id))).scalar_one() or 1
+
+
+def add_block(connection: Connection, settled_before_us: int | None) -> bool:
+    """Sum up the next block, if it is full; whether it was.
+
+    ``settled_before_us``: leave a block alone that has younger events. Where several servers write, an event may become
+    visible after events with higher ids did.
+    """
+    first = _covered_until(connection)
+    end = first + BLOCK
+    within = and_(usage_events.c.id >= first, usage_events.c.id < end)
+    newest = connection.execute(select(func.max(usage_events.c.id))).scalar_one()
+    if newest is None or newest < end - 1:
+        return False
+    oldest_us, last_us = connection.execute(
+        select(func.min(usage_events.c.settled_us), func.max(usage_events.c.settled_us)).where(within)
+    ).one()
+    if settled_before_us is not None and last_us is not None and last_us >= settled_before_us:
+        return False
+    number = connection.execute(select(func.coalesce(func.max(usage_blocks.c.block), 0))).scalar_one() + 1
+    values = {"block": number, "first_id": first, "end_id": end, "first_us": oldest_us or 0, "last_us": last_us or 0}
+    statement = upsert(usage_blocks).values(**values).on_conflict_do_nothing().returning(usage_blocks.c.block)
+    if connection.execute(statement).one_or_none() is None:
+        return True  # another server was quicker
+    groups = [_subject("day_us"), *(usage_events.c[name] for name in SUBJECTS)]
+    sums = select(*groups, *_event_sums()).where(within).group_by(*groups)
+    rows = [
+        dict(zip(("block", "day_us", *SUBJECTS, *SUMS), (number, *row), strict=True))
+        for row in connection.execute(sums)
+    ]
+    if rows:
+        connection.execute(insert(usage_sums), rows)
+    return True
+
+
+def drop_block(connection: Connection, settled_before_us: int) -> list[AnyRow] | None:
+    """Forget the oldest block and its events if all of them are older; what it charged: user_id, charged_nano.
+
+    None if there is no such block.
+    """
+    row = connection.execute(select(usage_blocks).order_by(usage_blocks.c.block).limit(1)).one_or_none()
+    if row is None or row.last_us >= settled_before_us or row.end_id >= _covered_until(connection):
+        return None  # the last block stays: it says from where on nothing is covered
+    of_block = usage_sums.c.block == row.block
+    charged = select(usage_sums.c.user_id, func.sum(usage_sums.c.charged_nano)).where(of_block)
+    charges = list(connection.execute(charged.group_by(usage_sums.c.user_id).order_by(usage_sums.c.user_id)))
+    connection.execute(delete(usage_sums).where(of_block))
+    connection.execute(delete(usage_blocks).where(usage_blocks.c.block == row.block))
+    connection.execute(delete(usage_events).where(usage_events.c.id >= row.first_id, usage_events.c.id < row.end_id))
+    return charges
+
+
+# -- reading -----------------------------------------------------------------------------------------------------------
+
+
+def _subject(name: str) -> ColumnElement[Any]:
+    if name == "day_us":
+        return usage_events.c.settled_us - usage_events.c.settled_us % DAY_US
+    return usage_events.c[name]
+
+
+def _event_sums() -> list[ColumnElement[Any]]:
+    billable = case((usage_events.c.billable, usage_events.c.input_tokens + usage_events.c.output_tokens), else_=0)
+    values = [billable if name == "billable_tokens" else usage_events.c[name] for name in SUMS[1:]]
+    return [func.count(), *(func.coalesce(func.sum(value), 0) for value in values)]
+
+
+def _matching(table: Any, filters: Filters) -> list[ColumnElement[bool]]:
+    return [table.c[name] == filters[name] for name in SUBJECTS if filters.get(name) is not None]
+
+
+def _matching_events(filters: Filters) -> list[ColumnElement[bool]]:
+    found = _matching(usage_events, filters)
+    if filters.get("request_id") is not None:
+        found.append(usage_events.c.request_id == filters["request_id"])
+    if filters.get("since_us") is not None:
+        found.append(usage_events.c.settled_us >= filters["since_us"])
+    if filters.get("until_us") is not None:
+        found.append(usage_events.c.settled_us < filters["until_us"])
+    return found
+
+
+def _in_time(filters: Filters) -> tuple[list[ColumnElement[bool]], ColumnElement[bool] | None]:
+    """Of blocks: that they touch the time asked for, and that the time cuts them in two (None where no time is)."""
+    touch: list[ColumnElement[bool]] = []
+    cuts: list[ColumnElement[bool]] = []
+    since_us, until_us = filters.get("since_us"), filters.get("until_us")
+    if since_us is not None:
+        touch.append(usage_blocks.c.last_us >= since_us)
+        cuts.append(usage_blocks.c.first_us < since_us)
+    if until_us is not None:
+        touch.append(usage_blocks.c.first_us < until_us)
+        cuts.append(usage_blocks.c.last_us >= until_us)
+    return touch, or_(*cuts) if cuts else None
+
+
+def _loose_ranges(connection: Connection, filters: Filters) -> list[tuple[int, int | None]]:
+    """Ids whose events have to be read one by one: of blocks that are cut in two, and of the tail."""
+    ranges: list[tuple[int, int | None]] = [(_covered_until(connection), None)]
+    touch, cut = _in_time(filters)
+    if cut is not None:
+        query = select(usage_blocks.c.first_id, usage_blocks.c.end_id).where(*touch, cut)
+        ranges += [(row[0], row[1]) for row in connection.execute(query.order_by(usage_blocks.c.block))]
+    return ranges
+
+
+def _between(first: int, end: int | None) -> ColumnElement[bool]:
+    if end is None:
+        return usage_events.c.id >= first
+    return and_(usage_events.c.id >= first, usage_events.c.id < end)
+
+
+def sum_usage(connection: Connection, filters: Filters, by: tuple[str, ...]) -> dict[tuple[Any, ...], list[int]]:
+    """Sums in the order of :data:`SUMS`, by the values of ``by`` (of :data:`SUBJECTS`, or ``day_us``)."""
+    found: dict[tuple[Any, ...], list[int]] = {}
+
+    def take(rows: Any) -> None:
+        for row in rows:
+            key, values = tuple(row[: len(by)]), [int(value) for value in row[len(by) :]]
+            known = found.get(key)
+            found[key] = values if known is None else [a + b for a, b in zip(known, values, strict=True)]
+
+    groups = [_subject(name) for name in by]
+    single = filters.get("request_id") is not None
+    if not single:
+        touch, cut = _in_time(filters)
+        whole = select(usage_blocks.c.block).where(*touch, *(() if cut is None else (~cut,)))
+        columns = [usage_sums.c[name] for name in by]
+        totals = [func.coalesce(func.sum(usage_sums.c[name]), 0) for name in SUMS]
+        query = select(*columns, *totals).where(usage_sums.c.block.in_(whole), *_matching(usage_sums, filters))
+        take(connection.execute(query.group_by(*columns) if columns else query))
+    for first, end in [(0, None)] if single else _loose_ranges(connection, filters):
+        query = select(*groups, *_event_sums()).where(_between(first, end), *_matching_events(filters))
+        take(connection.execute(query.group_by(*groups) if groups else query))
+    return found
+
+
+def list_events(connection: Connection, filters: Filters, before_id: int | None, limit: int) -> list[AnyRow]:
+    """Events in the order of :data:`COLUMNS`, newest first; ``before_id`` is the id of the last one seen."""
+    found: list[AnyRow] = []
+    for first, end in _candidate_ranges(connection, filters, before_id):
+        query = select(usage_events).where(_between(first, end), *_matching_events(filters))
+        if before_id is not None:
+            query = query.where(usage_events.c.id < before_id)
+        found += connection.execute(query.order_by(usage_events.c.id.desc()).limit(limit - len(found)))
+        if len(found) >= limit:
+            break
+    return found
+
+
+def _candidate_ranges(
+    connection: Connection, filters: Filters, before_id: int | None
+) -> Iterator[tuple[int, int | None]]:
+    """Ids among which there may be events that match, newest first."""
+    if filters.get("request_id") is not None:
+        yield 0, None
+        return
+    tail = _covered_until(connection)
+    if before_id is None or before_id > tail:
+        yield tail, None
+    touch, _ = _in_time(filters)
+    subjects = _matching(usage_sums, filters)
+    query = select(usage_blocks.c.first_id, usage_blocks.c.end_id).where(*touch)
+    if before_id is not None:
+        query = query.where(usage_blocks.c.first_id < before_id)
+    if subjects:
+        query = query.where(
+            select(usage_sums.c.block).where(usage_sums.c.block == usage_blocks.c.block, *subjects).exists()
+        )
+    for row in connection.execute(query.order_by(usage_blocks.c.block.desc())):
+        yield row[0], row[1]
+
+
+def list_events_by_requests(connection: Connection, project_id: str, request_ids: Sequence[str]) -> list[AnyRow]:
+    """All attempts of a project's requests, newest first."""
+    rows: list[AnyRow] = []
+    for start in range(0, len(request_ids), 500):
+        query = select(usage_events).where(
+            usage_events.c.project_id == project_id,
+            usage_events.c.request_id.in_(request_ids[start : start + 500]),
+        )
+        rows += connection.execute(query)
+    return sorted(rows, key=lambda row: row.id, reverse=True)
+
+
+def list_recent(connection: Connection, user_id: str, since_us: int) -> list[AnyRow]:
+    """A user's events since then, by time: key_id, attempt, opened_us, settled_us, billable tokens."""
+    younger = select(func.min(usage_blocks.c.first_id)).where(usage_blocks.c.last_us >= since_us)
+    first = connection.execute(younger).scalar_one() or _covered_until(connection)
+    billable = case((usage_events.c.billable, usage_events.c.input_tokens + usage_events.c.output_tokens), else_=0)
+    query = select(
+        usage_events.c.key_id, usage_events.c.attempt, usage_events.c.opened_us, usage_events.c.settled_us, billable
+    ).where(usage_events.c.id >= first, usage_events.c.user_id == user_id, usage_events.c.settled_us >= since_us)
+    return list(connection.execute(query.order_by(usage_events.c.settled_us, usage_events.c.id)))
