@@ -129,7 +129,7 @@ def tables_are_private(source: Source) -> Found:
         parts = name.split(".")
         if parts[0] == "stentor" and "table" in parts:
             owner = ".".join(parts[: parts.index("table")])
-            if not source.module.startswith(f"{owner}."):
+            if not f"{source.module}.".startswith(f"{owner}."):
                 yield line, f"imports {owner}.table"
 
 
