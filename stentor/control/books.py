@@ -20,7 +20,7 @@ from stentor.accounting.settlement import Settlement, find_settled, write_settle
 from stentor.accounting.tokens import count_both
 from stentor.control.chain import Member, choose_dearest, choose_member, get_member_price, is_stuck, missing_ability
 from stentor.control.owned import Closing
-from stentor.control.places import Places
+from stentor.control.places import Places, resolve_model
 from stentor.control.roll import Roll
 from stentor.core.books import Close, Grant, Open, Settled, Usage
 from stentor.core.clock import Clock
@@ -186,7 +186,7 @@ class LocalBooks:
             raise Refused("insufficient_scope", f"This key may only call {', '.join(sorted(principal.endpoints))}.")
         if (ask.request_id, ask.attempt) in self._running:
             raise Refused("conflict", f"Attempt {ask.attempt} of request {ask.request_id} is open already.")
-        model = self._places.resolve(ask.model, principal.models)
+        model = resolve_model(self._places, self.prices, ask, principal.models, now.us)
         chain: Member | None = None
         if model.fallbacks or model.remote is not None:
             chain = choose_member(model, ask, self._places, self.prices, principal.models, now.us)

@@ -71,7 +71,8 @@ def choose_dearest(member: Member, own: Price, demand: Demand, prices: PriceList
     for model in (member.model, *member.rest):
         price = get_member_price(model, prices, now_us)
         output = min(asked, model.context_size - 1)
-        bounds = Bounds(min(demand.prompt, model.context_size), output, demand.answers, model.context_size)
+        context = model.context_size if asked else demand.context  # without output, many inputs exceed it together
+        bounds = Bounds(min(demand.prompt, context), output, demand.answers, context)
         cost = price_bounds(price, bounds)
         if cost > most:
             dearest, most = price, cost

@@ -1,8 +1,13 @@
 """What the books need of the scheduler: a name resolved, and a place taken and given back."""
 
+from collections.abc import Callable
 from typing import Protocol
 
+from stentor.accounting.prices import PriceList
+from stentor.core.books import Open
+from stentor.core.errors import Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
+from stentor.runtime.catalogue import AUTOMATIC_NAMES
 from stentor.runtime.place import Place
 from stentor.runtime.spec import ServedModel
 
@@ -12,6 +17,15 @@ class Places(Protocol):
 
     def resolve(self, name: str, allowed: frozenset[str]) -> ServedModel:
         """The model that ``name`` means among ``allowed`` (empty: all). Raises Refused ``model_not_found``."""
+        ...
+
+    def find_able(
+        self, name: str, needs: tuple[str, ...], allowed: frozenset[str], cost_of: Callable[[ModelId], int]
+    ) -> ServedModel | None:
+        """The local model among ``allowed`` that can do what is needed, where ``name`` leaves the choice to us.
+
+        ``cost_of`` says what models cost; of several a dearer one is never chosen.
+        """
         ...
 
     def try_acquire(self, model: ModelId, prefix_key: int) -> Place | None:
@@ -35,3 +49,24 @@ class Places(Protocol):
     def report(self, model: ModelId, *, ok: bool | None, retry_after_s: float) -> None:
         """How a request to a remote model went, before its place is given back; ``ok`` None says nothing of it."""
         ...
+
+
+def resolve_model(places: Places, prices: PriceList, ask: Open, allowed: frozenset[str], now_us: int) -> ServedModel:
+    """The model that a request means; by what it needs alone only where its name leaves that open. Raises Refused."""
+    unknown: Refused | None = None
+    if ask.model not in AUTOMATIC_NAMES:
+        try:
+            return places.resolve(ask.model, allowed)
+        except Refused as refusal:
+            unknown = refusal
+
+    def cost_of(model: ModelId) -> int:
+        price = prices.get_price(model, now_us)
+        return price.input_nano + price.output_nano + price.request_nano
+
+    able = places.find_able(ask.model, ask.needs, allowed, cost_of)
+    if able is not None:
+        return able
+    if unknown is not None:
+        raise unknown
+    return places.resolve(ask.model, allowed)

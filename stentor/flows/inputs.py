@@ -90,7 +90,9 @@ class InputsAttempt(Attempt):
                 raise
             raise EngineRefused(refusal.code, refusal.message, param=refusal.param) from None
         self._call.closing = True
-        settled = await self._settle("completed", Usage(input_tokens=work.input_tokens), texts=("", ""))
+        # An upstream that doesn't say what it read isn't free for that.
+        usage = Usage(input_tokens=work.input_tokens) if work.input_tokens else None
+        settled = await self._settle("completed", usage, texts=self._uncounted(usage))
         await self.client.answer(self._head(settled.cost_nano), work.body(settled.usage))
 
     async def _ask_engine(self, grant: Grant, step: Step) -> bytes:

@@ -1,13 +1,13 @@
 """Which models there are, and which one a name means."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
 from stentor.runtime.spec import InvalidModel, Learned, ModelSpec, ServedModel, describe_served, validate_spec
 
-_AUTOMATIC = frozenset({"", "auto", "default"})
+AUTOMATIC_NAMES = frozenset({"", "auto", "default"})
 _NEAREST = 3
 
 
@@ -18,7 +18,9 @@ class Catalogue:
     not looked at: one broken model must not keep the others from being served.
     """
 
-    def __init__(self, specs: Iterable[ModelSpec], default_ctx: int = 8192) -> None:
+    def __init__(self, specs: Iterable[ModelSpec], default_ctx: int = 8192, *, lenient: bool = False) -> None:
+        """``lenient``: a name that no model has means whichever can do what the request needs."""
+        self.lenient = lenient
         self._default_ctx = default_ctx
         self.specs: dict[ModelId, ModelSpec] = {}
         self._served: dict[str, ServedModel] = {}
@@ -76,6 +78,20 @@ class Catalogue:
             raise self._unknown(name, allowed)
         return self._served[found]
 
+    def find_able(
+        self, name: str, needs: tuple[str, ...], allowed: frozenset[str], cost_of: Callable[[ModelId], int]
+    ) -> ServedModel | None:
+        """The local model that can do what is needed, where ``name`` leaves the choice to us; see ``Places``."""
+        if name not in AUTOMATIC_NAMES and not self.lenient:
+            return None
+        visible = self._visible(allowed)
+        able = [
+            served
+            for served in (self._served[model] for model, spec in visible.items() if spec.remote is None)
+            if all(ability in served.abilities for ability in needs)
+        ]
+        return choose_able(able, cost_of, lenient=self.lenient)
+
     def find(self, name: str) -> ServedModel | None:
         """The model that ``name`` means among all, or None."""
         found = choose_model(name, self.specs)
@@ -91,7 +107,7 @@ class Catalogue:
         nearest = list(dict.fromkeys(names[hit] for hit in close)) or sorted(visible)[:_NEAREST]
         if not visible:
             hint = "No model is available to this key."
-        elif name in _AUTOMATIC:
+        elif name in AUTOMATIC_NAMES:
             hint = f"More than one model could answer; name one of: {', '.join(sorted(visible)[:8])}."
         else:
             hint = f"Nearest: {', '.join(nearest)}. GET /v1/models lists what this key may use."
@@ -103,13 +119,27 @@ class Catalogue:
         )
 
 
+def choose_able(able: Sequence[ServedModel], cost_of: Callable[[ModelId], int], *, lenient: bool) -> ServedModel | None:
+    """The only one, or the only one that can do no more than was asked for; leniently the cheapest, the first of them.
+
+    A model that could do more (see, hear) is not chosen for those who don't need it, and a dearer one never.
+    """
+    if not able:
+        return None
+    fewest = min(len(model.abilities) for model in able)
+    plain = [model for model in able if len(model.abilities) == fewest]
+    if len(plain) == 1 and (len(able) == 1 or cost_of(plain[0].id) <= min(cost_of(model.id) for model in able)):
+        return plain[0]
+    return min(able, key=lambda model: cost_of(model.id)) if lenient else None
+
+
 def choose_model(name: str, specs: Mapping[ModelId, ModelSpec]) -> ModelId | None:
     """Exact id, alias, ``repo:quant``, the single text model for an empty name, then a *unique* substring."""
     for names in (lambda spec: (spec.id,), lambda spec: spec.aliases, _repository_names):
         hits = [model for model, spec in specs.items() if name in names(spec)]
         if len(hits) == 1:
             return hits[0]
-    if name in _AUTOMATIC:
+    if name in AUTOMATIC_NAMES:
         hits = [model for model, spec in specs.items() if spec.kind == "text" and spec.remote is None]
         return hits[0] if len(hits) == 1 else None
     wanted = name.lower()

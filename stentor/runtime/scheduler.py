@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
@@ -65,7 +65,8 @@ class LocalScheduler(SchedulerViews):
         self._host = host or LocalHost()
         self._settings = settings
         slots = Slots(settings.slot_first_port, settings.slot_count, self._host.is_port_free)
-        super().__init__(Catalogue(settings.models, settings.default_ctx), slots, clock.now_us())
+        catalogue = Catalogue(settings.models, settings.default_ctx, lenient=settings.lenient_routing)
+        super().__init__(catalogue, slots, clock.now_us())
         run_dir = settings.data_dir / "run"
         launchers: dict[EngineKind, Launcher] = {
             "llama": LlamaLauncher(environment),
@@ -95,6 +96,12 @@ class LocalScheduler(SchedulerViews):
                 self._add_pool(spec)
 
     # -- requests --------------------------------------------------------------------------------------------------
+
+    def find_able(
+        self, name: str, needs: tuple[str, ...], allowed: frozenset[str], cost_of: Callable[[ModelId], int]
+    ) -> ServedModel | None:
+        """See :class:`stentor.control.places.Places`."""
+        return self._catalogue.find_able(name, needs, allowed, cost_of)
 
     def resolve(self, name: str, allowed: frozenset[str]) -> ServedModel:
         """The model that ``name`` means among ``allowed`` ids (empty: all). Raises Refused ``model_not_found``."""

@@ -28,6 +28,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     idle_unload_s: float = 0.0
     engine_bin: Path | None = None
     models: tuple[ModelSpec, ...] = ()
+    lenient_routing: bool = False
     start_stall_s: float = 60.0
     start_max_s: float = 1800.0
     canary_timeout_s: float = 30.0

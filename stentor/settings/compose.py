@@ -175,6 +175,7 @@ def _runtime(values: Mapping[str, Any], models: tuple[ModelSpec, ...]) -> Runtim
         idle_unload_s=values["IDLE_UNLOAD_S"],
         engine_bin=values["ENGINE_BIN"],
         models=models,
+        lenient_routing=values["ROUTING"] == "lenient",
         drain_s=values["DRAIN_S"],
     )
 

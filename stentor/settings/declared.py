@@ -229,6 +229,13 @@ _MODELS = (
     Setting("QUEUE_MAX", integer(0), "Requests that may wait for one model.", default=256),
     Setting("QUEUE_TIMEOUT_S", number(0, "s"), "How long a request may wait.", default=60.0),
     Setting(
+        "ROUTING",
+        choice("strict", "lenient"),
+        "`lenient`: a model name that nothing here has means the cheapest local model that can do what the request "
+        "needs. `strict`: it is refused, with the nearest names.",
+        default="strict",
+    ),
+    Setting(
         "DEFAULT_CTX",
         integer(128),
         "Tokens of context per request, where the model's table says nothing.",

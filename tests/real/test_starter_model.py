@@ -129,7 +129,7 @@ def starter_engine(server: Server) -> Iterator[tuple[int, str]]:
     process.stdin.write(json.dumps(config).encode() + b"\n")
     process.stdin.flush()
     try:
-        _wait_healthy(port)
+        wait_healthy(port)
         yield port, token
     finally:
         process.stdin.close()
@@ -137,7 +137,8 @@ def starter_engine(server: Server) -> Iterator[tuple[int, str]]:
         process.wait(15)
 
 
-def _wait_healthy(port: int) -> None:
+def wait_healthy(port: int) -> None:
+    """Until an engine is ready."""
     end = time.monotonic() + 30
     while True:
         try:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -67,6 +68,9 @@ class FewPlaces:
         if name not in ("tiny", "small") or (allowed and "tiny" not in allowed):
             raise Refused("model_not_found", f"no model {name}")
         return self.model
+
+    def find_able(self, *_: Any) -> None:
+        return None
 
     def try_acquire(self, model: ModelId, prefix_key: int) -> Place | None:
         if self.problem is not None:

@@ -7,8 +7,9 @@ import msgspec
 import pytest
 
 from stentor.core.errors import Refused
-from stentor.runtime.catalogue import Catalogue
-from stentor.runtime.spec import InvalidModel, ModelSpec
+from stentor.core.ids import ModelId
+from stentor.runtime.catalogue import Catalogue, choose_able
+from stentor.runtime.spec import InvalidModel, Learned, ModelSpec, ServedModel
 
 ALL: frozenset[str] = frozenset()
 
@@ -156,3 +157,68 @@ def test_a_name_of_megabytes_costs_no_search() -> None:
     with pytest.raises(Refused):
         Catalogue([model("one"), model("two")]).resolve("s" * 20_000_000, ALL)
     assert time.process_time() - began < 0.5
+
+
+def served(name: str, *abilities: str) -> ServedModel:
+    return ServedModel(ModelId(name), (), abilities, 8192, "llama", name, 0)
+
+
+TEXT, SEES, VECTORS = served("words", "text"), served("eyes", "text", "image"), served("vectors", "embedding")
+
+
+@pytest.mark.parametrize(
+    ("able", "costs", "strict", "lenient"),
+    [
+        ([], {}, None, None),
+        ([TEXT], {"words": 5}, "words", "words"),
+        ([TEXT, SEES], {"words": 5, "eyes": 5}, "words", "words"),
+        ([SEES, TEXT], {"words": 5, "eyes": 4}, None, "eyes"),
+        ([TEXT, served("more", "text")], {"words": 5, "more": 5}, None, "words"),
+        ([TEXT, served("more", "text")], {"words": 5, "more": 4}, None, "more"),
+    ],
+)
+def test_by_ability_alone_the_only_one_and_never_a_dearer_one(
+    able: list[ServedModel], costs: dict[str, int], strict: str | None, lenient: str | None
+) -> None:
+    for expected, is_lenient in ((strict, False), (lenient, True)):
+        found = choose_able(able, costs.__getitem__, lenient=is_lenient)
+        assert (found.id if found else None) == expected
+
+
+def test_an_open_name_means_what_can_do_it_among_the_keys_local_models() -> None:
+    specs = [
+        ModelSpec(id="words", source="file:/words.gguf", type="text"),
+        ModelSpec(id="vectors", source="file:/v.gguf", type="embedding"),
+    ]
+    strict, lenient = Catalogue(specs), Catalogue(specs, lenient=True)
+
+    def find(catalogue: Catalogue, name: str, need: str, *allowed: str) -> str | None:
+        found = catalogue.find_able(name, (need,), frozenset(map(ModelId, allowed)), lambda _: 0)
+        return found.id if found else None
+
+    for name in ("", "auto", "default"):
+        assert find(strict, name, "embedding") == "vectors"
+        assert find(strict, name, "text") == "words"
+        assert find(strict, name, "text", "vectors") is None
+        assert find(strict, name, "image") is None
+    assert find(strict, "gpt-4o", "text") is None
+    assert find(lenient, "gpt-4o", "text") == "words"
+    assert find(lenient, "gpt-4o", "text", "vectors") is None
+    with pytest.raises(Refused, match="does not exist"):
+        strict.resolve("gpt-4o", frozenset())
+
+
+def test_what_was_learned_of_a_file_holds_until_its_definition_changes() -> None:
+    spec = ModelSpec(id="m", source="file:/m.gguf")
+    catalogue = Catalogue([spec])
+    assert catalogue.served(ModelId("m")).abilities == ("text",)
+    catalogue.learn(ModelId("m"), Learned("vision", ("text", "image")))
+    catalogue.correct_context(ModelId("m"), 512)
+    found = catalogue.served(ModelId("m"))
+    assert (found.type, found.abilities) == ("vision", ("text", "image"))
+    assert (found.context_size, found.media_bound) == (512, 512)
+    catalogue.change([ModelSpec(id="other", source="file:/o.gguf")])
+    assert catalogue.served(ModelId("m")).type == "vision"
+    catalogue.change([ModelSpec(id="m", source="file:/m2.gguf")])
+    assert catalogue.served(ModelId("m")).type == "text"
+    catalogue.learn(ModelId("gone"), Learned("vision", ("text",)))
