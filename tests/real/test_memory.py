@@ -37,7 +37,7 @@ GEMMA = (
     + "#gemma3_270m*/data/gemma-3-270m-q4_k_m.gguf.part*"
 )
 TOKEN = "a-token-of-this-test"
-EMPTY = "import sys; from stentor.core.lazy import load; load('xllamacpp').CommonParams(); print(flush=True); sys.stdin.read()"
+EMPTY = "import sys, xllamacpp, stentor.engines.llama; print(flush=True); sys.stdin.read()"
 
 
 def read_pss(pid: int) -> int:
