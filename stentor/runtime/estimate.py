@@ -21,6 +21,7 @@ CACHE_BYTES = {
 PROCESS_BYTES = 40 * MIB
 _BASE_BYTES = 9 * MIB
 _PLACE_BYTES = MIB
+_MEDIA_BYTES = 32 * MIB  # pictures and sounds as pixels and samples
 _BATCH, _UBATCH = 2048, 512
 _CELLS = 256  # the cache grows in steps of so many tokens
 _WORD_BYTES, _MERGE_BYTES = 200, 280
@@ -117,7 +118,7 @@ def _projector_bytes(projector: GgufHeader | None) -> int:
     if projector is None:
         return 0
     wide = _ALIVE * projector.width + 2 * projector.inner
-    return projector.file_bytes + 4 * projector.patches * wide
+    return projector.file_bytes + 4 * projector.patches * wide + _MEDIA_BYTES
 
 
 def _round_up(tokens: int) -> int:

@@ -9,6 +9,7 @@ from stentor.runtime.gguf_head import Head, InvalidGguf, Value, read_head
 __all__ = ["CacheShape", "GgufHeader", "InvalidGguf", "count_kv_elements", "read_header", "read_projector"]
 
 _MOST = 1 << 31
+_SOUND_FRAMES = 1500  # half a minute, as encoders of sound take it in
 # Every n-th layer looks at everything, the others at a window; where the file doesn't say, as llama.cpp has it.
 _WINDOW_PATTERNS = {
     "gemma2": 2, "gemma3": 6, "gemma3n": 5, "gemma-embedding": 6, "gpt-oss": 2, "cohere2": 4, "llama4": 4,
@@ -118,11 +119,11 @@ def _describe_projector(head: Head) -> GgufHeader:
         file_bytes=head.file_bytes,
         sees=sees,
         hears=hears,
-        width=_integer(pairs, f"clip.{kind}.embedding_length"),
-        inner=_integer(pairs, f"clip.{kind}.feed_forward_length"),
+        width=max(_integer(pairs, f"clip.{each}.embedding_length") for each in ("vision", "audio")),
+        inner=max(_integer(pairs, f"clip.{each}.feed_forward_length") for each in ("vision", "audio")),
         heads=_integer(pairs, f"clip.{kind}.attention.head_count"),
         projected=_integer(pairs, f"clip.{kind}.projection_dim"),
-        patches=min((_integer(pairs, "clip.vision.image_size") // patch) ** 2, _MOST),
+        patches=max(min((_integer(pairs, "clip.vision.image_size") // patch) ** 2, _MOST), _SOUND_FRAMES * hears),
     )
 
 

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
@@ -96,16 +96,6 @@ class LocalScheduler(SchedulerViews):
                 self._add_pool(spec)
 
     # -- requests --------------------------------------------------------------------------------------------------
-
-    def find_able(
-        self, name: str, needs: tuple[str, ...], allowed: frozenset[str], cost_of: Callable[[ModelId], int]
-    ) -> ServedModel | None:
-        """See :class:`stentor.control.places.Places`."""
-        return self._catalogue.find_able(name, needs, allowed, cost_of)
-
-    def resolve(self, name: str, allowed: frozenset[str]) -> ServedModel:
-        """The model that ``name`` means among ``allowed`` ids (empty: all). Raises Refused ``model_not_found``."""
-        return self._catalogue.resolve(name, allowed)
 
     def try_acquire(self, model: ModelId, prefix_key: int) -> Place | None:
         """A free place on a ready instance, if nobody waits for one; never waits, never starts anything."""

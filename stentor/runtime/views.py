@@ -1,5 +1,7 @@
 """What operators and clients see of the scheduler: cards, counts, doors and logs; nothing is changed here."""
 
+from collections.abc import Callable
+
 from stentor.core.ids import InstanceId, ModelId
 from stentor.core.scheduler import EngineDoor, InstanceCard, InstanceState, LogPage, ModelCard, ModelState, SlotCard
 from stentor.runtime.catalogue import Catalogue
@@ -8,6 +10,7 @@ from stentor.runtime.pool import Pool
 from stentor.runtime.remotes import Remotes
 from stentor.runtime.room import Cause, Room
 from stentor.runtime.slots import Slots
+from stentor.runtime.spec import ServedModel
 
 
 class SchedulerViews:
@@ -21,6 +24,16 @@ class SchedulerViews:
         self._instances: dict[InstanceId, Instance] = {}
         self._room: Room
         self.remotes: Remotes
+
+    def resolve(self, name: str, allowed: frozenset[str]) -> ServedModel:
+        """The model that ``name`` means among ``allowed`` ids (empty: all). Raises Refused ``model_not_found``."""
+        return self._catalogue.resolve(name, allowed)
+
+    def find_able(
+        self, name: str, needs: tuple[str, ...], allowed: frozenset[str], cost_of: Callable[[ModelId], int]
+    ) -> ServedModel | None:
+        """See :class:`stentor.control.places.Places`."""
+        return self._catalogue.find_able(name, needs, allowed, cost_of)
 
     async def list_models(self) -> list[ModelCard]:
         """All models of the catalogue, by id."""
