@@ -12,6 +12,7 @@ from stentor.egress.passage import EnginePassage
 from stentor.egress.settings import EgressSettings
 from stentor.flows.calls import Calls
 from stentor.flows.chat import ChatFlow
+from stentor.flows.images import ImageFetcher
 from stentor.flows.inputs import InputsAttempt
 from stentor.flows.upstreams.remote import RemoteClient, Upstreams
 from stentor.http.admin.downloads import DownloadEndpoints
@@ -58,7 +59,8 @@ class GatewayParts:
         self._scheduler = scheduler
         self._tracer = tracer
         self._log = log
-        flow = ChatFlow(books, self.engines, tracer)
+        images = ImageFetcher(self._outbound) if egress.allow_image_urls else None
+        flow = ChatFlow(books, self.engines, tracer, images=images)
         inputs = ChatFlow(books, self.engines, tracer, InputsAttempt)
         self._text = text = TextEndpoints(flow, inputs, self.calls, settings.body_max_bytes)
         models = ModelEndpoints(scheduler)

@@ -23,6 +23,7 @@ TOKENS_PER_MESSAGE = 64
 TOKENS_OF_TEMPLATE = 64
 TOKENS_OF_TOOL_TEMPLATE = 512
 PREFIX_BYTES = 1024
+NO_FETCHING = "Images must be sent inside the request as a 'data:' address (base64); this server fetches none."
 
 _decode_body = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -70,12 +71,14 @@ def bad_request(message: str, param: str | None = None, code: str = "invalid_req
 class Ask:
     """A checked request for text. ``fields`` are the client's fields, raw; the rest is what admission needs.
 
-    ``prefix`` is a number for how it begins, the same for every turn of a conversation.
+    ``prefix`` is a number for how it begins, the same for every turn of a conversation. ``images`` are the addresses of
+    images that it names instead of sending them.
     """
 
     __slots__ = (
         "answers",
         "fields",
+        "images",
         "include_usage",
         "input_bound",
         "kind",
@@ -98,6 +101,7 @@ class Ask:
     input_bound: int
     media: int
     prefix: int
+    images: tuple[str, ...]
 
     @property
     def endpoint(self) -> str:
@@ -149,6 +153,7 @@ def _positive(fields: dict[str, msgspec.Raw], name: str) -> int | None:
 
 def _read_common(ask: Ask, fields: dict[str, msgspec.Raw]) -> None:
     ask.fields = fields
+    ask.images = ()
     ask.model = read_typed(fields, "model", _decode_str, "a model's name") or ""
     ask.stream = bool(read_typed(fields, "stream", _decode_bool, "true or false"))
     options = read_typed(fields, "stream_options", _decode_stream_options, 'an object like {"include_usage": true}')
@@ -179,7 +184,10 @@ def fill_chat(ask: Ask, fields: dict[str, msgspec.Raw], size_bytes: int) -> None
     messages = read_typed(fields, "messages", _decode_messages, "a list of messages with a 'role'")
     if not messages:
         raise bad_request("'messages' is empty; send at least one message.", "messages")
-    ask.needs, ask.media, media_bytes = _needs_of(messages)
+    images: list[str] = []
+    ask.needs, ask.media, media_bytes = _needs_of(messages, images)
+    if images:
+        ask.images = tuple(dict.fromkeys(images))
     ask.prefix = _prefix_of(messages)
     ask.input_bound = size_bytes - media_bytes + TOKENS_PER_MESSAGE * len(messages) + TOKENS_OF_TEMPLATE
     if "tools" in fields:
@@ -222,8 +230,11 @@ def _prefix_of(messages: list[_Message]) -> int:
     return prefix
 
 
-def _needs_of(messages: list[_Message]) -> tuple[tuple[str, ...], int, int]:
-    """The abilities that are needed, how many images and clips there are, and their size as text in bytes."""
+def _needs_of(messages: list[_Message], images: list[str]) -> tuple[tuple[str, ...], int, int]:
+    """The abilities that are needed, how many images and clips there are, and their size as text in bytes.
+
+    Addresses of images that aren't in the request are added to ``images``.
+    """
     needs = ["text"]
     media = media_bytes = 0
     total = NO_MEDIA
@@ -237,7 +248,7 @@ def _needs_of(messages: list[_Message]) -> tuple[tuple[str, ...], int, int]:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise bad_request(f"'{place}' must be a text or a list of parts: {error}.", place) from None
         for part in parts:
-            need, size_bytes, size = _need_of(part, place)
+            need, size_bytes, size = _need_of(part, place, images)
             if need != "text":
                 media += 1
                 media_bytes += size_bytes
@@ -249,7 +260,7 @@ def _needs_of(messages: list[_Message]) -> tuple[tuple[str, ...], int, int]:
     return tuple(needs), media, media_bytes
 
 
-def _need_of(part: _Part, place: str) -> tuple[str, int, Size]:
+def _need_of(part: _Part, place: str, images: list[str]) -> tuple[str, int, Size]:
     """The ability that a part needs, its size as text in bytes, and what it becomes when it is decoded."""
     if part.type in ("text", "refusal"):
         return "text", 0, NO_MEDIA
@@ -257,6 +268,9 @@ def _need_of(part: _Part, place: str) -> tuple[str, int, Size]:
         if part.image_url is None:
             raise bad_request("'image_url' needs a 'url' with the image itself: a 'data:' address (base64).", place)
         url = part.image_url.url
+        if url.startswith("https://"):
+            images.append(url)  # fetched and measured later, where the operator allows it
+            return "image", len(url), NO_MEDIA
         return "image", len(url), measure_image(url, place)
     if part.type == "input_audio":
         if part.input_audio is None:
@@ -274,6 +288,8 @@ def engine_body(ask: Ask, *, engine: str, upstream_model: str, output_cap: int) 
     Always asks for a stream with usage: only then does an engine stop when told, and count what it made.
     Raises Refused for a field that would change cost or isolation.
     """
+    if ask.images:
+        raise bad_request(NO_FETCHING, "messages")  # engines fetch nothing, whoever forgot to bring it in
     table = CHAT_FIELDS if ask.kind == "chat" else COMPLETION_FIELDS
     fields = apply_fields(table, engine, ask.fields)
     fields["model"] = _encode(upstream_model)

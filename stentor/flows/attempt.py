@@ -19,6 +19,7 @@ from stentor.flows.calls import Call, Interruption
 from stentor.flows.client import AnswerHead, Client
 from stentor.flows.failure import EngineFailed, EngineRefused
 from stentor.flows.frames import FrameSplitter, FrameTooLarge
+from stentor.flows.images import ImageFetcher
 from stentor.flows.upstreams.remote import Answer, Upstreams
 from stentor.telemetry.trace import Span
 
@@ -68,6 +69,7 @@ class Attempt:
         self._first_token_us: int | None = None
         self._settled = False
         self._retry_after_s = 0.0
+        self._preparing = False
 
     async def open(self, principal: Principal, number: int, label: str | None, step: int = 0) -> None:
         ask = self._ask
@@ -95,6 +97,12 @@ class Attempt:
         except asyncio.CancelledError:
             self._span.refuse("client_left")
             raise
+
+    async def fetch_images(self, images: ImageFetcher) -> None:
+        """Bring in what the request names, before an engine hears of it. Raises EngineRefused."""
+        self._preparing = True
+        await images.inline(self._ask)
+        self._preparing = False
 
     async def relay(self) -> None:
         """Ask the engine and pass its answer on. Raises EngineFailed, EngineRefused."""
@@ -283,8 +291,10 @@ class Attempt:
             await self.settle_failed(EngineFailed(reason, reason, suspect=False))
             return
         try:
-            usage = self._usage_so_far()
-            await self._settle("cancelled", usage, texts=self._uncounted(usage), reason=reason)
+            # No engine has begun while images are on their way: then nothing was used.
+            usage = Usage() if self._preparing else self._usage_so_far()
+            billable = not self._preparing
+            await self._settle("cancelled", usage, texts=self._uncounted(usage), reason=reason, billable=billable)
         except Refused:
             # Nobody is there to be told; the reservation is given back uncharged.
             return

@@ -15,6 +15,7 @@ from stentor.flows.attempt import Attempt
 from stentor.flows.calls import Call, Interruption
 from stentor.flows.client import Client, Labels
 from stentor.flows.failure import EngineFailed, EngineRefused
+from stentor.flows.images import ImageFetcher, check_images
 from stentor.flows.upstreams.remote import Upstreams
 from stentor.telemetry.trace import Tracer
 
@@ -35,8 +36,19 @@ _INTERRUPTIONS: dict[Interruption, Refused] = {
 class ChatFlow:
     """Serves one kind of request for a whole worker."""
 
-    def __init__(self, books: Books, engines: Upstreams, tracer: Tracer, attempt: type[Attempt] = Attempt) -> None:
-        """``attempt`` is how one try is made: an answer that is relayed as it comes, unless said otherwise."""
+    def __init__(
+        self,
+        books: Books,
+        engines: Upstreams,
+        tracer: Tracer,
+        attempt: type[Attempt] = Attempt,
+        images: ImageFetcher | None = None,
+    ) -> None:
+        """``attempt`` is how one try is made: an answer that is relayed as it comes, unless said otherwise.
+
+        ``images`` fetches what requests name instead of sending it; None: nobody does.
+        """
+        self._images = images
         self._attempt = attempt
         self._books = books
         self._engines = engines
@@ -44,6 +56,8 @@ class ChatFlow:
 
     async def run(self, principal: Principal, ask: Ask, client: Client, call: Call, labels: Labels) -> None:
         """Answer ``ask``. Raises Refused as long as nothing was sent; afterwards all is said within the stream."""
+        if ask.images:
+            check_images(self._images, ask)
         number = step = 0
         failed: Refused | None = None
         while step >= 0:
@@ -52,6 +66,8 @@ class ChatFlow:
             attempt = self._attempt(self._books, self._engines, ask, client, call, span)
             try:
                 await attempt.open(principal, number, labels.client_request_id, step)
+                if ask.images and self._images is not None:
+                    await attempt.fetch_images(self._images)
                 await attempt.relay()
             except EngineFailed as failure:
                 step, failed = await self._after_failure(attempt, failure, number, call)

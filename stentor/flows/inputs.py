@@ -64,6 +64,7 @@ class InputsAsk(Ask):
         self.answers = 1
         self.media = 0
         self.prefix = 0
+        self.images = ()
 
     @property
     def endpoint(self) -> str:

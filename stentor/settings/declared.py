@@ -268,6 +268,12 @@ _ACCESS = (
         "requests may reach all the same. Addresses in the settings file itself need no entry.",
         default=(),
     ),
+    Setting(
+        "ALLOW_IMAGE_URLS",
+        kinds.SWITCH,
+        "Fetch `https:` images that clients name in `image_url`, from public hosts: 20 MiB and 10 s each.",
+        default=False,
+    ),
     _later("SIGNUP", kinds.SWITCH, "Let people ask for an account.", default=True),
 )
 
@@ -322,7 +328,6 @@ _RING = (
 )
 
 _LATER = (
-    _later("ALLOW_IMAGE_URLS", kinds.SWITCH, "Fetch `https:` images that clients name.", default=False),
     _later("AUDIO_MAX_MB", integer(1, 65536, "MiB"), "Largest audio upload.", default=100),
     _later("AUDIO_MAX_S", integer(1, None, "s"), "Longest audio upload.", default=7200),
     _later("HF_INFERENCE_URL", kinds.URL, "Address of the hub's inference service."),

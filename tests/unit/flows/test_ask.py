@@ -56,8 +56,16 @@ def test_refuses_a_bad_body_naming_the_field(body: bytes, param: str | None, say
     assert says in refused.value.message
 
 
+def test_an_image_that_was_not_brought_in_never_reaches_an_engine() -> None:
+    part = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    ask = read_chat(json.dumps({"model": "m", "messages": [{"role": "user", "content": [part, part]}]}).encode())
+    assert (ask.images, ask.media, ask.needs) == (("https://example.org/a.png",), 2, ("text", "image"))
+    with pytest.raises(Refused, match="fetches none"):
+        engine_body(ask, engine="llama", upstream_model="m", output_cap=1)
+
+
 @pytest.mark.parametrize(
-    "url", ["http://169.254.169.254/", "https://example.org/a.png", "file:///etc/passwd", "DATA:image/png;base64,", ""]
+    "url", ["http://169.254.169.254/", "HTTPS://example.org/a.png", "file:///etc/passwd", "DATA:image/png;base64,", ""]
 )
 def test_never_lets_an_engine_fetch_an_image(url: str) -> None:
     # Escapes must not hide the part from the check.
