@@ -81,9 +81,11 @@ class Authority:
         self.ring: Ring
         self.outbound = Outbound(settings.egress)
         self.credentials = Credentials(database, keyring, settings.vault, clock, self._check_address)
-        remote = RemoteModels(database, books, self.credentials.find_provider, self._check_address, clock)
+        self.remote = RemoteModels(database, books, self.credentials.find_provider, self._check_address, clock)
         folders = ModelFolders([*settings.model_dirs, settings.model_cache])
-        self.operations.add(ModelOperations(models.book, models.downloads, models.sources, folders, remote).table())
+        self.operations.add(
+            ModelOperations(models.book, models.downloads, models.sources, folders, self.remote).table()
+        )
         self.operations.add(CredentialOperations(self.credentials, self._look_at).table())
         scheduler.remotes.connect(self.credentials.find_provider, self._look_at)
         models.sources.hub.find_token = self.credentials.find_hf_token

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 
 from stentor.control.model_book import ModelBook
+from stentor.control.remote_models import RemoteModels
 from stentor.core.errors import StentorError
 from stentor.settings import Settings, reload_models
 from stentor.telemetry.logs import Log
@@ -16,7 +17,8 @@ _Mark = tuple[int, int, int] | None
 class ModelReload:
     """Watches the settings file. What is wrong with a new one is said in the log, and the old models stay."""
 
-    def __init__(self, settings: Settings, book: ModelBook, log: Log) -> None:
+    def __init__(self, settings: Settings, book: ModelBook, remote: RemoteModels, log: Log) -> None:
+        self._remote = remote
         self._settings = settings
         self._book = book
         self._log = log
@@ -55,6 +57,7 @@ class ModelReload:
         file = str(self._settings.config_file)
         try:
             specs = await asyncio.to_thread(reload_models, self._settings)
+            await self._remote.set_file_prices(specs)
             put, dropped = await self._book.take_file(specs)
         except StentorError as error:
             self._log.event("models_kept", level="error", file=file, message=f"{error} The models stay as they were.")

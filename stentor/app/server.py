@@ -131,7 +131,7 @@ class _Server:
 
     def _watch_file(self, stack: contextlib.AsyncExitStack, authority: Authority) -> ModelReload:
         """Have SIGHUP read the models again; from a terminal that is closed it means the end instead."""
-        reload = ModelReload(self._settings, authority.models.book, self._log)
+        reload = ModelReload(self._settings, authority.models.book, authority.remote, self._log)
         loop = asyncio.get_running_loop()
         if sys.stdin is None or not sys.stdin.isatty():
             loop.add_signal_handler(signal.SIGHUP, reload.ask)

@@ -97,3 +97,12 @@ class RemoteModels:
 
         if await self._database.write(work) is not None:
             self._books.prices = await self._database.read(load_prices)
+
+    async def set_file_prices(self, specs: Iterable[ModelSpec]) -> None:
+        """What a settings file that was read again says remote models cost."""
+        wanted = [spec for spec in specs if spec.remote is not None]
+        if not wanted:
+            return
+        now_us = self._clock.now_us()
+        if await self._database.write(lambda connection: write_prices(connection, wanted, SYSTEM, now_us)):
+            self._books.prices = await self._database.read(load_prices)

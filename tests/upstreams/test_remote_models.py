@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.http.harness import Json, until
-from tests.upstreams.conftest import FAR_USD, SPARE_USD, TOKEN, Wide
+from tests.upstreams.conftest import FAR_USD, SPARE_USD, TOKEN, Wide, remote_model
 
 NANO_PER_TOKEN = 1_000  # a USD per million
 
@@ -319,3 +319,23 @@ def test_a_remote_model_that_must_not_be_is_refused(wide: Wide, remote: Any, wor
     assert answer.status == 400
     assert words in answer.json()["detail"]
     assert "bad-remote" not in json.dumps(wide.admin("GET", "/models"))
+
+
+def test_a_remote_model_comes_and_changes_its_price_with_the_settings_file(wide: Wide) -> None:
+    config = wide.server.config
+    before = config.read_text()
+    for usd in (3, 4):
+        fresh = config.with_suffix(".new")
+        fresh.write_text(before + remote_model("arriving", wide.spare.url, usd=usd))
+        fresh.replace(config)
+        until(lambda: price_of(wide, "arriving"), lambda found, usd=usd: found == usd * 1_000_000_000, 10)
+        answer = until(lambda: wide.chat("hello", model="arriving"), lambda given: given.status == 200, 10)
+        event = wide.event(answer.request_id)
+        assert event["cost_nano"] == usd_cost(event, usd)
+    config.write_text(before)
+    until(lambda: wide.chat("hello", model="arriving").status, lambda status: status == 404, 10)
+
+
+def price_of(wide: Wide, model: str) -> int:
+    answer = wide.operate("GET", f"/admin/api/pricing/{model}")
+    return int(answer.json()["data"][0]["input_nano"]) if answer.status == 200 else 0
