@@ -157,7 +157,7 @@ class LocalBooks:
     def _grant(self, running: _Running, place: Place) -> Grant:
         running.place = place
         ask, model = running.ask, running.model
-        return Grant(
+        grant = Grant(
             ask.request_id,
             ask.attempt,
             model.id,
@@ -172,8 +172,9 @@ class LocalBooks:
             place.queued_us,
             model.abilities,
             model.remote,
-            *((running.chain.step, running.chain.steps) if running.chain is not None else ()),
         )
+        chain = running.chain
+        return grant if chain is None else msgspec.structs.replace(grant, step=chain.step, steps=chain.steps)
 
     def _admit(self, ask: Open, owner: str, account: KeyAccount) -> _Running:
         """Everything that is decided before the first await: who, which model, and whether all limits allow it."""

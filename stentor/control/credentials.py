@@ -52,6 +52,7 @@ class Credentials:
         self._check = check
         self._known: dict[str, KnownProvider] = {}
         self._rotating = asyncio.Lock()
+        self._loading = asyncio.Lock()
 
     async def load(self) -> None:
         """Open every provider's credential. Raises StentorError if one can't be opened."""
@@ -61,7 +62,9 @@ class Credentials:
             rows = providers.list_providers(connection)
             return {row.name: KnownProvider(row.kind, row.base_url, texts[row.name]) for row in rows}
 
-        self._known = await self._database.read(read)
+        # One at a time, each begun after the change that called for it: the last word is the last change's.
+        async with self._loading:
+            self._known = await self._database.read(read)
 
     def find_provider(self, name: str) -> KnownProvider | None:
         """The provider of this name with its credential, for those who ask it."""
@@ -104,7 +107,7 @@ class Credentials:
             return gone
 
         gone = await self._database.write(work)
-        self._known.pop(name, None)
+        await self.load()
         return gone
 
     async def _change(

@@ -1,5 +1,6 @@
 """Models of other servers as they come in: what an API caller may say of one, and its price before anything else."""
 
+import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -57,6 +58,7 @@ class RemoteModels:
         self._find_provider = find_provider
         self._check = check
         self._clock = clock
+        self._loading = asyncio.Lock()
 
     def read(self, fields: dict[str, Any]) -> RemoteSpec | None:
         """The remote part of a definition as an API caller says it, put in order in ``fields``; None without one.
@@ -96,7 +98,7 @@ class RemoteModels:
             return _write_price(connection, model, price, actor, self._clock.now_us())
 
         if await self._database.write(work) is not None:
-            self._books.prices = await self._database.read(load_prices)
+            await self._load_prices()
 
     async def set_file_prices(self, specs: Iterable[ModelSpec]) -> None:
         """What a settings file that was read again says remote models cost."""
@@ -105,4 +107,9 @@ class RemoteModels:
             return
         now_us = self._clock.now_us()
         if await self._database.write(lambda connection: write_prices(connection, wanted, SYSTEM, now_us)):
+            await self._load_prices()
+
+    async def _load_prices(self) -> None:
+        # One at a time, each begun after the change that called for it.
+        async with self._loading:
             self._books.prices = await self._database.read(load_prices)

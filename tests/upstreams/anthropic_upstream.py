@@ -1,6 +1,8 @@
 """An upstream that speaks Anthropic's messages, as its documentation shows them, and does what a test tells it."""
 
+import base64
 import json
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -8,6 +10,11 @@ from types import TracebackType
 from typing import Any, Self
 
 Json = dict[str, Any]
+VECTORS = {
+    "object": "list",
+    "data": [{"object": "embedding", "index": 0, "embedding": base64.b64encode(struct.pack("<2f", 0.5, -1)).decode()}],
+    "usage": {"prompt_tokens": 3, "total_tokens": 3},
+}
 
 
 def event(kind: str, **fields: Any) -> tuple[str, Json]:
@@ -82,8 +89,9 @@ class AnthropicUpstream:
         self.pause_s = 0.0
 
     def play(self, handler: BaseHTTPRequestHandler) -> None:
-        if self.status != 200:
-            data = json.dumps(self.body).encode()
+        vectors = handler.path.endswith("/embeddings")
+        if self.status != 200 or vectors:
+            data = json.dumps(VECTORS if vectors and self.status == 200 else self.body).encode()
             handler.send_response(self.status)
             for name, text in self.headers.items():
                 handler.send_header(name, text)

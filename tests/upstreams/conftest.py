@@ -4,6 +4,7 @@ second Stentor."""
 import json
 from collections.abc import Iterator
 
+import psutil
 import pytest
 
 from tests.http.harness import Gate, until
@@ -14,6 +15,16 @@ from tests.upstreams.anthropic_upstream import AnthropicUpstream
 TOKEN = "canary-upstream-token-5d1f00aa77"
 FAR_USD, SPARE_USD = 1, 10  # per million tokens
 FRESH = 40
+
+
+def everything_said(server: Server) -> str:
+    """Metrics, lists, the database's bytes and the process list, where no credential may be."""
+    paths = ("/metrics", "/admin/api/providers", "/admin/api/models", "/admin/api/usage?limit=1000", "/admin/api/slots")
+    said = [server.ask("GET", path).body.decode() for path in paths]
+    said += [path.read_bytes().decode("latin-1") for path in server.data_dir.glob("stentor.db*")]
+    for process in [psutil.Process(server.pid), *server.children()]:
+        said.append(" ".join(process.cmdline()))
+    return "\n".join(said)
 
 
 def remote_model(model: str, url: str, **fields: object) -> str:
@@ -87,6 +98,7 @@ def config(far: EngineProcess, spare: EngineProcess, claude: AnthropicUpstream, 
             remote_model("claude-chain", claude.url, remote=anthropic, fallbacks=["spare"]),
             remote_model("peer", peer_url, remote={"provider": "peer"}, upstream_model="scripted"),
             remote_model("inside", "", remote={"provider": "inside"}).replace('base_url = ""\n', ""),
+            remote_model("vectors", claude.url, remote={"provider": "acme"}, type="embedding"),
             *singles,
             *chains,
         ]
@@ -112,7 +124,9 @@ def _wide(
                 gate.admin("POST", "/providers", ask)
             yield gate
             gate.check_books()
+            said = everything_said(server)
             assert server.stop() == 0
+        assert TOKEN not in said + server.log.decode(errors="replace"), "a credential came out"
         assert b"request_crashed" not in server.log, server.log.decode(errors="replace")
 
 

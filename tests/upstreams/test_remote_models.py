@@ -116,6 +116,21 @@ def test_a_second_stentor_is_an_upstream_like_any(wide: Wide) -> None:
     assert refused.status == 400
 
 
+def test_embeddings_come_from_afar_too(wide: Wide) -> None:
+    wide.claude.reset()
+    answer = wide.ask("POST", "/v1/embeddings", {"model": "vectors", "input": "three small words"})
+    assert answer.status == 200, answer.body
+    assert answer.json()["data"][0]["embedding"] == [0.5, -1.0]
+    event = wide.event(answer.request_id)
+    assert (event["model"], event["input_tokens"], event["cost_nano"]) == ("vectors", 3, 3 * NANO_PER_TOKEN)
+    wide.claude.status, wide.claude.body = 500, {"error": {"message": f"at 10.1.2.3 with {TOKEN}"}}
+    answer = wide.ask("POST", "/v1/embeddings", {"model": "vectors", "input": "three small words"})
+    assert (answer.status, answer.json()["error"]["code"]) == (502, "engine_failed")
+    assert TOKEN not in answer.body.decode()
+    wide.claude.reset()
+    assert wide.chat("hello", model="vectors").json()["error"]["code"] == "missing_ability"
+
+
 # -- when it fails
 
 
@@ -243,7 +258,7 @@ def test_an_upstream_that_keeps_failing_is_left_alone_and_tried_again_when_it_li
     assert (refused.status, refused.json()["error"]["code"]) == (503, "model_unavailable")
     assert int(refused.headers["retry-after"]) >= 1
     assert len([entry for entry in wide.far.log() if entry["method"] == "POST"]) == asked
-    assert "upstream_changed" in wide.server.log.decode()
+    until(lambda: b"upstream_changed" in wide.server.log)
     wide.far.control()
     # The look at its models sees it alive long before the pause is over; one trial closes the circuit.
     end = time.monotonic() + 8
