@@ -109,9 +109,10 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
         raise SettingsError(f"{error} ({file.place('', section)})") from None
     except msgspec.ValidationError as error:
         problem, _, path = str(error).partition(" - at `$")
-        key = re.sub(r"[^a-z_].*", "", path.removeprefix(".").rstrip("`"))
+        shown = re.sub(r"[^a-z_.].*", "", path.removeprefix(".").rstrip("`"))
+        key = shown.partition(".")[0]
         place = file.place(key, section) if key else file.place("", section)
-        raise SettingsError(f"{key or 'models'} ({place}): {problem}.") from None
+        raise SettingsError(f"{shown or 'models'} ({place}): {problem}.") from None
 
 
 def _make_path(kind: type, value: Any) -> Any:
