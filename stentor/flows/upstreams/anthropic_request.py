@@ -8,11 +8,8 @@ from typing import Any
 
 import msgspec
 
-from stentor.core.errors import Refused
 from stentor.flows.failure import EngineRefused
 
-_decode = msgspec.json.Decoder().decode
-_encode = msgspec.json.Encoder().encode
 _PASSED = ("temperature", "top_p", "top_k")
 _CHOICES = {"auto": "auto", "required": "any", "none": "none"}
 _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh"}
@@ -20,41 +17,123 @@ _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", 
 Json = dict[str, Any]
 
 
+class _Url(msgspec.Struct):
+    url: str
+
+
+class _Part(msgspec.Struct):
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+    image_url: _Url | None = None
+
+
+class _CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str | None = None
+
+
+class _Call(msgspec.Struct):
+    id: str
+    function: _CalledFunction
+
+
+class _Message(msgspec.Struct):
+    role: str
+    content: str | list[_Part] | None = None
+    tool_calls: list[_Call] | None = None
+    tool_call_id: str | None = None
+
+
+class _Function(msgspec.Struct):
+    name: str
+    description: str | None = None
+    parameters: Json | None = None
+
+
+class _Tool(msgspec.Struct):
+    function: _Function | None = None
+
+
+class _Named(msgspec.Struct):
+    name: str
+
+
+class _Choice(msgspec.Struct):
+    function: _Named
+
+
+class _Schema(msgspec.Struct):
+    schema: Json | None = None
+
+
+class _Format(msgspec.Struct):
+    type: str
+    json_schema: _Schema | None = None
+
+
+class _Ask(msgspec.Struct):
+    """What is read of a chat completion request; what isn't here has no counterpart."""
+
+    model: str
+    max_tokens: int
+    messages: list[_Message]
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    stop: str | list[str] | None = None
+    tools: list[_Tool] | None = None
+    tool_choice: str | _Choice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: _Format | None = None
+    reasoning_effort: str | None = None
+    n: int | None = None
+    logprobs: bool | None = None
+
+
+_decode = msgspec.json.Decoder(_Ask).decode
+_decode_arguments = msgspec.json.Decoder(Json).decode
+_encode = msgspec.json.Encoder().encode
+
+
 def to_messages(body: bytes) -> bytes:
     """The request's body for ``/v1/messages``. Raises EngineRefused (400) naming what can't be said there."""
-    ask: Json = _decode(body)
-    system, messages = _messages(ask["messages"])
-    out: Json = {"model": ask["model"], "max_tokens": ask["max_tokens"], "messages": messages, "stream": True}
+    try:
+        ask = _decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise EngineRefused(
+            "invalid_request", f"The request can't be told to this model's upstream: {error}."
+        ) from None
+    if (ask.n or 1) > 1:
+        raise _refuse("n", "more than one answer")
+    if ask.logprobs:
+        raise _refuse("logprobs", "probabilities of tokens")
+    system, messages = _messages(ask.messages)
+    out: Json = {"model": ask.model, "max_tokens": ask.max_tokens, "messages": messages, "stream": True}
     if system:
         out["system"] = system
-    out.update({name: ask[name] for name in _PASSED if ask.get(name) is not None})
-    if isinstance(out.get("temperature"), int | float):
-        out["temperature"] = min(out["temperature"], 1)
-    stop = ask.get("stop")
-    if stop:
-        out["stop_sequences"] = [stop] if isinstance(stop, str) else stop
+    out.update({name: value for name in _PASSED if (value := getattr(ask, name)) is not None})
+    if ask.temperature is not None:
+        out["temperature"] = min(ask.temperature, 1.0)
+    if ask.stop:
+        out["stop_sequences"] = [ask.stop] if isinstance(ask.stop, str) else ask.stop
     _add_tools(ask, out)
     _add_output(ask, out)
-    if (ask.get("n") or 1) > 1:
-        raise _refuse("n", "more than one answer")
-    if ask.get("logprobs"):
-        raise _refuse("logprobs", "probabilities of tokens")
     return _encode(out)
 
 
-def _messages(messages: list[Json]) -> tuple[str, list[Json]]:
+def _messages(messages: list[_Message]) -> tuple[str, list[Json]]:
     """The system's words, and the turns; a role's consecutive messages are one turn."""
     system: list[str] = []
     turns: list[Json] = []
     for message in messages:
-        role = message.get("role")
-        if role in ("system", "developer"):
-            system += [block["text"] for block in _blocks(message.get("content")) if block["type"] == "text"]
+        if message.role in ("system", "developer"):
+            system += [block["text"] for block in _blocks(message.content) if block["type"] == "text"]
             continue
         blocks = _turn(message)
         if not blocks:
             continue
-        side = "assistant" if role == "assistant" else "user"
+        side = "assistant" if message.role == "assistant" else "user"
         if turns and turns[-1]["role"] == side:
             turns[-1]["content"] += blocks
         else:
@@ -62,43 +141,36 @@ def _messages(messages: list[Json]) -> tuple[str, list[Json]]:
     return "\n\n".join(system), turns
 
 
-def _turn(message: Json) -> list[Json]:
-    if message.get("role") == "tool":
-        result = {"type": "tool_result", "tool_use_id": message.get("tool_call_id")}
-        return [{**result, "content": _blocks(message.get("content"))}]
-    blocks = _blocks(message.get("content"))
-    for call in message.get("tool_calls") or ():
-        function = call.get("function") or {}
-        blocks.append(
-            {
-                "type": "tool_use",
-                "id": call.get("id"),
-                "name": function.get("name"),
-                "input": _arguments(function.get("arguments")),
-            }
-        )
+def _turn(message: _Message) -> list[Json]:
+    blocks = _blocks(message.content)
+    if message.role == "tool":
+        return [{"type": "tool_result", "tool_use_id": message.tool_call_id or "", "content": blocks}]
+    for call in message.tool_calls or ():
+        function = call.function
+        use = {"type": "tool_use", "id": call.id, "name": function.name}
+        blocks.append({**use, "input": _arguments(function.arguments)})
     return blocks
 
 
-def _arguments(text: Any) -> Any:
+def _arguments(text: str | None) -> Json:
     try:
-        return _decode(text or "{}")
-    except (msgspec.DecodeError, TypeError, RecursionError):
+        return _decode_arguments(text or "{}")
+    except (msgspec.DecodeError, RecursionError):
         raise EngineRefused(
-            "invalid_request", "The arguments of a tool call in 'messages' aren't JSON.", param="messages"
+            "invalid_request", "The arguments of a tool call in 'messages' aren't a JSON object.", param="messages"
         ) from None
 
 
-def _blocks(content: Any) -> list[Json]:
+def _blocks(content: str | list[_Part] | None) -> list[Json]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
-    blocks = []
+    blocks: list[Json] = []
     for part in content or ():
-        kind = part.get("type")
-        if kind in ("text", "refusal") and part.get(kind):
-            blocks.append({"type": "text", "text": part[kind]})
-        elif kind == "image_url":
-            blocks.append(_image(part["image_url"]["url"]))
+        text = part.text or part.refusal
+        if part.type in ("text", "refusal") and text:
+            blocks.append({"type": "text", "text": text})
+        elif part.type == "image_url" and part.image_url is not None:
+            blocks.append(_image(part.image_url.url))
     return blocks
 
 
@@ -110,45 +182,44 @@ def _image(url: str) -> Json:
     return {"type": "image", "source": {"type": "base64", "media_type": media, "data": data}}
 
 
-def _add_tools(ask: Json, out: Json) -> None:
-    tools = [tool["function"] for tool in ask.get("tools") or () if isinstance(tool.get("function"), dict)]
+def _add_tools(ask: _Ask, out: Json) -> None:
+    tools = [tool.function for tool in ask.tools or () if tool.function is not None]
     if not tools:
         return
     out["tools"] = [
         {
-            "name": tool.get("name"),
-            **({"description": tool["description"]} if tool.get("description") else {}),
-            "input_schema": tool.get("parameters") or {"type": "object", "properties": {}},
+            "name": tool.name,
+            **({"description": tool.description} if tool.description else {}),
+            "input_schema": tool.parameters or {"type": "object", "properties": {}},
         }
         for tool in tools
     ]
-    wanted = ask.get("tool_choice")
     choice: Json | None = None
-    if isinstance(wanted, str):
-        choice = {"type": _CHOICES.get(wanted, "auto")}
-    elif isinstance(wanted, dict):
-        choice = {"type": "tool", "name": (wanted.get("function") or {}).get("name")}
-    if ask.get("parallel_tool_calls") is False and (choice is None or choice["type"] != "none"):
+    if isinstance(ask.tool_choice, str):
+        choice = {"type": _CHOICES.get(ask.tool_choice, "auto")}
+    elif ask.tool_choice is not None:
+        choice = {"type": "tool", "name": ask.tool_choice.function.name}
+    if ask.parallel_tool_calls is False and (choice is None or choice["type"] != "none"):
         choice = {**(choice or {"type": "auto"}), "disable_parallel_tool_use": True}
     if choice is not None:
         out["tool_choice"] = choice
 
 
-def _add_output(ask: Json, out: Json) -> None:
+def _add_output(ask: _Ask, out: Json) -> None:
     config: Json = {}
-    wanted = ask.get("response_format") or {}
-    if wanted.get("type") == "json_schema":
-        config["format"] = {"type": "json_schema", "schema": (wanted.get("json_schema") or {}).get("schema") or {}}
-    elif wanted.get("type") == "json_object":
+    wanted = ask.response_format
+    if wanted is not None and wanted.type == "json_schema":
+        schema = wanted.json_schema.schema if wanted.json_schema is not None else None
+        config["format"] = {"type": "json_schema", "schema": schema or {}}
+    elif wanted is not None and wanted.type == "json_object":
         raise _refuse("response_format", "JSON without a schema")
-    effort = _EFFORTS.get(str(ask.get("reasoning_effort")))
+    effort = _EFFORTS.get(ask.reasoning_effort or "")
     if effort is not None:
         config["effort"] = effort
     if config:
         out["output_config"] = config
 
 
-def _refuse(field: str, what: str) -> Refused:
-    return EngineRefused(
-        "unsupported_parameter", f"This model's upstream can't give {what}; leave it out.", param=field
-    )
+def _refuse(field: str, what: str) -> EngineRefused:
+    text = f"This model's upstream can't give {what}; leave '{field}' out."
+    return EngineRefused("unsupported_parameter", text, param=field)
