@@ -203,7 +203,7 @@ class Outbound:
                     )
         except OutboundFailed as error:
             if error.trouble == "broke_off" and trace.reused:
-                raise _Stale from None
+                raise _Stale(error.trouble, str(error)) from None
             raise
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             response.close()
@@ -270,8 +270,8 @@ class Outbound:
         )
 
 
-class _Stale(Exception):
-    """A kept connection had died."""
+class _Stale(OutboundFailed):
+    """A kept connection had died; a failure like others if the next one had, too."""
 
 
 def _checking_factory(allowed: AllowList) -> Callable[[Any], socket.socket]:

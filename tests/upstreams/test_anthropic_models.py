@@ -1,6 +1,8 @@
 """A model behind an Anthropic upstream: asked as a chat completion, streamed both ways, metered like the rest."""
 
+import base64
 import json
+import struct
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,7 +12,9 @@ from tests.http.harness import CHAT, Json
 from tests.upstreams.anthropic_upstream import AnthropicUpstream, answer, event
 from tests.upstreams.conftest import TOKEN, Wide
 
-PIXEL = "data:image/png;base64,iVBORw0KGgo="
+HEAD = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 2, 2) + bytes(9)
+DOT = base64.b64encode(HEAD).decode()
+PIXEL = f"data:image/png;base64,{DOT}"
 PICTURE = {"type": "image_url", "image_url": {"url": PIXEL}}
 TOOL = {"name": "look_up", "description": "Find it.", "parameters": {"type": "object", "properties": {"q": {}}}}
 
@@ -65,7 +69,7 @@ def test_a_conversation_goes_over_and_comes_back(wide: Wide, upstream: Anthropic
                 "role": "user",
                 "content": [
                     {"type": "text", "text": "What is it?"},
-                    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBORw0KGgo="}},
+                    {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": DOT}},
                 ],
             },
             {"role": "assistant", "content": [{"type": "text", "text": "A dot."}]},

@@ -4,6 +4,7 @@ import base64
 import datetime
 import ipaddress
 import ssl
+import struct
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from tests.http.harness import CHAT, Gate, until
 from tests.serving import Server, scripted_model
 
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(40)
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 2, 2) + bytes(40)
+BOMB = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 60_000, 60_000) + bytes(40)
 
 
 def make_certificate(folder: Path) -> tuple[Path, Path]:
@@ -57,6 +59,7 @@ class Pictures(BaseHTTPRequestHandler):
         "/liar.png": (200, "image/png", b"<html>not a picture</html>"),
         "/page": (200, "text/html", b"<html></html>"),
         "/svg": (200, "image/svg+xml", b"<svg onload='x'/>"),
+        "/bomb": (200, "image/png", BOMB),
         "/gone": (404, "image/png", PNG),
     }
 
@@ -132,6 +135,7 @@ def test_an_image_is_fetched_and_handed_over_inside_the_request(eyes: Gate, pict
         ("/svg", "isn't a PNG"),
         ("/gone", "status 404"),
         ("/huge", "more than"),
+        ("/bomb", "pixels"),
         ("/to/https://169.254.169.254/latest/meta-data/", "isn't public"),
         ("/to/http://127.0.0.1:4801/", "must begin with https"),
         ("/to/file:///etc/passwd", "must begin with https"),

@@ -324,6 +324,30 @@ async def test_a_connection_that_died_while_idle_is_replaced_once() -> None:
         assert len(server.seen) == 3
 
 
+async def test_two_idle_connections_that_both_died_are_a_failure_like_any() -> None:
+    both = asyncio.Barrier(2)
+
+    async def twice(head: str, writer: asyncio.StreamWriter) -> None:
+        if len(server.seen) > 2:
+            writer.close()
+            return
+        await both.wait()
+        await say(b"ok")(head, writer)
+
+    async with web(twice) as server, door() as outbound:
+        url = f"http://{PUBLIC}:{server.port}/"
+
+        async def ask() -> None:
+            answer = await outbound.send("POST", url, headers={}, body=b"{}")
+            await answer.read_at_most(100)
+            answer.release()
+
+        await asyncio.gather(ask(), ask())
+        with pytest.raises(OutboundFailed) as caught:
+            await ask()
+        assert (caught.value.trouble, server.connections, len(server.seen)) == ("broke_off", 2, 4)
+
+
 async def test_a_new_connection_that_dies_is_not_tried_again() -> None:
     async def dies(_head: str, writer: asyncio.StreamWriter) -> None:
         writer.close()
