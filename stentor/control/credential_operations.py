@@ -91,6 +91,6 @@ class CredentialOperations:
         """A new master key; the operator's alone, since whoever sets it could lock everybody else out."""
         if task.origin != "cli":
             text = "The master key is changed on the server's own machine: `stentor vault rotate`."
-            raise Refused("insufficient_scope", text)
+            raise Refused("conflict", text)
         done = await self._credentials.rotate(actor_of(task), read_body(task.body, _NewMasterKey).master_key)
         return done._asdict()

@@ -4,7 +4,7 @@ The body is read as a dictionary of raw JSON values: what Stentor has no busines
 or forwards under its own name is decoded and set. A key that occurs twice counts once, the last, in both.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -68,11 +68,18 @@ def bad_request(message: str, param: str | None = None, code: str = "invalid_req
     return Refused(code, message, param=param)
 
 
+class NamedImage(NamedTuple):
+    """An image that a request names by its address, and where it does."""
+
+    url: str
+    place: str
+
+
 class Ask:
     """A checked request for text. ``fields`` are the client's fields, raw; the rest is what admission needs.
 
-    ``prefix`` is a number for how it begins, the same for every turn of a conversation. ``images`` are the addresses of
-    images that it names instead of sending them.
+    ``prefix`` is a number for how it begins, the same for every turn of a conversation. ``images`` are those that
+    it names instead of sending them.
     """
 
     __slots__ = (
@@ -101,7 +108,7 @@ class Ask:
     input_bound: int
     media: int
     prefix: int
-    images: tuple[str, ...]
+    images: tuple[NamedImage, ...]
 
     @property
     def endpoint(self) -> str:
@@ -184,10 +191,10 @@ def fill_chat(ask: Ask, fields: dict[str, msgspec.Raw], size_bytes: int) -> None
     messages = read_typed(fields, "messages", _decode_messages, "a list of messages with a 'role'")
     if not messages:
         raise bad_request("'messages' is empty; send at least one message.", "messages")
-    images: list[str] = []
+    images: list[NamedImage] = []
     ask.needs, ask.media, media_bytes = _needs_of(messages, images)
     if images:
-        ask.images = tuple(dict.fromkeys(images))
+        ask.images = tuple(images)
     ask.prefix = _prefix_of(messages)
     ask.input_bound = size_bytes - media_bytes + TOKENS_PER_MESSAGE * len(messages) + TOKENS_OF_TEMPLATE
     if "tools" in fields:
@@ -230,7 +237,7 @@ def _prefix_of(messages: list[_Message]) -> int:
     return prefix
 
 
-def _needs_of(messages: list[_Message], images: list[str]) -> tuple[tuple[str, ...], int, int]:
+def _needs_of(messages: list[_Message], images: list[NamedImage]) -> tuple[tuple[str, ...], int, int]:
     """The abilities that are needed, how many images and clips there are, and their size as text in bytes.
 
     Addresses of images that aren't in the request are added to ``images``.
@@ -260,7 +267,7 @@ def _needs_of(messages: list[_Message], images: list[str]) -> tuple[tuple[str, .
     return tuple(needs), media, media_bytes
 
 
-def _need_of(part: _Part, place: str, images: list[str]) -> tuple[str, int, Size]:
+def _need_of(part: _Part, place: str, images: list[NamedImage]) -> tuple[str, int, Size]:
     """The ability that a part needs, its size as text in bytes, and what it becomes when it is decoded."""
     if part.type in ("text", "refusal"):
         return "text", 0, NO_MEDIA
@@ -269,7 +276,7 @@ def _need_of(part: _Part, place: str, images: list[str]) -> tuple[str, int, Size
             raise bad_request("'image_url' needs a 'url' with the image itself: a 'data:' address (base64).", place)
         url = part.image_url.url
         if url.startswith("https://"):
-            images.append(url)  # fetched and measured later, where the operator allows it
+            images.append(NamedImage(url, place))  # fetched and measured later, where the operator allows it
             return "image", len(url), NO_MEDIA
         return "image", len(url), measure_image(url, place)
     if part.type == "input_audio":
@@ -289,7 +296,7 @@ def engine_body(ask: Ask, *, engine: str, upstream_model: str, output_cap: int) 
     Raises Refused for a field that would change cost or isolation.
     """
     if ask.images:
-        raise bad_request(NO_FETCHING, "messages")  # engines fetch nothing, whoever forgot to bring it in
+        raise bad_request(NO_FETCHING, ask.images[0].place)  # engines fetch nothing, whoever forgot to bring it in
     table = CHAT_FIELDS if ask.kind == "chat" else COMPLETION_FIELDS
     fields = apply_fields(table, engine, ask.fields)
     fields["model"] = _encode(upstream_model)

@@ -36,16 +36,17 @@ class ImageFetcher:
         if len(ask.images) > IMAGES_MAX:
             text = f"The request names {len(ask.images)} images to fetch; at most {IMAGES_MAX} are accepted."
             raise Refused("invalid_request", text, param="messages")
-        for url in ask.images:
-            self._outbound.check(url, ("https",))
+        for image in ask.images:
+            self._outbound.check(image.url, ("https",))
 
     async def inline(self, ask: Ask) -> None:
         """Put what the addresses lead to into the request's own fields. Raises EngineRefused (400)."""
-        fetched = await asyncio.gather(*(self._fetch(url) for url in ask.images))
+        urls = list(dict.fromkeys(image.url for image in ask.images))
+        found = dict(zip(urls, await asyncio.gather(*(self._fetch(url) for url in urls)), strict=True))
+        fetched = [found[image.url] for image in ask.images]
         if sum(map(len, fetched)) > ALL_MAX_BYTES * 4 // 3:
             raise _refuse(f"its images have more than {ALL_MAX_BYTES // 2**20} MiB together")
         _check_pictures(fetched)
-        found = dict(zip(ask.images, fetched, strict=True))
         messages = _decode(ask.fields["messages"])
         for message in messages:
             for part in message["content"] if isinstance(message.get("content"), list) else ():
@@ -79,7 +80,7 @@ def _check_pictures(fetched: list[str]) -> None:
 def check_images(fetcher: ImageFetcher | None, ask: Ask) -> None:
     """Raises Refused (400) where the operator allows no fetching, or not of these."""
     if fetcher is None:
-        raise Refused("invalid_request", NO_FETCHING, param="messages")
+        raise Refused("invalid_request", NO_FETCHING, param=ask.images[0].place)
     fetcher.check(ask)
 
 
