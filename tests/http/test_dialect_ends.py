@@ -1,7 +1,9 @@
 """How answers end badly in every dialect: left, failed, revoked, not booked. The books don't care in which words."""
 
 import json
+import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from tests.http.harness import Gate, marked, price, until
 from tests.http.test_store_trouble import locked, recover
 from tests.scripted_engine import script
+from tests.serving import Server, scripted_model
 
 PROMPT, SPOKEN = 20, "one two three"
 
@@ -226,3 +229,22 @@ def test_a_key_for_other_endpoints_or_models(gate: Gate, dialect):
     assert gate.ask("POST", dialect.path, ask(dialect, "hi"), key=here).status == 200
     other = gate.make_key(models=["narrow"])["key"]
     assert gate.ask("POST", dialect.path, ask(dialect, "hi"), key=other).status == 404
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_server_that_ends_says_so(tmp_path: Path, workers):
+    server = Server(tmp_path, scripted_model(), "--admin-key", DURABILITY="process", DRAIN_S="0.3",
+                    GATEWAY_WORKERS=workers)  # fmt: skip
+    with server:
+        gate = Gate(server)
+        text = script({"say": "one two"}, {"hang": True})
+        streams = {name: gate.begin(ask(each, text), path=each.path) for name, each in DIALECTS.items()}
+        ended = threading.Thread(target=server.stop)
+        ended.start()
+        bodies = {name: stream.rest() for name, stream in streams.items()}
+        ended.join(30)
+    for name, dialect in DIALECTS.items():
+        assert b"one" in bodies[name], name
+        assert not ends_well(dialect, bodies[name], broken=streams[name].broken), name
+        assert dialect.path == "/chat" or b"shutting down" in bodies[name], name
+    assert b"request_crashed" not in server.log

@@ -133,6 +133,24 @@ def test_a_key_in_either_header(each):
     assert each.ask("POST", PATH, ask()).status == 200
 
 
+def test_what_agents_send_beside_it_is_no_reason_to_refuse(client, each):
+    system = [{"type": "text", "text": "Be brief.", "cache_control": {"type": "ephemeral"}}]
+    tool = {**WEATHER, "cache_control": {"type": "ephemeral"}, "eager_input_streaming": True}
+    fields = {
+        "thinking": {"type": "enabled", "budget_tokens": 1024}, "metadata": {"user_id": "x"}, "system": system,
+        "context_management": {"edits": []}, "service_tier": "auto", "tools": [tool],
+    }  # fmt: skip
+    for path in (PATH, COUNT):
+        assert each.ask("POST", f"{path}?beta=true", ask(**fields), Anthropic_Beta="a,b").status == 200
+    message = client.beta.messages.create(**ask(), betas=["x"])
+    assert message.content[0].text == DEFAULT_TEXT
+
+
+def test_the_client_knows_its_request(client, each):
+    message = client.messages.create(**ask())
+    assert each.event(message._request_id)["endpoint"] == PATH
+
+
 async def test_the_asynchronous_client(each):
     address = f"http://127.0.0.1:{each.port}"
     async with (

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from stentor.flows.answer import EngineRubbish, WireUsage
+from stentor.flows.answer import NOTHING, EngineRubbish, WireUsage
 from stentor.flows.frames import frame_data
 
 
@@ -64,10 +64,11 @@ class Chunk(msgspec.Struct):
 
     choices: list[Choice] = []
     usage: WireUsage | None = None
-    timings: Timings | None = None
+    timings: msgspec.Raw = NOTHING
 
 
 _decode = msgspec.json.Decoder(Chunk).decode
+_decode_timings = msgspec.json.Decoder(Timings | None).decode
 
 
 def read_chunks(frames: bytes) -> list[Chunk]:
@@ -78,6 +79,14 @@ def read_chunks(frames: bytes) -> list[Chunk]:
         if data and data != b"[DONE]":
             chunks.append(read_whole(data))
     return chunks
+
+
+def read_timings(raw: msgspec.Raw) -> Timings | None:
+    """The engine's own clock, where it has one that can be read: nobody is billed by it."""
+    try:
+        return _decode_timings(raw) if raw else None
+    except (msgspec.DecodeError, RecursionError):
+        return None
 
 
 def read_whole(body: bytes) -> Chunk:

@@ -8,7 +8,7 @@ import msgspec
 
 from stentor.flows.answer import WireUsage
 from stentor.flows.client import AnswerHead
-from stentor.flows.dialects.chunks import Chunk, Timings, read_chunks, read_whole
+from stentor.flows.dialects.chunks import Chunk, Timings, read_chunks, read_timings, read_whole
 from stentor.flows.dialects.parts import Part, Parts
 from stentor.flows.dialects.reading import Json
 from stentor.flows.dialects.voice import Occasion
@@ -61,7 +61,7 @@ class OllamaVoice:
         for choice in chunk.choices:
             self._parts.take(choice)
         self._usage = chunk.usage or self._usage
-        self._timings = chunk.timings or self._timings
+        self._timings = read_timings(chunk.timings) or self._timings
 
     def _flush(self) -> list[bytes]:
         out, self._out = self._out, []

@@ -6,7 +6,7 @@ import random
 import msgspec
 import pytest
 
-from stentor.flows.dialects.chunks import Choice, Function, Said, ToolCall, read_chunks
+from stentor.flows.dialects.chunks import Choice, Function, Said, ToolCall, read_chunks, read_timings
 from stentor.flows.dialects.parts import Part, Parts, is_json
 
 
@@ -124,3 +124,8 @@ def test_deep_arguments_are_no_json():
 )
 def test_frames_without_words(frames):
     assert all(not chunk.choices for chunk in read_chunks(frames))
+
+
+@pytest.mark.parametrize("timings", ['"fast"', "7", '{"prompt_ms":"x"}', "[" * 50_000, "null"])
+def test_a_clock_that_can_not_be_read_is_none(timings):
+    assert read_timings(msgspec.Raw(timings.encode())) is None
