@@ -232,6 +232,10 @@ def make_spec(fields: Mapping[str, Any]) -> ModelSpec:
             raise Refused("invalid_request", f"'{name}' can only be set in the settings file.", param=name)
         if name not in known:
             raise Refused("invalid_request", f"'{name[:60]}' is no field of a model.", param=name[:60])
+    remote = fields.get("remote")
+    if isinstance(remote, dict) and remote.get("trusted"):
+        # It would lead requests past the guard that keeps them from this machine's own network.
+        raise Refused("invalid_request", "Only the settings file makes an address trusted.", param="remote")
     if fields.get("engine") == "command":
         raise Refused("invalid_request", "An engine of your own can only be set in the settings file.", param="engine")
     try:
