@@ -53,7 +53,13 @@ def split_receipt_id(text: str) -> tuple[str, int] | None:
 
 def time_text(time_us: int) -> str:
     """UTC microseconds as RFC 3339 with six decimals and ``Z``."""
-    return (_EPOCH + timedelta(microseconds=time_us)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    seconds, micros = divmod(time_us, 1_000_000)
+    return f"{_second_text(seconds)}.{micros:06d}Z"
+
+
+@lru_cache(256)
+def _second_text(seconds: int) -> str:
+    return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def usd_text(cost_nano: int) -> str:
