@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import Connection
 
 from stentor.core.clock import Clock
-from stentor.core.errors import Refused
+from stentor.core.errors import Refused, StentorError
 from stentor.core.ids import new_uuid7
 from stentor.receipts import table
 from stentor.receipts.anchor import Anchor, read_anchor, write_anchor
@@ -86,6 +86,11 @@ class ReceiptLog:
     @classmethod
     async def open(cls, store: Store, settings: ReceiptSettings, clock: Clock) -> "ReceiptLog":
         """Take the log over, or start one where there is none or where the database was put back in time."""
+        if settings.origin and not is_name(settings.origin):
+            raise StentorError(
+                f"STENTOR_RECEIPTS_ORIGIN is '{settings.origin[:100]}', which can't name a log: write it without blanks "
+                "and plus signs, like 'stentor.example.org/log'."
+            )
         anchor = await asyncio.to_thread(read_anchor, settings.anchor)
 
         def work(connection: Connection) -> tuple[table.LogRow, tuple[bytes, ...]]:
@@ -204,7 +209,8 @@ class ReceiptLog:
             return await self._store.read(work)
         except MissingTile as error:
             raise Refused(
-                "internal_error", f"The receipt log is damaged: {error}. `stentor doctor` says more; restore a backup."
+                "internal_error",
+                f"The receipt log is damaged: {error}. Restore a backup; a new log will name this one.",
             ) from None
 
     async def read_tile(self, row: table.LogRow, level: int, index: int) -> bytes:
@@ -257,7 +263,7 @@ def _read_tails(connection: Connection, row: table.LogRow) -> tuple[bytes, ...]:
 def _choose_log(connection: Connection, settings: ReceiptSettings, anchor: Anchor | None, now_us: int) -> table.LogRow:
     """The log to go on with, or a new one that names the one before."""
     row = table.find_log(connection)
-    base = settings.origin if is_name(settings.origin) else _own_name(row)
+    base = settings.origin or _own_name(row)
     if row is None and anchor is None:
         return table.add_log(connection, base, "", 0, now_us)
     if row is not None and _continues(connection, row, anchor) and _is_named(row.origin, base):

@@ -294,6 +294,17 @@ async def test_a_database_that_says_other_than_what_was_shown_is_a_new_origin(re
     assert (await _restart(registry)).receipt_log.row.origin != shown.checkpoint.origin
 
 
+async def test_an_origin_of_the_operators_own(registry: Registry, settings: ReceiptSettings) -> None:
+    registry.settings = ReceiptSettings(anchor=settings.anchor, origin="stentor.example.org/log")
+    first = (await _restart(registry)).receipt_log.row.origin
+    assert first.startswith("stentor.example.org/log")
+    assert (await _restart(registry)).receipt_log.row.origin == first
+    for wrong in ("two words", "one+one"):
+        registry.settings = ReceiptSettings(anchor=settings.anchor, origin=wrong)
+        with pytest.raises(StentorError, match="STENTOR_RECEIPTS_ORIGIN"):
+            await _restart(registry)
+
+
 async def test_a_damaged_anchor_stops_the_start(registry: Registry, settings: ReceiptSettings) -> None:
     settings.anchor.write_text("{")
     with pytest.raises(StentorError, match=r"receipts\.anchor.*another origin"):
