@@ -210,7 +210,7 @@ class ReceiptLog:
         except MissingTile as error:
             raise Refused(
                 "internal_error",
-                f"The receipt log is damaged: {error}. Restore a backup; a new log will name this one.",
+                f"The receipt log is damaged: {error}. Restore a backup.",
             ) from None
 
     async def read_tile(self, row: table.LogRow, level: int, index: int) -> bytes:
