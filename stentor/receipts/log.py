@@ -88,8 +88,8 @@ class ReceiptLog:
         """Take the log over, or start one where there is none or where the database was put back in time."""
         if settings.origin and not is_name(settings.origin):
             raise StentorError(
-                f"STENTOR_RECEIPTS_ORIGIN is '{settings.origin[:100]}', which can't name a log: write it without blanks "
-                "and plus signs, like 'stentor.example.org/log'."
+                f"STENTOR_RECEIPTS_ORIGIN is '{settings.origin[:100]}', which can't name a log: write it without "
+                "blanks and plus signs, like 'stentor.example.org/log'."
             )
         anchor = await asyncio.to_thread(read_anchor, settings.anchor)
 
