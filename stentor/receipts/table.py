@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, and_, exists, func, insert, literal, select, update
+from sqlalchemy import BigInteger, Connection, Row, and_, bindparam, exists, func, insert, literal, select, update
 
 from stentor.receipts.usage import UsageRow
 from stentor.store.bulk import BulkInsert
@@ -83,6 +83,15 @@ _USAGE = (
 _PRICED = usage_events.outerjoin(prices, prices.c.version == usage_events.c.price_version)
 _LOG = tuple(merkle_logs.c[name] for name in LogRow._fields)
 _RECEIPT = tuple(receipts.c[name] for name in ReceiptRow._fields)
+_IS_LEAF = exists(select(literal(1)).where(usage_leaves.c.usage_id == usage_events.c.id))
+# Made once: the sequencer asks several times a second, and making it takes longer than running it.
+_NEW_USAGE = (
+    select(*_USAGE)
+    .select_from(_PRICED)
+    .where(usage_events.c.id > bindparam("after_id", type_=BigInteger), ~_IS_LEAF)
+    .order_by(usage_events.c.id)
+    .limit(bindparam("most", type_=BigInteger))
+)
 _insert_leaves = BulkInsert(usage_leaves, ("log_id", "leaf_index", "usage_id"))
 
 # -- keys ------------------------------------------------------------------------------------------------------------
@@ -162,19 +171,15 @@ def write_tiles(connection: Connection, log_id: int, tiles: Mapping[tuple[int, i
 
 def list_new_usage(connection: Connection, after_id: int, limit: int) -> list[UsageRow]:
     """Events beyond the mark that no log has, oldest first."""
-    query = select(*_USAGE).select_from(_PRICED).where(usage_events.c.id > after_id, ~_is_leaf())
-    return [UsageRow._make(row) for row in connection.execute(query.order_by(usage_events.c.id).limit(limit))]
+    found = connection.execute(_NEW_USAGE, {"after_id": after_id, "most": limit})
+    return [UsageRow._make(row) for row in found]
 
 
 def list_missed_usage(connection: Connection, until_id: int, since_us: int, limit: int) -> list[UsageRow]:
     """Events up to the mark that no log has: a transaction with a lower number can be the later one to commit."""
     query = select(*_USAGE).select_from(_PRICED)
-    query = query.where(usage_events.c.settled_us >= since_us, usage_events.c.id <= until_id, ~_is_leaf())
+    query = query.where(usage_events.c.settled_us >= since_us, usage_events.c.id <= until_id, ~_IS_LEAF)
     return [UsageRow._make(row) for row in connection.execute(query.order_by(usage_events.c.id).limit(limit))]
-
-
-def _is_leaf() -> Any:
-    return exists(select(literal(1)).where(usage_leaves.c.usage_id == usage_events.c.id))
 
 
 def add_usage_leaves(connection: Connection, log_id: int, leaves: Sequence[tuple[int, int]]) -> None:
