@@ -20,6 +20,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 NOBODY = 65534
 START_TIMEOUT_S = 60.0
 _keepers: list[subprocess.Popen[bytes]] = []  # they outlive us on purpose: nobody waits for them
@@ -107,9 +109,12 @@ class Cluster:
             time.sleep(0.02)
 
     def signal_all(self, number: int) -> None:
-        """Send a signal to the server and all its processes."""
+        """Send a signal to the server and all its processes, each of which leads a session of its own."""
         assert self.process is not None
-        os.killpg(self.process.pid, number)
+        server = psutil.Process(self.process.pid)
+        for process in (server, *server.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
 
     def kill(self) -> None:
         """As a power cut would: everything at once, without a word."""

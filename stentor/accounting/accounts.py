@@ -38,13 +38,13 @@ class KeyTerms(msgspec.Struct, frozen=True):
         return {window: limit for window, limit in both.items() if limit is not None}
 
 
-def _minute(limit: int | None, unit: str) -> Minute | None:
-    return None if limit is None else Minute(limit, unit)
+def _minute(limit: int | None, unit: str, subject: str) -> Minute | None:
+    return None if limit is None else Minute(limit, unit, subject)
 
 
-def _relimit(window: Minute | None, limit: int | None, unit: str) -> Minute | None:
+def _relimit(window: Minute | None, limit: int | None, unit: str, subject: str) -> Minute | None:
     if window is None or limit is None:
-        return _minute(limit, unit)
+        return _minute(limit, unit, subject)
     window.limit = limit
     return window
 
@@ -66,16 +66,16 @@ class UserAccount:
     def __init__(self, terms: UserTerms, balance: Meter) -> None:
         self.terms = terms
         self.balance = balance
-        self.gauge = Gauge(terms.concurrency)
-        self.requests = _minute(terms.requests_per_minute, "requests")
-        self.tokens = _minute(terms.tokens_per_minute, "tokens")
+        self.gauge = Gauge(terms.concurrency, terms.id)
+        self.requests = _minute(terms.requests_per_minute, "requests", terms.id)
+        self.tokens = _minute(terms.tokens_per_minute, "tokens", terms.id)
 
     def change(self, terms: UserTerms) -> None:
         """Take on new terms; what was counted stays counted."""
         self.terms = terms
         self.gauge.limit = terms.concurrency
-        self.requests = _relimit(self.requests, terms.requests_per_minute, "requests")
-        self.tokens = _relimit(self.tokens, terms.tokens_per_minute, "tokens")
+        self.requests = _relimit(self.requests, terms.requests_per_minute, "requests", terms.id)
+        self.tokens = _relimit(self.tokens, terms.tokens_per_minute, "tokens", terms.id)
 
 
 class ProjectAccount:
@@ -121,11 +121,11 @@ class KeyAccount:
         self.terms = terms
         self.user = user
         self.project = project
-        self.gauge = Gauge(terms.concurrency)
-        self.requests = _minute(terms.requests_per_minute, "requests")
-        self.tokens = _minute(terms.tokens_per_minute, "tokens")
-        self.pace = Pace(per_second) if per_second > 0 else None
         key_id = terms.principal.key_id
+        self.gauge = Gauge(terms.concurrency, key_id)
+        self.requests = _minute(terms.requests_per_minute, "requests", key_id)
+        self.tokens = _minute(terms.tokens_per_minute, "tokens", key_id)
+        self.pace = Pace(per_second) if per_second > 0 else None
         self.quota: Meter | None = None
         if terms.token_limit is not None:
             self.quota = Meter("quota_exceeded", "key_tokens", key_id, terms.token_limit, used[0])
@@ -139,8 +139,8 @@ class KeyAccount:
         """Take on new terms; what was counted stays counted. ``fresh``: meters of new limits by kind and window."""
         self.terms = terms
         self.gauge.limit = terms.concurrency
-        self.requests = _relimit(self.requests, terms.requests_per_minute, "requests")
-        self.tokens = _relimit(self.tokens, terms.tokens_per_minute, "tokens")
+        self.requests = _relimit(self.requests, terms.requests_per_minute, "requests", self.gauge.subject)
+        self.tokens = _relimit(self.tokens, terms.tokens_per_minute, "tokens", self.gauge.subject)
         self.quota = _remeter(self.quota, terms.token_limit, fresh.get(("key_tokens", "none")))
         self.spending = _remeter(self.spending, terms.spending_limit_nano, fresh.get(("key_spending", "none")))
         budgets = {}

@@ -47,7 +47,16 @@ class Hold:
 class Charge:
     """What one settled request was charged, and where: enough to write it down, and to take it back."""
 
-    __slots__ = ("absorbed_nano", "balance_nano", "cost_nano", "posts", "settled_s", "token_windows", "tokens")
+    __slots__ = (
+        "absorbed_nano",
+        "balance_nano",
+        "cost_nano",
+        "posts",
+        "settled_s",
+        "settled_us",
+        "token_windows",
+        "tokens",
+    )
 
     def __init__(self, cost_nano: int, absorbed_nano: int, tokens: int, settled_s: int) -> None:
         self.cost_nano = cost_nano
@@ -55,6 +64,7 @@ class Charge:
         self.balance_nano = 0
         self.tokens = tokens
         self.settled_s = settled_s
+        self.settled_us = 0
         self.posts: tuple[tuple[Meter, int, int], ...] = ()  # (meter, its window's start, amount)
         self.token_windows: tuple[Minute, ...] = ()
 
@@ -76,7 +86,7 @@ def admit(account: KeyAccount, demand: Demand, price: Price, now: Moment) -> Hol
 
 def _check_rates(account: KeyAccount, demand: Demand, now: Moment, second: int) -> None:
     for gauge in (account.user.gauge, account.gauge):
-        if gauge.limit is not None and gauge.running >= gauge.limit:
+        if gauge.limit is not None and gauge.is_full():
             raise refusals.too_parallel(gauge.limit)
     if not demand.counted:
         return
@@ -99,7 +109,7 @@ def _plan_output(account: KeyAccount, demand: Demand, now: Moment) -> tuple[int,
     if quota is not None and quota.left() < bound_tokens(bounds):
         output = _fit_tokens(bounds, quota.left())
         if output < 1 or demand.asked is not None:
-            raise refusals.over_quota(quota, bound_tokens(bounds), output)
+            raise refusals.over_quota(quota, bound_tokens(bounds), _fit_tokens(bounds, quota.free()))
         bounds = Bounds(prompt, output, demand.answers, demand.context)
     second = int(now.steady_s)
     for window in account.token_windows:
@@ -131,7 +141,8 @@ def _afford(account: KeyAccount, demand: Demand, bounds: Bounds, price: Price, n
         return bounds.output, bounds, nano
     output = _fit_money(price, bounds, left)
     if output < 1 or demand.asked is not None:
-        raise refusals.unaffordable(tightest, nano, max(output, 0))
+        tightest = min(account.money, key=Meter.free)
+        raise refusals.unaffordable(tightest, nano, max(_fit_money(price, bounds, tightest.free()), 0))
     fitted = Bounds(bounds.prompt, output, bounds.answers, bounds.context)
     return output, fitted, price_bounds(price, fitted)
 
@@ -205,20 +216,21 @@ def settle(hold: Hold, cost_nano: int, tokens: int, now: Moment) -> Charge:
     for meter in account.money:
         if meter.window_end is not None:
             meter.turn(now.us)
-        free = meter.limit - meter.used - meter.held
+        free = meter.left()
         if charged > free:
             charged = max(free, 0)
     charge = Charge(charged, cost_nano - charged, tokens, int(now.steady_s))
+    charge.settled_us = now.us
     posts = []
     if charged:
         for meter in account.money:
-            meter.used += charged
+            meter.spend(charged)
             posts.append((meter, meter.window_start, charged))
         if account.user.terms.prepaid:
             charge.balance_nano = charged
     if tokens:
         if account.quota is not None:
-            account.quota.used += tokens
+            account.quota.spend(tokens)
             posts.append((account.quota, 0, tokens))
         for window in account.token_windows:
             window.add(charge.settled_s, tokens)
@@ -231,6 +243,6 @@ def take_back(charge: Charge) -> None:
     """Undo a settlement that could not be written down: as if the request had never been charged."""
     for meter, window_start, amount in charge.posts:
         if meter.window_start == window_start:
-            meter.used -= amount
+            meter.spend(-amount)
     for window in charge.token_windows:
         window.take_back(charge.settled_s, charge.tokens)

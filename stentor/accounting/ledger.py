@@ -77,12 +77,15 @@ def book(connection: Connection, deposit: Deposit, actor: str, now_us: int) -> t
     if deposit.amount_nano == 0 or abs(deposit.amount_nano) >= 2**62:
         raise Refused("invalid_request", "An amount must not be zero, and less than 4 billion dollars.", param="amount")
     balance = find_balance(connection, deposit.user_id)
-    if deposit.amount_nano < 0 and balance.left_nano + deposit.amount_nano < 0:
-        raise Refused(
-            "invalid_request",
-            f"The balance has {balance.left_nano} nano-USD left; {-deposit.amount_nano} can't be taken off.",
-            param="amount",
-        )
+    if deposit.amount_nano < 0:
+        # What nodes have borrowed may be spent at this moment: it can't be taken off before they have returned it.
+        left_nano = balance.left_nano - table.find_leased(connection, balance_key(deposit.user_id))
+        if left_nano + deposit.amount_nano < 0:
+            raise Refused(
+                "invalid_request",
+                f"The balance has {left_nano} nano-USD left; {-deposit.amount_nano} can't be taken off.",
+                param="amount",
+            )
     values = msgspec.structs.asdict(deposit) | {"actor": actor, "created_us": now_us}
     table.add_ledger_row(connection, values)
     credited, charged = table.raise_capacity(connection, balance_key(deposit.user_id), deposit.amount_nano)
@@ -138,6 +141,12 @@ def start_limit(connection: Connection, key: table.BucketKey, limit: int) -> int
     used = sum_between(connection, (column, key[1]), amount, key[3], None)
     table.set_bucket(connection, key, limit, used)
     return used - counted
+
+
+def find_used(connection: Connection, key: table.BucketKey) -> int:
+    """What of a limit's bucket is used."""
+    found = table.find_bucket(connection, key)
+    return 0 if found is None else found[1]
 
 
 def clear_limit(connection: Connection, kind: str, subject: str, window: str) -> None:

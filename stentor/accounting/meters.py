@@ -23,9 +23,10 @@ class Meter:
     """A limit on a sum: a balance, a spending limit, a token limit, a budget. Units: nano-USD or tokens.
 
     ``code`` is the refusal it leads to; (kind, subject, window, window_start) is its row in the table ``bucket``.
+    ``lease`` is None on a machine that has the bucket alone; else what this node has borrowed of it and not used up.
     """
 
-    __slots__ = ("code", "held", "kind", "limit", "subject", "used", "window", "window_end", "window_start")
+    __slots__ = ("code", "held", "kind", "lease", "limit", "subject", "used", "window", "window_end", "window_start")
 
     def __init__(self, code: str, kind: str, subject: str, limit: int, used: int) -> None:
         self.code = code
@@ -37,10 +38,22 @@ class Meter:
         self.window = "none"
         self.window_start = 0
         self.window_end: int | None = None
+        self.lease: int | None = None
 
     def left(self) -> int:
         """What a new request may still reserve."""
+        left = self.limit - self.used - self.held
+        return left if self.lease is None else min(left, self.lease - self.held)
+
+    def free(self) -> int:
+        """What is left as far as this node knows, borrowed or not."""
         return self.limit - self.used - self.held
+
+    def spend(self, amount: int) -> None:
+        """Use ``amount`` up, or (negative) take that back."""
+        self.used += amount
+        if self.lease is not None:
+            self.lease -= amount
 
     def turn(self, now_us: int) -> None:
         """Start the next window if this one is over."""
@@ -60,6 +73,8 @@ class CalendarMeter(Meter):
         if self.window_end is not None and now_us >= self.window_end:
             self.window_start, self.window_end = calendar_window(self.window, now_us)
             self.used = 0
+            if self.lease is not None:
+                self.lease = 0  # what was borrowed was the last window's
 
 
 def calendar_window(window: str, now_us: int) -> tuple[int, int]:
@@ -81,24 +96,41 @@ class Minute:
     cells is never less than what the last 60 s saw.
     """
 
-    __slots__ = ("_cells", "held", "limit", "total", "unit")
+    __slots__ = ("_cells", "held", "lease", "leased_s", "limit", "subject", "total", "unit")
 
-    def __init__(self, limit: int, unit: str) -> None:
+    def __init__(self, limit: int, unit: str, subject: str = "") -> None:
+        """``subject``: whose it is, where several nodes share it (``lease`` as of :class:`Meter`)."""
         self.limit = limit
         self.unit = unit
+        self.subject = subject
+        self.lease: int | None = None
+        self.leased_s = 0  # the second in which borrowed requests must be used
         self.held = 0
         self.total = 0
         self._cells: deque[list[int]] = deque()
 
     def left(self, now_s: int) -> int:
         """What may still be used at second ``now_s``."""
+        left = self.free(now_s)
+        return left if self.lease is None else min(left, self.borrowed(now_s) - self.held)
+
+    def free(self, now_s: int) -> int:
+        """What is left at second ``now_s`` as far as this node knows, borrowed or not."""
         cells = self._cells
         while cells and cells[0][0] < now_s - WINDOW_S:
             self.total -= cells.popleft()[1]
         return self.limit - self.total - self.held
 
+    def borrowed(self, now_s: int) -> int:
+        """What of this window's lease can be used at second ``now_s``."""
+        if self.lease is None or (self.unit == "requests" and now_s != self.leased_s):
+            return 0
+        return self.lease
+
     def add(self, now_s: int, amount: int) -> None:
         """Count ``amount`` in second ``now_s``."""
+        if self.lease is not None:
+            self.lease -= amount
         cells = self._cells
         self.total += amount
         if cells and cells[-1][0] >= now_s:
@@ -108,6 +140,8 @@ class Minute:
 
     def take_back(self, then_s: int, amount: int) -> None:
         """Undo an :meth:`add` of second ``then_s``; nothing to do once its cell was dropped."""
+        if self.lease is not None:
+            self.lease += amount
         for cell in reversed(self._cells):
             if cell[0] <= then_s:
                 if cell[0] == then_s:
@@ -117,7 +151,7 @@ class Minute:
 
     def retry_after_s(self, now_s: int, wanted: int) -> int:
         """Seconds until ``wanted`` fits if nothing more is used; a minute if that depends on running requests."""
-        missing = wanted - self.left(now_s)
+        missing = wanted - self.free(now_s)
         for second, amount in self._cells:
             missing -= amount
             if missing <= 0:
@@ -126,13 +160,21 @@ class Minute:
 
 
 class Gauge:
-    """A limit on what runs at once."""
+    """A limit on what runs at once. ``lease`` as of :class:`Meter`; ``subject`` is whose limit it is."""
 
-    __slots__ = ("limit", "running")
+    __slots__ = ("lease", "limit", "running", "subject")
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, subject: str = "") -> None:
         self.limit = limit
+        self.subject = subject
         self.running = 0
+        self.lease: int | None = None
+
+    def is_full(self) -> bool:
+        """Whether nothing more may start."""
+        if self.limit is None:
+            return False
+        return self.running >= self.limit or (self.lease is not None and self.running >= self.lease)
 
 
 class Pace:

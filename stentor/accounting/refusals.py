@@ -33,7 +33,7 @@ def too_fast(window: Minute, wanted: int, now: Moment, second: int) -> Refused:
             "rule": f"{window.unit}_per_minute",
             "unit": window.unit,
             "limit": window.limit,
-            "left": max(window.left(second), 0),
+            "left": max(window.free(second), 0),
             "resets_at": now.us // 1_000_000 + wait_s,
         },
     )
@@ -81,7 +81,7 @@ def never_fits(window: Minute, wanted: int, affordable: int) -> Refused:
 
 def over_quota(quota: Meter, wanted: int, affordable: int) -> Refused:
     """The key's token limit can't cover the request. Waiting doesn't help."""
-    left = max(quota.left(), 0)
+    left = max(quota.free(), 0)
     return Refused(
         "quota_exceeded",
         f"This key may use {quota.limit} tokens in all and has {left} left; this request may use up to {wanted}. "
@@ -107,7 +107,7 @@ _WHOSE = {
 
 def unaffordable(meter: Meter, wanted_nano: int, affordable: int) -> Refused:
     """Money doesn't cover the worst case; names how many output tokens it would pay for."""
-    left = max(meter.left(), 0)
+    left = max(meter.free(), 0)
     whose, advice = _WHOSE[meter.kind]
     window = "" if meter.window == "none" else f" for this {meter.window}"
     details = {

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 from stentor.accounting import table
 from stentor.accounting.allowance import Charge
 from stentor.core.books import Settled, Usage
+from stentor.core.errors import LeasesLost
 from stentor.core.ids import RequestId
 
 EVENT_COLUMNS = table.EVENT_COLUMNS
@@ -16,11 +17,13 @@ EVENT_COLUMNS = table.EVENT_COLUMNS
 class Settlement:
     """One event on its way to the store: its row in the order of :data:`EVENT_COLUMNS`, and what it charges."""
 
-    __slots__ = ("_waiters", "charge", "done", "failure", "fresh", "row", "settled")
+    __slots__ = ("_waiters", "charge", "done", "epoch", "failure", "fresh", "lost_row", "row", "settled")
 
     def __init__(self, usage: Usage, charge: Charge, row: tuple[Any, ...]) -> None:
         self.charge = charge
         self.row = row
+        self.epoch = 0  # the node's life in which what it charges was borrowed
+        self.lost_row: tuple[Any, ...] = ()
         self.settled = Settled(charge.cost_nano, charge.absorbed_nano, usage)
         self.done = False
         self.fresh = False
@@ -32,10 +35,24 @@ class Settlement:
         self.done = True
         self.fresh = fresh
         self.failure = failure
+        if isinstance(failure, LeasesLost):
+            self.lost_row = self.row
         self.row = ()  # what is kept for a second close needs no row
         for waiter in self._waiters or ():
             if not waiter.done():
                 waiter.set_result(None)
+
+    def absorbed(self, epoch: int) -> "Settlement | None":
+        """The same event, paid by nobody: after the leases that it was to be paid from were lost; None without one."""
+        if not self.lost_row:
+            return None
+        names = dict(zip(EVENT_COLUMNS, self.lost_row, strict=True))
+        lost_nano = names["cost_nano"] + names["absorbed_nano"]
+        names |= {"cost_nano": 0, "charged_nano": 0, "absorbed_nano": lost_nano}
+        charge = Charge(0, lost_nano, 0, self.charge.settled_s)
+        again = Settlement(self.settled.usage, charge, tuple(names.values()))
+        again.epoch = epoch
+        return again
 
     async def wait(self) -> None:
         """For whoever closes a second time: until the store has answered. Raises what the first one got."""
@@ -45,6 +62,30 @@ class Settlement:
             await waiter
         if self.failure is not None:
             raise self.failure
+
+
+def write_shared(connection: Connection, items: list[Settlement], node_id: str) -> list[bool]:
+    """As :func:`write_settlements`, where nodes share the buckets: what is charged was borrowed before."""
+    fresh = table.add_events(connection, [item.row for item in items])
+    posts: dict[table.BucketKey, list[int]] = {}
+    for item, new in zip(items, fresh, strict=True):
+        if not new:
+            continue
+        charge = item.charge
+        for meter, window_start, amount in charge.posts:
+            _post(posts, (meter.kind, meter.subject, meter.window, window_start), amount, -amount)
+        second = charge.settled_us // 1_000_000
+        for window in charge.token_windows:
+            _post(posts, ("tokens", window.subject, "minute", second), charge.tokens, 0)
+            _post(posts, ("tokens", window.subject, "minute", 0), 0, -charge.tokens)
+    table.post_shared(connection, node_id, posts)
+    return fresh
+
+
+def _post(posts: dict[table.BucketKey, list[int]], key: table.BucketKey, used: int, leased: int) -> None:
+    post = posts.setdefault(key, [0, 0])
+    post[0] += used
+    post[1] += leased
 
 
 def write_settlements(connection: Connection, items: list[Settlement]) -> list[bool]:

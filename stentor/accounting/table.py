@@ -1,11 +1,12 @@
 """All SQL of accounting: buckets, events, ledger, prices."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, case, delete, func, insert, select
+from sqlalchemy import Connection, Row, case, delete, func, insert, select, update
 
 from stentor.store.bulk import BulkInsert
+from stentor.store.driver import raw_of
 from stentor.store.schema import bucket, ledger, prices, usage_events
 from stentor.store.upsert import upsert
 
@@ -60,6 +61,69 @@ def charge_buckets(connection: Connection, amounts: dict[BucketKey, int]) -> Non
         _add_to_buckets.run(connection, [(*key, None, amount, 0) for key, amount in sorted(amounts.items())])
 
 
+_POST_SHARED = """
+WITH post AS MATERIALIZED (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[], $5::bigint[], $6::bigint[])
+    AS post (kind, subject, "window", window_start, used, leased)
+), counted AS (
+    INSERT INTO bucket (kind, subject, "window", window_start, capacity, used, leased)
+    SELECT kind, subject, "window", window_start, NULL, used, leased FROM post
+    ON CONFLICT (kind, subject, "window", window_start)
+    DO UPDATE SET used = bucket.used + excluded.used, leased = bucket.leased + excluded.leased
+)
+INSERT INTO leases (kind, subject, "window", window_start, node_id, amount)
+SELECT kind, subject, "window", window_start, $7::text, leased FROM post WHERE leased <> 0
+ON CONFLICT (kind, subject, "window", window_start, node_id) DO UPDATE SET amount = leases.amount + excluded.amount
+"""
+
+
+def post_shared(connection: Connection, node_id: str, posts: Mapping[BucketKey, Sequence[int]]) -> None:
+    """Add to what is used and to what this node has leased of each bucket (PostgreSQL)."""
+    rows = sorted((*key, *post) for key, post in posts.items() if any(post))
+    if rows:
+        raw_of(connection).link.fetch(_POST_SHARED, (*zip(*rows, strict=True), node_id))
+
+
+_LOCK_SHARED = """
+SELECT kind, subject, "window", window_start, capacity, used, leased FROM bucket
+WHERE (kind, subject, "window", window_start) IN
+    (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]))
+ORDER BY kind, subject, "window", window_start FOR UPDATE
+"""
+_MAKE_SHARED = """
+INSERT INTO bucket (kind, subject, "window", window_start, capacity, used, leased)
+SELECT *, NULL, 0, 0 FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]) ON CONFLICT DO NOTHING
+"""
+_SUM_MINUTES = """
+SELECT kind, subject, sum(used)::bigint AS used FROM bucket
+WHERE (kind, subject) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+AND "window" = 'minute' AND window_start >= $3 GROUP BY kind, subject
+"""
+_DROP_MINUTES = """
+DELETE FROM bucket WHERE (kind, subject) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+AND "window" = 'minute' AND window_start > 0 AND window_start < $3
+"""
+
+
+def lock_shared(connection: Connection, keys: Sequence[BucketKey]) -> dict[BucketKey, tuple[int | None, int, int]]:
+    """Hold buckets until the end of the transaction, making those that are missing: capacity, used, leased."""
+    link = raw_of(connection).link
+    columns = tuple(zip(*sorted(keys), strict=True))
+    rows = link.fetch(_LOCK_SHARED, columns)[1]
+    if len(rows) < len(keys):
+        link.fetch(_MAKE_SHARED, columns)
+        rows = link.fetch(_LOCK_SHARED, columns)[1]
+    return {tuple(row[:4]): tuple(row[4:]) for row in rows}
+
+
+def sum_minutes(connection: Connection, names: Sequence[tuple[str, str]], since_s: int) -> dict[tuple[str, str], int]:
+    """What was used of minute windows (kind, subject) since a second; older seconds are forgotten."""
+    link = raw_of(connection).link
+    columns = tuple(zip(*sorted(names), strict=True))
+    link.fetch(_DROP_MINUTES, (*columns, since_s))
+    return {(row[0], row[1]): row[2] for row in link.fetch(_SUM_MINUTES, (*columns, since_s))[1]}
+
+
 def find_bucket(connection: Connection, key: BucketKey) -> tuple[int | None, int] | None:
     """Capacity and used of a bucket."""
     query = select(bucket.c.capacity, bucket.c.used).where(
@@ -70,6 +134,17 @@ def find_bucket(connection: Connection, key: BucketKey) -> tuple[int | None, int
     )
     row = connection.execute(query).one_or_none()
     return None if row is None else (row[0], row[1])
+
+
+def find_leased(connection: Connection, key: BucketKey) -> int:
+    """What nodes have borrowed of a bucket."""
+    query = select(bucket.c.leased).where(
+        bucket.c.kind == key[0],
+        bucket.c.subject == key[1],
+        bucket.c.window == key[2],
+        bucket.c.window_start == key[3],
+    )
+    return connection.execute(query).scalar_one_or_none() or 0
 
 
 def set_bucket(connection: Connection, key: BucketKey, capacity: int | None, used: int) -> None:
@@ -85,10 +160,10 @@ def set_bucket(connection: Connection, key: BucketKey, capacity: int | None, use
 
 
 def delete_buckets(connection: Connection, kind: str, subject: str, window: str) -> None:
-    """Remove a subject's buckets of one kind of window."""
-    connection.execute(
-        delete(bucket).where(bucket.c.kind == kind, bucket.c.subject == subject, bucket.c.window == window)
-    )
+    """Forget a subject's buckets of one kind of window; what nodes have borrowed of them stays theirs to return."""
+    mine = (bucket.c.kind == kind, bucket.c.subject == subject, bucket.c.window == window)
+    connection.execute(delete(bucket).where(*mine, bucket.c.leased == 0))
+    connection.execute(update(bucket).where(*mine).values(used=0, capacity=None))
 
 
 def raise_capacity(connection: Connection, key: BucketKey, amount: int) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from stentor.control.people_operations import PeopleOperations
 from stentor.control.plans import Plans
 from stentor.control.remote_models import RemoteModels, ensure_prices
 from stentor.control.ring.keys import ReceiptKeys
+from stentor.control.shared import start_books
 from stentor.control.summing import UsageSummer
 from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock, SystemClock
@@ -106,7 +107,7 @@ class Authority:
         runtime = msgspec.structs.replace(settings.runtime, models=models)
         scheduler = LocalScheduler(runtime, sources, settings.environ, clock, log)
         await ensure_prices(database, settings.runtime.models, clock)
-        books = await LocalBooks.start(database, scheduler, settings.accounting, clock, log)
+        books = await start_books(database, scheduler, settings.accounting, clock, log)
         config_dir = settings.data_dir / "config"
         book = ModelBook(database, scheduler, settings.runtime.models, registered, config_dir, clock)
         downloads = Downloads(sources, settings.data_dir / "run" / "downloads.json", clock, log)

@@ -61,3 +61,13 @@ def record_change(
 def list_changes(connection: Connection, *, before_id: int | None = None, limit: int = 100) -> list[Change]:
     """The newest changes first; page on with the last one's id."""
     return [Change(*row) for row in table.page(connection, before_id, limit)]
+
+
+def find_newest(connection: Connection) -> int:
+    """The id of the newest change, 0 without any."""
+    return table.find_newest(connection)
+
+
+def list_subjects(connection: Connection, after_id: int, limit: int) -> list[tuple[int, str, str]]:
+    """What was changed after a change: id, kind and id of the subject, oldest first."""
+    return table.list_subjects(connection, after_id, limit)

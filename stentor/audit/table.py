@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, func, insert, select
 
 from stentor.store.schema import audit
 
@@ -28,3 +28,15 @@ def page(connection: Connection, before_id: int | None, limit: int) -> list[Any]
     if before_id is not None:
         query = query.where(audit.c.id < before_id)
     return list(connection.execute(query.limit(limit)))
+
+
+def find_newest(connection: Connection) -> int:
+    """The largest id, or 0."""
+    return int(connection.execute(select(func.coalesce(func.max(audit.c.id), 0))).scalar_one())
+
+
+def list_subjects(connection: Connection, after_id: int, limit: int) -> list[tuple[int, str, str]]:
+    """Id, subject_kind, subject_id of rows after ``after_id``, oldest first."""
+    query = select(audit.c.id, audit.c.subject_kind, audit.c.subject_id).where(audit.c.id > after_id)
+    rows = connection.execute(query.order_by(audit.c.id).limit(limit))
+    return [(row.id, row.subject_kind, row.subject_id) for row in rows]

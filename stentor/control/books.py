@@ -8,9 +8,10 @@ import asyncio
 from collections.abc import Callable
 
 import msgspec
+from sqlalchemy import Connection
 
 from stentor.accounting.accounts import KeyAccount
-from stentor.accounting.allowance import Charge, Demand, Hold, admit, give_back, settle, take_back
+from stentor.accounting.allowance import Demand, Hold, admit, give_back, settle, take_back
 from stentor.accounting.meters import Moment
 from stentor.accounting.plausible import correct_usage, is_plausible
 from stentor.accounting.price import Price, price_usage
@@ -18,42 +19,32 @@ from stentor.accounting.prices import PriceList, load_prices
 from stentor.accounting.settings import AccountingSettings
 from stentor.accounting.settlement import Settlement, find_settled, write_settlements
 from stentor.accounting.tokens import count_both
-from stentor.control.chain import Member, choose_dearest, choose_member, get_member_price, is_stuck, missing_ability
+from stentor.control.chain import (
+    Member,
+    choose_dearest,
+    choose_member,
+    get_member_price,
+    is_stuck,
+    key_ended,
+    missing_ability,
+)
 from stentor.control.owned import Closing
 from stentor.control.places import Places, resolve_model
 from stentor.control.roll import Roll
+from stentor.control.running import Running, event_row
 from stentor.core.books import Close, Grant, Open, Settled, Usage
 from stentor.core.clock import Clock
-from stentor.core.errors import Refused
+from stentor.core.errors import InDoubt, Refused
 from stentor.core.ids import KeyId, RequestId
 from stentor.core.principal import Principal
 from stentor.runtime.place import Place
-from stentor.runtime.spec import ServedModel
 from stentor.store.database import Database
 from stentor.telemetry.logs import Log
 
 RECENT_MAX = 4096
 
+SettlementWork = Callable[[Connection, list[Settlement]], list[bool]]
 _Ident = tuple[RequestId, int]
-
-
-class _Running:
-    """One open attempt: what it asked, what it holds, and its place once it has one."""
-
-    __slots__ = ("account", "ask", "chain", "closing", "hold", "lost", "model", "opened_us", "owner", "place", "price")
-
-    def __init__(self, ask: Open, owner: str, account: KeyAccount, model: ServedModel, opened_us: int) -> None:
-        self.ask = ask
-        self.owner = owner
-        self.account = account
-        self.model = model
-        self.opened_us = opened_us
-        self.price: Price
-        self.hold: Hold
-        self.place: Place | None = None
-        self.chain: Member | None = None
-        self.lost = False
-        self.closing: asyncio.Event | None = None
 
 
 class LocalBooks:
@@ -73,8 +64,9 @@ class LocalBooks:
         self._settings = settings
         self._clock = clock
         self._log = log
-        self._lane = database.lane(write_settlements, self._delivered)
-        self._running: dict[_Ident, _Running] = {}
+        self._lane = database.lane(self._settlement_work(), self._delivered)
+        self._hold: Callable[[KeyAccount, Demand, Price, Moment], Hold] = admit
+        self._running: dict[_Ident, Running] = {}
         # What was settled lately, in two halves: the older one is dropped when the younger is full.
         self._recent: dict[_Ident, Settlement] = {}
         self._older: dict[_Ident, Settlement] = {}
@@ -88,6 +80,15 @@ class LocalBooks:
     ) -> "LocalBooks":
         """The books of ``database``, with its price list loaded; accounts follow when they are first needed."""
         return cls(database, places, await database.read(load_prices), settings, clock, log)
+
+    def _settlement_work(self) -> SettlementWork:
+        return write_settlements
+
+    async def return_spare(self) -> None:
+        """Nothing is borrowed."""
+
+    def stop(self) -> None:
+        """Nothing goes on."""
 
     # -- who ---------------------------------------------------------------------------------------------------------
 
@@ -125,7 +126,7 @@ class LocalBooks:
         if account is None:
             account = await self.roll.find(ask.key_id)
             if account is None:
-                raise _ended()
+                raise key_ended()
         running = self._admit(ask, owner, account)
         ident = (ask.request_id, ask.attempt)
         self._running[ident] = running
@@ -154,7 +155,7 @@ class LocalBooks:
         self._running[ask.request_id, ask.attempt] = running
         return self._grant(running, place)
 
-    def _grant(self, running: _Running, place: Place) -> Grant:
+    def _grant(self, running: Running, place: Place) -> Grant:
         running.place = place
         ask, model = running.ask, running.model
         grant = Grant(
@@ -176,12 +177,12 @@ class LocalBooks:
         chain = running.chain
         return grant if chain is None else msgspec.structs.replace(grant, step=chain.step, steps=chain.steps)
 
-    def _admit(self, ask: Open, owner: str, account: KeyAccount) -> _Running:
+    def _admit(self, ask: Open, owner: str, account: KeyAccount) -> Running:
         """Everything that is decided before the first await: who, which model, and whether all limits allow it."""
         now = Moment(self._clock.now_us(), self._clock.monotonic_s())
         terms = account.terms
         if not self._is_valid(account):
-            raise _ended()
+            raise key_ended()
         principal = terms.principal
         if principal.endpoints and ask.endpoint not in principal.endpoints:
             raise Refused("insufficient_scope", f"This key may only call {', '.join(sorted(principal.endpoints))}.")
@@ -195,7 +196,7 @@ class LocalBooks:
         for ability in ask.needs:
             if ability not in model.abilities:
                 raise missing_ability(model, ability)
-        running = _Running(ask, owner, account, model, now.us)
+        running = Running(ask, owner, account, model, now.us)
         running.price = price = get_member_price(model, self.prices, now.us)
         prompt = ask.input_bound + ask.media * model.media_bound
         context = model.context_size
@@ -212,10 +213,10 @@ class LocalBooks:
         if chain is not None:
             running.chain = chain
             price = choose_dearest(chain, price, demand, self.prices, now.us)
-        running.hold = admit(account, demand, price, now)
+        running.hold = self._hold(account, demand, price, now)
         return running
 
-    async def _wait(self, running: _Running) -> Place:
+    async def _wait(self, running: Running) -> Place:
         ask = running.ask
         place = await self._places.acquire(
             running.model.id,
@@ -226,7 +227,7 @@ class LocalBooks:
         )
         if running.lost or not self._is_valid(running.account):
             self._places.release(place.instance, place.generation, suspect=False)
-            raise _ended()
+            raise key_ended()
         return place
 
     # -- close -------------------------------------------------------------------------------------------------------
@@ -256,7 +257,7 @@ class LocalBooks:
         settlement = self._settle(running, end)
         return Closing(settlement.settled, self._lane.submit(settlement))
 
-    def _settle(self, running: _Running, end: Close) -> Settlement:
+    def _settle(self, running: Running, end: Close) -> Settlement:
         """Charge in memory, give the place back, and make the event; the caller submits it before anything else."""
         now = Moment(self._clock.now_us(), self._clock.monotonic_s())
         usage = end.usage
@@ -269,14 +270,14 @@ class LocalBooks:
         charge = settle(running.hold, cost, tokens, now)
         place = running.place
         assert place is not None
-        settlement = Settlement(usage, charge, _event(running, place, end, usage, charge, now.us))
+        settlement = Settlement(usage, charge, event_row(running, place, end, usage, charge, now.us))
         self._remember((end.request_id, end.attempt), settlement)
         if running.model.remote is not None:
             self._places.report(running.model.id, ok=end.upstream_ok, retry_after_s=end.retry_after_s)
         self._places.release(place.instance, place.generation, suspect=end.instance_suspect)
         return settlement
 
-    async def _count(self, running: _Running, end: Close) -> Close:
+    async def _count(self, running: Running, end: Close) -> Close:
         """``end`` with its texts counted; meanwhile nobody else may close the attempt."""
         running.closing = asyncio.Event()
         try:
@@ -296,7 +297,8 @@ class LocalBooks:
         """A group came back from the store: what was not written was never charged."""
         if isinstance(outcome, BaseException):
             for item in items:
-                take_back(item.charge)
+                if not isinstance(outcome, InDoubt):  # then the charge stands until it is known
+                    take_back(item.charge)
                 item.finish(fresh=False, failure=outcome)
             return
         for item, fresh in zip(items, outcome, strict=True):
@@ -346,55 +348,9 @@ class LocalBooks:
         """How many requests are open."""
         return len(self._running)
 
-    # -- what should not happen ----------------------------------------------------------------------------------------
-
-    def _correct(self, running: _Running, usage: Usage) -> Usage:
+    def _correct(self, running: Running, usage: Usage) -> Usage:
         if self._log is not None:
             self._log.event(
                 "usage_corrected", level="warning", request_id=running.ask.request_id, model=running.model.id
             )
         return correct_usage(usage, running.model.context_size, running.ask.answers)
-
-
-def _ended() -> Refused:
-    return Refused("invalid_api_key", "This API key was revoked, has expired, or its account is closed.")
-
-
-def _event(
-    running: _Running, place: Place, end: Close, usage: Usage, charge: Charge, now_us: int
-) -> tuple[object, ...]:
-    """The usage event, in the order of the table's columns."""
-    ask = running.ask
-    principal = running.account.terms.principal
-    return (
-        ask.request_id,
-        ask.attempt,
-        ask.client_request_id,
-        running.opened_us,
-        now_us,
-        principal.user_id,
-        principal.project_id,
-        principal.key_id,
-        running.model.id,
-        running.model.engine,
-        ask.endpoint,
-        ask.stream,
-        usage.input_tokens,
-        usage.cached_tokens,
-        usage.output_tokens,
-        usage.reasoning_tokens,
-        usage.audio_ms,
-        usage.characters,
-        usage.estimated,
-        place.queued_us,
-        end.latency_us,
-        end.first_token_us,
-        end.overhead_us,
-        charge.cost_nano,
-        charge.balance_nano,
-        charge.absorbed_nano,
-        running.price.version,
-        end.outcome,
-        end.reason,
-        end.billable,
-    )

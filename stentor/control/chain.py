@@ -91,3 +91,8 @@ def missing_ability(model: ServedModel, needed: str) -> Refused:
         f"The model '{model.id}' can't do '{needed}'; it can do {', '.join(model.abilities)}.",
         param="model",
     )
+
+
+def key_ended() -> Refused:
+    """The refusal of a key that was good once."""
+    return Refused("invalid_api_key", "This API key was revoked, has expired, or its account is closed.")

@@ -145,7 +145,8 @@ class Management:
         self._timers.add(handle)
 
     def close(self) -> None:
-        """Forget what was to be told later."""
+        """Forget what was to be told later, and end what the books do by themselves."""
+        self._books.stop()
         for handle in self._timers:
             handle.cancel()
         self._timers.clear()
@@ -254,6 +255,8 @@ class Management:
                 record_change(connection, now_us, actor, "balance_" + kind, ("user", found.id), after=after)
             return found, balance
 
+        if amount_nano < 0:
+            await self._books.return_spare()
         found, balance = await self._database.write(work)
         self._books.roll.change_balance(found.id, balance.credited_nano)
         return UserView(found, balance.left_nano)

@@ -97,6 +97,32 @@ class Database:
         """How many writes wait for the next commit. Costs nothing."""
         return self._writer.depth()
 
+    # -- among other nodes (PostgreSQL) --------------------------------------------------------------------------------
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other servers may use it at the same time."""
+        return self._writer.node_id != ""
+
+    @property
+    def node_id(self) -> str:
+        """What this node is called among the others."""
+        return self._writer.node_id
+
+    @property
+    def epoch(self) -> int:
+        """Which of the node's lives this is: what was borrowed in an earlier one is lost."""
+        return self._writer.epoch
+
+    @property
+    def lease_until_s(self) -> float:
+        """Until when, on the monotonic clock, what this node has borrowed is surely its own."""
+        return self._writer.lease_until_s
+
+    async def reap_nodes(self) -> None:
+        """Take back what nodes have borrowed that were silent for too long."""
+        await self._writer.submit(self._writer.reap, maintenance=False)
+
     def close(self) -> None:
         """Write what is queued, then let go of everything. Does nothing the second time."""
         if self._closed:

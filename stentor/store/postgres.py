@@ -123,7 +123,7 @@ def _make_engine(settings: StoreSettings, deadline_s: float, begin: str, pool: d
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        link_of(connection).run(begin)
+        connection.exec_driver_sql(begin)
 
     return engine
 

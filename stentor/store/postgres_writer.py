@@ -25,15 +25,18 @@ from stentor.store.writer import Writer
 T = TypeVar("T")
 
 NODE_FILE = "node"
+LEASE_S = 15.0
 PROBE_DEADLINE_S = 1.0  # how long a database that is known to fail may keep anybody waiting
 GATE_CLASS = postgres.LOCK_CLASS + 1
 
 _START = """
 WITH gate AS MATERIALIZED (SELECT pg_advisory_xact_lock{shared}({lock}, hashtext($1)))
-UPDATE nodes SET group_no = $2 FROM gate WHERE id = $3 AND epoch = $4
+UPDATE nodes SET group_no = $2, seen_us = now.us, lease_until_us = now.us + {lease}
+FROM gate, (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS us) AS now
+WHERE id = $3 AND epoch = $4
 """
-_ALONE = _START.format(shared="", lock=GATE_CLASS)
-_SHARED = _START.format(shared="_shared", lock=GATE_CLASS)
+_ALONE = _START.format(shared="", lock=GATE_CLASS, lease=int(LEASE_S * 1_000_000))
+_SHARED = _START.format(shared="_shared", lock=GATE_CLASS, lease=int(LEASE_S * 1_000_000))
 
 _REGISTER = text("""
 INSERT INTO nodes (id, epoch, group_no, address, started_us, seen_us, lease_until_us)
@@ -41,6 +44,11 @@ VALUES (:id, 1, 0, '', :now, :now, 0)
 ON CONFLICT (id) DO UPDATE SET epoch = nodes.epoch + 1, started_us = :now, seen_us = :now, lease_until_us = 0
 RETURNING epoch, group_no
 """)
+_SILENT = text("""
+SELECT id FROM nodes WHERE id <> :me AND lease_until_us < (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
+AND EXISTS (SELECT 1 FROM leases WHERE leases.node_id = nodes.id) ORDER BY id
+""")
+_END_LIFE = text("UPDATE nodes SET epoch = epoch + 1 WHERE id = :id")
 _GATE = text("SELECT pg_advisory_xact_lock(:lock, hashtext(:name))")
 _RETURN_ALL = text("""
 UPDATE bucket SET leased = leased - mine.amount FROM leases mine
@@ -48,6 +56,7 @@ WHERE mine.node_id = :id AND bucket.kind = mine.kind AND bucket.subject = mine.s
 AND bucket."window" = mine."window" AND bucket.window_start = mine.window_start
 """)
 _FORGET_ALL = text("DELETE FROM leases WHERE node_id = :id")
+_EPOCH = text("SELECT epoch FROM nodes WHERE id = :id")
 # Waits for whatever a lost connection may still be committing: it holds the row.
 _LAST_GROUP = text("SELECT group_no FROM nodes WHERE id = :id FOR UPDATE")
 
@@ -99,29 +108,35 @@ class PostgresWriter(Writer):
         while True:
             try:
                 result = self._try(work, group)
-            except StoreUnavailable as error:
-                self._fail(error.problem)
-                raise
             except _Fenced as error:
                 self._begin_new_life()
                 if group:
                     raise LeasesLost from error
             except Exception as error:
-                problem = postgres.find_problem(error)
-                if problem is None:
-                    raise
-                if again and (group or not self._begun):
-                    again = False  # nothing of it was written: a lost connection needs no more than a new one
-                    continue
-                self._fail(problem)
-                raise StoreUnavailable(problem) from error
+                if not again or not self._may_repeat(error, group):
+                    raise self._give_up(error) from error
+                again = False  # nothing of it was written: a lost connection needs no more than a new one
             else:
                 if self._problem is not None:
                     self._recover()
                 return result
 
+    def _may_repeat(self, error: Exception, group: bool) -> bool:
+        return (group or not self._begun) and postgres.find_problem(error) is not None
+
+    def _give_up(self, error: Exception) -> Exception:
+        """What to say of a group that wasn't written."""
+        if isinstance(error, LeasesLost):
+            return error  # the store itself is well
+        problem = error.problem if isinstance(error, StoreUnavailable) else postgres.find_problem(error)
+        if problem is None:
+            return error
+        self._fail(problem)
+        return error if isinstance(error, StoreUnavailable) else StoreUnavailable(problem)
+
     def _try(self, work: Callable[[Connection], T], group: bool) -> T:
         self._begun = False
+        begun_s = time.monotonic()
         transaction: Transaction | None = None
         try:
             connection = self._get_connection()
@@ -136,13 +151,12 @@ class PostgresWriter(Writer):
             raise
         try:
             transaction.commit()
-        except (SQLAlchemyError, LinkLost) as error:
+        except Exception as error:
             problem = postgres.find_problem(error)
-            if problem is None:
+            self._undo(transaction, lost=True)
+            if problem is None or not self._was_written(problem, result):
                 raise
-            self._let_go(truncate=False)
-            if not self._was_written(problem, result):
-                raise
+        self.lease_until_s = begun_s + LEASE_S
         return result
 
     def _start(self, connection: Connection, group: bool) -> None:
@@ -155,6 +169,12 @@ class PostgresWriter(Writer):
 
     def _begin_new_life(self) -> None:
         self.epoch, self._group_no = self._register(self._get_connection())
+
+    def reap(self, connection: Connection) -> None:
+        """End the lives of nodes that were silent for too long, and put back what they had borrowed."""
+        for node_id in connection.execute(_SILENT, {"me": self.node_id}).scalars().all():
+            connection.execute(_END_LIFE, {"id": node_id})
+            give_up_leases(connection, node_id)
 
     # -- failing and coming back ---------------------------------------------------------------------------------------
 
@@ -198,6 +218,8 @@ class PostgresWriter(Writer):
         try:
             if transaction is not None and not lost:
                 transaction.rollback()
+            if self._connection is not None and self._connection.in_transaction():
+                lost = True
         except (SQLAlchemyError, LinkLost):
             lost = True
         if lost:
@@ -208,13 +230,20 @@ class PostgresWriter(Writer):
         if connection is None:
             return
         try:
-            if truncate:
+            if truncate:  # the last thing that is done
+                with connection.begin():
+                    connection.execute(_GATE, {"lock": GATE_CLASS, "name": self._schema})
+                    if self._is_alive(connection):
+                        give_up_leases(connection, self.node_id)
                 connection.close()
             else:
                 connection.invalidate()
                 connection.close()
         except (SQLAlchemyError, LinkLost):
             return
+
+    def _is_alive(self, connection: Connection) -> bool:
+        return connection.execute(_EPOCH, {"id": self.node_id}).scalar_one_or_none() == self.epoch
 
     def _checkpoint(self) -> None:
         self._pages_in_log = 0  # PostgreSQL sees to its own log

@@ -36,6 +36,10 @@ IDLE_S = 0.25
 class Writer:
     """Owner of the writing connection. Everything but ``signal`` and the queues belongs to its thread."""
 
+    node_id = ""
+    epoch = 0
+    lease_until_s = float("inf")
+
     def __init__(self, engine: Engine, connection: Connection, busy_timeout_s: float) -> None:
         self._engine = engine
         self._connection: Connection | None = connection
@@ -217,6 +221,9 @@ class Writer:
             savepoint.rollback()
             return None, error
         return result, None
+
+    def reap(self, connection: Connection) -> None:
+        """Nobody else uses this database."""
 
     # -- failing and coming back ----------------------------------------------------------------------------------
 

@@ -251,7 +251,7 @@ def test_the_same_commands_with_postgresql(place, postgres_url):
     assert place("db", "check", **settings).stdout == "The database is sound and the books agree.\n"
     assert place("users", "create", "ann", **settings).returncode == 0
     assert "ann" in place("users", "list", **settings).stdout
-    found = {row["name"]: row for row in json.loads(place("doctor", "--json", **settings).stdout)["findings"]}
+    found = {row["name"]: row for row in json.loads(place("doctor", "--json", **settings).stdout)["checks"]}
     assert found["database"]["status"] == "ok"
     assert "PostgreSQL 18" in found["database"]["text"]
     assert not (place.folder / "data" / "stentor.db").exists()

@@ -18,6 +18,7 @@ from stentor.app.gateway import GatewayParts
 from stentor.audit.log import Actor
 from stentor.control.books import LocalBooks
 from stentor.control.management import Management
+from stentor.control.shared import start_books
 from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.control.workers import bind, start_listening
 from stentor.core.clock import SystemClock
@@ -155,7 +156,7 @@ async def here(tmp_path: Path, engine: EngineProcess, monkeypatch: pytest.Monkey
     vault = VaultSettings(key_file=tmp_path / "data" / "master.key")
     keyring = await database.write(lambda connection: Keyring.open(connection, vault, clock.now_us()))
     places = OneEngine(engine)
-    books = await LocalBooks.start(database, places, AccountingSettings(), clock)
+    books = await start_books(database, places, AccountingSettings(), clock)
     management = Management(database, books, keyring, clock)
     parts = GatewayParts(HttpSettings(), books, places, keyring.pepper(), NoTracer(), log)
     handlers = {route.handler: no_handler for route in SURFACE if route.managed}

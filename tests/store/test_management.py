@@ -237,7 +237,7 @@ async def test_a_top_up_counts_at_once_and_in_the_books(house, ann: str) -> None
     await house.close(await house.open(key))
     view = await house.management.top_up(OPERATOR, "bob", USD)
     assert view.balance_nano == 2 * USD - 3000
-    assert house.books.roll.keys[key].user.balance.left() == view.balance_nano
+    assert house.books.roll.keys[key].user.balance.free() == view.balance_nano
     await house.check()
 
 

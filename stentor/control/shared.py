@@ -1,0 +1,308 @@
+"""The books of a node among others: what it admits was borrowed from buckets that all share (PostgreSQL).
+
+Everything is decided in memory as ever, within what this node has borrowed; a request that needs more waits for one
+group commit first. What lies idle goes back every two seconds. A lease holds for fifteen seconds and is renewed by
+every commit; a node that was silent for longer has lost it, and finds out before it admits or charges anything.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection
+
+from stentor.accounting.accounts import KeyAccount
+from stentor.accounting.allowance import Demand, Hold, admit, give_back
+from stentor.accounting.lending import (
+    BucketKey,
+    Grant,
+    Limit,
+    Want,
+    borrow,
+    find_missing,
+    find_wants,
+    give_back_leases,
+    held_of,
+)
+from stentor.accounting.meters import Minute, Moment
+from stentor.accounting.plausible import is_plausible
+from stentor.accounting.price import Price, price_usage
+from stentor.accounting.prices import load_prices
+from stentor.accounting.settings import AccountingSettings
+from stentor.accounting.settlement import Settlement, write_shared
+from stentor.control.books import LocalBooks, SettlementWork
+from stentor.control.following import Follower
+from stentor.control.owned import Closing
+from stentor.control.places import Places
+from stentor.control.running import Running
+from stentor.core import books as core
+from stentor.core.clock import Clock
+from stentor.core.errors import InDoubt, LeasesLost, Refused, StoreUnavailable
+from stentor.store.database import Database
+from stentor.telemetry.logs import Log
+
+BEAT_S = 2.0
+DRY_S = 0.25  # how long a bucket that had nothing left isn't asked again
+TRIES = 6
+
+
+class _Short(Exception):
+    """A request that needs more than this node has borrowed; nothing was taken for it."""
+
+    def __init__(self, wants: list[Want]) -> None:
+        super().__init__()
+        self.wants = wants
+
+
+class _Ask(NamedTuple):
+    epoch: int
+    wants: tuple[Want, ...]
+
+
+class _Return(NamedTuple):
+    epoch: int
+    amounts: dict[BucketKey, int]
+    limits: dict[BucketKey, Limit]
+
+
+@contextlib.contextmanager
+def _as_if_lent(wants: list[Want], second: int) -> Iterator[None]:
+    before = [want.limit.lease for want in wants]
+    for want in wants:
+        want.limit.lease = (want.limit.lease or 0) + want.amount
+        if isinstance(want.limit, Minute):
+            want.limit.leased_s = second
+    try:
+        yield
+    finally:
+        for want, lease in zip(wants, before, strict=True):
+            want.limit.lease = lease
+
+
+class SharedBooks(LocalBooks):
+    """:class:`LocalBooks` on a database that other nodes use at the same time. Stop it when done."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._hold = self._hold_shared
+        self._epoch = self._database.epoch
+        self._borrowing = self._database.lane(self._borrow, self._lent_out)
+        self._returning = self._database.lane(self._give_back, self._returned)
+        self._lent: dict[BucketKey, Limit] = {}
+        self._idle: dict[BucketKey, int] = {}
+        self._dry: dict[BucketKey, tuple[int, float, float]] = {}
+        self.follower: Follower | None = None
+        self._beating = asyncio.get_running_loop().create_task(self._beat_on(), name="node-beat")
+
+    def stop(self) -> None:
+        """End what goes on in the background."""
+        self._beating.cancel()
+        if self.follower is not None:
+            self.follower.stop()
+
+    # -- admission -----------------------------------------------------------------------------------------------------
+
+    async def open(self, ask: core.Open, owner: str = "") -> core.Grant:
+        """See :class:`~stentor.core.books.Books`."""
+        for _ in range(TRIES):
+            try:
+                return await super().open(ask, owner)
+            except _Short as short:
+                await self._ask_for(short.wants)
+        raise Refused("overloaded", "Other servers are using up this account's limits. Try again.", retry_after_s=1.0)
+
+    def try_open(self, ask: core.Open, owner: str = "") -> core.Grant | None:
+        """See :class:`LocalBooks`."""
+        try:
+            return super().try_open(ask, owner)
+        except _Short:
+            return None
+
+    def _hold_shared(self, account: KeyAccount, demand: Demand, price: Price, now: Moment) -> Hold:
+        if self._database.epoch != self._epoch:
+            self._drop_leases()
+        if time.monotonic() >= self._database.lease_until_s:
+            raise _Short([])
+        wants, hopeless = find_wants(account, demand, price, now)
+        if not wants:
+            return admit(account, demand, price, now)
+        more = [want for want in wants if not self._is_dry(want, now.steady_s)]
+        if len(more) == len(wants) and not hopeless:
+            raise _Short(wants)
+        # Something has nothing left: let the rules say which, as if the rest had been borrowed.
+        with _as_if_lent(more, int(now.steady_s)):
+            give_back(admit(account, demand, price, now))
+        raise _Short(more)  # what is left does, with a shorter answer
+
+    def _is_dry(self, want: Want, steady_s: float) -> bool:
+        dry = self._dry.get(want.key)
+        if dry is None:
+            return False
+        limit, at_s, real_s = dry
+        if limit == want.limit.limit and steady_s < at_s + DRY_S and time.monotonic() < real_s + DRY_S:
+            return True
+        del self._dry[want.key]
+        return False
+
+    async def _ask_for(self, wants: list[Want]) -> None:
+        """Borrow what is wanted; nothing wanted: learn whether this node's leases still hold."""
+        if not wants:
+            await self._returning.submit(_Return(self._epoch, {}, {}))
+            return
+        for want in wants:
+            self._lent[want.key] = want.limit
+        grant = await self._borrowing.submit(_Ask(self._epoch, tuple(wants)))
+        for want in wants:
+            if want.key in grant.lacking:
+                self._dry[want.key] = (want.limit.limit or 0, self._clock.monotonic_s(), time.monotonic())
+
+    def _borrow(self, connection: Connection, asks: list[_Ask]) -> list[Grant]:
+        self._check_epoch(asks)
+        second = self._clock.now_us() // 1_000_000
+        return borrow(connection, [ask.wants for ask in asks], self._database.node_id, second)
+
+    def _lent_out(self, asks: list[_Ask], outcome: list[Grant] | BaseException) -> None:
+        if isinstance(outcome, LeasesLost):
+            self._drop_leases()
+        if isinstance(outcome, BaseException):
+            return
+        steady_s, second = int(self._clock.monotonic_s()), self._clock.now_us() // 1_000_000
+        for ask, grant in zip(asks, outcome, strict=True):
+            for want, amount in zip(ask.wants, grant.amounts, strict=True):
+                limit = want.limit
+                if isinstance(limit, Minute) and limit.unit == "requests":
+                    if grant.second != second:
+                        continue  # too late to be used: it stays counted, and is asked for again
+                    if steady_s != limit.leased_s:
+                        limit.lease, limit.leased_s = 0, steady_s
+                limit.lease = (limit.lease or 0) + amount
+
+    # -- settlement ----------------------------------------------------------------------------------------------------
+
+    async def close(self, end: core.Close) -> core.Settled:
+        """See :class:`~stentor.core.books.Books`."""
+        running = self._running.get((end.request_id, end.attempt))
+        if running is not None and running.place is not None and not running.topped:
+            missing = self._find_missing(running, end)
+            running.topped = True
+            if missing:
+                with contextlib.suppress(StoreUnavailable):  # the settlement itself will say so
+                    await self._ask_for(missing)
+        return await super().close(end)
+
+    def begin_close(self, end: core.Close) -> Closing | None:
+        """See :class:`LocalBooks`."""
+        running = self._running.get((end.request_id, end.attempt))
+        if (
+            running is not None
+            and running.place is not None
+            and not running.topped
+            and self._find_missing(running, end)
+        ):
+            return None
+        return super().begin_close(end)
+
+    def _find_missing(self, running: Running, end: core.Close) -> list[Want]:
+        if not end.billable or end.count_input or end.count_output or not is_plausible(end.usage):
+            return []
+        tokens = end.usage.input_tokens + end.usage.output_tokens
+        return find_missing(running.hold, price_usage(running.price, end.usage), tokens)
+
+    def _settlement_work(self) -> SettlementWork:
+        def write(connection: Connection, items: list[Settlement]) -> list[bool]:
+            self._check_epoch(items)
+            return write_shared(connection, items, self._database.node_id)
+
+        return write
+
+    def _settle(self, *parts: Any) -> Settlement:
+        settlement = super()._settle(*parts)
+        settlement.epoch = self._epoch
+        return settlement
+
+    def _delivered(self, items: list[Settlement], outcome: list[bool] | BaseException) -> None:
+        super()._delivered(items, outcome)
+        if not isinstance(outcome, LeasesLost):
+            return
+        self._drop_leases()
+        for item in items:  # what was served must be on record; nothing is left to pay it from, so the house does
+            again = item.absorbed(self._epoch)
+            if again is not None:
+                self._lane.submit(again)
+
+    def _check_epoch(self, items: Sequence[Any]) -> None:
+        """On the writer's thread: nothing may rest on leases of an earlier life."""
+        if any(item.epoch != self._database.epoch for item in items):
+            raise LeasesLost
+
+    # -- leases --------------------------------------------------------------------------------------------------------
+
+    def _drop_leases(self) -> None:
+        self._epoch = self._database.epoch
+        for limit in self._lent.values():
+            limit.lease = 0
+        self._lent.clear()
+        self._idle.clear()
+
+    async def _beat_on(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            try:
+                await self._returning.submit(self._collect_idle())
+                await self._database.reap_nodes()
+            except StoreUnavailable:
+                continue  # readiness says so; the writer tries on by itself
+
+    async def return_spare(self) -> None:
+        """Give back at once whatever isn't held by a running request."""
+        await self._returning.submit(self._collect_idle(at_once=True))
+
+    def _collect_idle(self, *, at_once: bool = False) -> _Return:
+        """What was neither used nor held since the last beat."""
+        amounts: dict[BucketKey, int] = {}
+        limits: dict[BucketKey, Limit] = {}
+        for key, limit in list(self._lent.items()):
+            if limit.lease is None or key[0] == "requests":
+                del self._lent[key]
+                continue
+            spare = limit.lease - held_of(limit)
+            if spare > 0 and (at_once or self._idle.get(key) == spare):
+                limit.lease -= spare
+                amounts[key], limits[key] = spare, limit
+            self._idle[key] = spare
+            if limit.lease == 0 and held_of(limit) == 0:
+                del self._lent[key]
+                self._idle.pop(key, None)
+        return _Return(self._epoch, amounts, limits)
+
+    def _give_back(self, connection: Connection, items: list[_Return]) -> list[None]:
+        self._check_epoch(items)
+        for item in items:
+            give_back_leases(connection, self._database.node_id, item.amounts)
+        return [None] * len(items)
+
+    def _returned(self, items: list[_Return], outcome: list[None] | BaseException) -> None:
+        if isinstance(outcome, LeasesLost):
+            self._drop_leases()
+        elif isinstance(outcome, BaseException) and not isinstance(outcome, InDoubt):
+            for item in items:
+                for key, limit in item.limits.items():
+                    limit.lease = (limit.lease or 0) + item.amounts[key]
+                    self._lent[key] = limit
+
+
+async def start_books(
+    database: Database,
+    places: Places,
+    settings: AccountingSettings,
+    clock: Clock,
+    log: Log | None = None,
+) -> LocalBooks:
+    """The books of ``database``: alone with it, or among other nodes."""
+    if not database.is_shared:
+        return await LocalBooks.start(database, places, settings, clock, log)
+    books = SharedBooks(database, places, await database.read(load_prices), settings, clock, log)
+    books.follower = await Follower.start(database, books, clock, log)
+    return books

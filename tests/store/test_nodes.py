@@ -1,0 +1,360 @@
+"""Several nodes on one PostgreSQL: each limit holds for all of them, and who was silent too long owns nothing."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+from sqlalchemy import Connection, select, text
+
+from stentor.accounting.price import Price
+from stentor.control.wanted import KeyAsk
+from stentor.core.books import Grant
+from stentor.core.errors import Refused, StoreUnavailable
+from stentor.core.ids import KeyId, ModelId
+from stentor.people.values import KeyLimits
+from stentor.store.database import Database
+from stentor.store.schema import bucket, leases, nodes, usage_events
+from stentor.store.settings import StoreSettings
+from stentor.vault.keyring import Keyring
+from stentor.vault.settings import VaultSettings
+from tests.store.house import OPERATOR, USD, FewPlaces, HeldClock, House
+
+PRICE = 3000  # what ten tokens in and ten out cost
+PARALLEL = 200
+
+
+@pytest.fixture
+def system() -> str:
+    """Only here can there be two."""
+    return "postgres"
+
+
+@pytest.fixture
+async def pair(store_settings: StoreSettings, tmp_path: Path, clock: HeldClock) -> AsyncIterator[tuple[House, House]]:
+    """Two nodes with the same clock and master key."""
+    houses = []
+    vault = VaultSettings(key_file=tmp_path / "master.key")
+    for name in ("one", "two"):
+        mine = msgspec.structs.replace(store_settings, data_dir=tmp_path / name)
+        database = await asyncio.to_thread(Database.open, mine)
+        keyring = await database.write(lambda connection: Keyring.open(connection, vault, clock.now_us()))
+        house = House(database, keyring, clock, FewPlaces())
+        await house.start_books()
+        houses.append(house)
+    yield houses[0], houses[1]
+    for house in houses:
+        house.management.close()
+        await asyncio.to_thread(house.database.close)
+
+
+async def storm(pair: tuple[House, House], key: KeyId) -> tuple[list[tuple[House, Grant]], list[Refused]]:
+    """200 requests at once, every second one at the other node; none ends before all are decided."""
+
+    async def ask(number: int) -> tuple[House, Grant] | Refused:
+        house = pair[number % 2]
+        try:
+            return house, await house.open(key)
+        except Refused as refusal:
+            return refusal
+
+    found = await asyncio.gather(*(ask(number) for number in range(PARALLEL)))
+    return [one for one in found if isinstance(one, tuple)], [one for one in found if isinstance(one, Refused)]
+
+
+async def settle(admitted: list[tuple[House, Grant]]) -> None:
+    """Each uses exactly what it reserved."""
+    for house, grant in admitted:
+        await house.close(grant)
+
+
+async def rows(house: House, table, *names: str) -> list[tuple]:
+    query = select(*(table.c[name] for name in names)).order_by(*(table.c[name] for name in names))
+    return [tuple(row) for row in await house.database.read(lambda connection: connection.execute(query).all())]
+
+
+async def test_a_balance_for_ten_admits_ten(pair) -> None:
+    first, second = pair
+    await first.set_tier("payg", prepaid=True)
+    await first.add_user("ann", 10 * PRICE)
+    key = await first.add_key("ann")
+    admitted, refusals = await storm(pair, key)
+    assert len(admitted) == 10
+    assert {refusal.code for refusal in refusals} == {"insufficient_balance"}
+    assert {house for house, _ in admitted} <= set(pair)
+    await settle(admitted)
+    assert await first.balance("ann") == 0
+    assert await second.balance("ann") == 0
+    with pytest.raises(Refused):
+        await second.open(key)
+    await first.check()
+
+
+@pytest.mark.parametrize(
+    ("limits", "code"),
+    [
+        ({"token_limit": 200}, "quota_exceeded"),
+        ({"spending_limit_nano": 10 * PRICE}, "spending_limit"),
+        ({"requests_per_minute": 10}, "rate_limit_exceeded"),
+        ({"tokens_per_minute": 200}, "rate_limit_exceeded"),
+        ({"concurrency": 10}, "rate_limit_exceeded"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+async def test_a_keys_limit_for_ten_admits_ten(pair, limits: dict[str, int], code: str) -> None:
+    first, _ = pair
+    await first.add_user("ann", USD)
+    key = await first.add_key("ann", limits=KeyLimits(**limits))
+    admitted, refusals = await storm(pair, key)
+    assert (len(admitted), {refusal.code for refusal in refusals}) == (10, {code})
+    await settle(admitted)
+    await first.check()
+
+
+@pytest.mark.parametrize("window", ["none", "day", "month"])
+async def test_a_budget_for_ten_admits_ten(pair, window: str) -> None:
+    first, _ = pair
+    await first.add_user("ann", USD)
+    project = await first.management.add_project(OPERATOR, "team", "ann")
+    await first.management.set_budget(OPERATOR, project.id, window, 10 * PRICE)
+    key = await first.add_key("ann", project=project.id)
+    admitted, refusals = await storm(pair, key)
+    assert (len(admitted), {refusal.code for refusal in refusals}) == (10, {"budget_exceeded"})
+    await settle(admitted)
+    await first.check()
+
+
+@pytest.mark.parametrize("rule", ["requests_per_minute", "tokens_per_minute", "concurrency"])
+async def test_a_tiers_limit_for_ten_admits_ten(pair, rule: str) -> None:
+    first, _ = pair
+    await first.set_tier("narrow", **{rule: 200 if rule == "tokens_per_minute" else 10})
+    await first.add_user("ann", tier="narrow")
+    keys = [await first.add_key("ann"), await first.add_key("ann")]
+    halves = await asyncio.gather(*(storm(pair, key) for key in keys))
+    admitted = [one for half in halves for one in half[0]]
+    assert len(admitted) == 10
+    await settle(admitted)
+
+
+async def test_a_minutes_requests_come_back_after_a_minute(pair, clock: HeldClock) -> None:
+    first, second = pair
+    await first.add_user("ann", USD)
+    key = await first.add_key("ann", limits=KeyLimits(requests_per_minute=3))
+    for house in (first, second, first):
+        await house.close(await house.open(key))
+        clock.advance(10)
+    for house in pair:
+        with pytest.raises(Refused):
+            await house.open(key)
+    clock.advance(31)  # the first one is more than sixty seconds ago, the others aren't
+    await second.close(await second.open(key))
+    for house in pair:
+        with pytest.raises(Refused):
+            await house.open(key)
+
+
+async def test_places_that_are_free_again_serve_the_other_node(pair, wait_until) -> None:
+    first, second = pair
+    await first.add_user("ann", USD)
+    key = await first.add_key("ann", limits=KeyLimits(concurrency=1))
+    for house, other in ((first, second), (second, first)):
+        grant = await house.open(key)
+        with pytest.raises(Refused):
+            await other.open(key)
+        await house.close(grant)
+        await eventually(lambda other=other: other.open(key), other)
+
+
+async def eventually(ask: Callable[[], object], house: House) -> None:
+    """What lies idle comes back within two beats."""
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                grant = await ask()  # type: ignore[misc]
+            except Refused:
+                house.clock.advance(1)
+                await asyncio.sleep(0.1)
+            else:
+                await house.close(grant)
+                return
+
+
+async def test_plenty_is_borrowed_in_slabs_and_comes_back(pair) -> None:
+    first, second = pair
+    await first.set_tier("payg", prepaid=True)
+    await first.add_user("ann", 10_000 * PRICE)
+    key = await first.add_key("ann")
+    for _ in range(20):
+        await first.close(await first.open(key))
+    lent = [row for row in await rows(first, leases, "kind", "node_id", "amount") if row[0] == "balance"]
+    assert len(lent) == 1
+    assert lent[0][1] == first.database.node_id
+    assert PRICE < lent[0][2] < 1000 * PRICE
+    async with asyncio.timeout(10):
+        while any(row[1] for row in await rows(first, bucket, "kind", "leased")):
+            await asyncio.sleep(0.1)
+    assert await second.balance("ann") == 9_980 * PRICE
+    await first.check()
+
+
+async def test_a_node_that_stops_gives_back_what_it_borrowed(pair) -> None:
+    first, second = pair
+    await first.set_tier("payg", prepaid=True)
+    await first.add_user("ann", 10_000 * PRICE)
+    key = await first.add_key("ann")
+    await first.close(await first.open(key))
+    first.management.close()
+    await asyncio.to_thread(first.database.close)
+    assert not any(row[1] for row in await rows(second, bucket, "kind", "leased"))
+    assert await rows(second, leases, "amount") == []
+
+
+async def silence(house: House, other: House) -> None:
+    """The other nodes see ``house`` as one that has been silent for too long."""
+    statement = text("UPDATE nodes SET lease_until_us = 1 WHERE id = :id")
+
+    def reap(connection: Connection) -> None:
+        connection.execute(statement, {"id": house.database.node_id})
+        other.database._writer.reap(connection)
+
+    await other.database.write(reap)
+
+
+async def test_a_silent_node_has_lost_what_it_borrowed(pair) -> None:
+    first, second = pair
+    await first.set_tier("payg", prepaid=True)
+    await first.add_user("ann", 10 * PRICE)
+    key = await first.add_key("ann")
+    running = [await first.open(key) for _ in range(6)]
+    await silence(first, second)
+    taken = [await second.open(key) for _ in range(10)]  # all of it is the second's now
+    for grant in running:
+        with contextlib.suppress(StoreUnavailable):  # whoever is the first to find out
+            await first.close(grant)
+    for grant in taken:
+        await second.close(grant)
+    assert await second.balance("ann") == 0
+    async with asyncio.timeout(5):
+        while len(await rows(second, usage_events, "cost_nano", "absorbed_nano")) < 16:
+            await asyncio.sleep(0.05)
+    costs = await rows(second, usage_events, "cost_nano", "absorbed_nano")
+    assert sum(cost for cost, _ in costs) == 10 * PRICE
+    assert sum(absorbed for _, absorbed in costs) == 6 * PRICE
+    with pytest.raises(Refused):
+        await first.open(key)
+    await second.check()
+
+
+async def test_a_node_given_up_begins_a_new_life_and_goes_on(pair) -> None:
+    first, second = pair
+    await first.set_tier("payg", prepaid=True)
+    await first.add_user("ann", 10_000 * PRICE)
+    key = await first.add_key("ann")
+    await first.close(await first.open(key))
+    await silence(first, second)
+    epoch = first.database.epoch
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                await first.close(await first.open(key))
+                break
+            except Refused:
+                await asyncio.sleep(0.05)
+    assert first.database.epoch > epoch
+    assert len(await rows(second, nodes, "id")) == 2
+    await second.check()
+
+
+# -- what one node changes, all know within a second -------------------------------------------------------------------
+
+
+async def within(look: Callable[[], bool], seconds: float = 1.0) -> None:
+    """Holds soon; the second is the promise, the rest is the machine's."""
+    async with asyncio.timeout(seconds + 2):
+        while not look():
+            await asyncio.sleep(0.02)
+
+
+async def test_a_key_revoked_at_one_node_ends_at_the_other(pair) -> None:
+    first, second = pair
+    await first.add_user("ann", USD)
+    key = await first.add_key("ann")
+    told: list[KeyId] = []
+    second.books.on_revoked(told.append)
+    await second.open(key)
+    await first.management.revoke_key(OPERATOR, key)
+    await within(lambda: key in told)
+    with pytest.raises(Refused) as caught:
+        await second.open(key)
+    assert caught.value.code == "invalid_api_key"
+
+
+async def test_a_key_made_at_one_node_works_at_the_other_though_it_was_asked_for_before(pair) -> None:
+    first, second = pair
+    await first.add_user("ann", USD)
+    made = await first.management.add_key(OPERATOR, KeyAsk("ann"))
+    digest = second.digest(made.key)
+    assert (await second.books.find_principal(digest)) is not None
+    unknown = second.digest("sk-" + "x" * 48)
+    assert await second.books.find_principal(unknown) is None
+
+
+async def test_a_user_shut_out_at_one_node_is_out_at_the_other(pair) -> None:
+    first, second = pair
+    await first.add_user("ann", USD)
+    key = await first.add_key("ann")
+    told: list[KeyId] = []
+    second.books.on_revoked(told.append)
+    await second.close(await second.open(key))
+    await first.management.set_user_active(OPERATOR, "ann", False)
+    await within(lambda: key in told)
+    await first.management.set_user_active(OPERATOR, "ann", True)
+    await within(lambda: second.books.roll.keys[key].user.terms.active)
+    await second.close(await second.open(key))
+
+
+async def test_money_paid_in_at_one_node_is_spent_at_the_other(pair) -> None:
+    first, second = pair
+    await first.add_user("ann", PRICE)
+    key = await first.add_key("ann")
+    await second.close(await second.open(key))
+    with pytest.raises(Refused):
+        await second.open(key)
+    await first.management.top_up(OPERATOR, "ann", PRICE)
+    await within(lambda: second.books.roll.keys[key].user.balance.limit == 2 * PRICE)
+    await second.close(await second.open(key))
+    await first.check()
+
+
+async def test_limits_set_at_one_node_hold_and_count_at_the_other(pair) -> None:
+    first, second = pair
+    await first.add_user("ann", USD)
+    project = await first.management.add_project(OPERATOR, "team", "ann")
+    key = await first.add_key("ann", project=project.id)
+    for house in (*pair, second):
+        await house.close(await house.open(key))
+    await first.management.set_budget(OPERATOR, project.id, "month", 5 * PRICE)
+    account = second.books.roll.projects[project.id]
+    await within(lambda: "month" in account.budgets and account.budgets["month"].used == 3 * PRICE)
+    await first.set_tier("payg", prepaid=True, requests_per_minute=100)
+    admitted, refusals = await storm(pair, key)
+    assert (len(admitted), {refusal.code for refusal in refusals}) == (2, {"budget_exceeded"})
+    await settle(admitted)
+    await first.check()
+    await first.management.set_budget(OPERATOR, project.id, "month", None)
+    await within(lambda: "month" not in account.budgets)
+    await second.close(await second.open(key))
+    await first.check()
+
+
+async def test_a_price_given_at_one_node_is_charged_at_the_other(pair) -> None:
+    first, second = pair
+    await first.add_user("ann", USD)
+    key = await first.add_key("ann")
+    await second.close(await second.open(key))
+    await first.management.add_price(OPERATOR, "tiny", Price(0, 7_000_000, 9_000_000))
+    await within(lambda: second.books.prices.find_own_price(ModelId("tiny"), second.clock.now_us()) is not None)
+    settled = await second.close(await second.open(key))
+    assert settled.cost_nano == 160
