@@ -69,17 +69,18 @@ class Preparation:
         download must not keep a slot from other models.
         """
         threads = spec.threads or choose_threads(self._settings.default_threads)
-        rung = self._choose_rung(spec)
-        weights, pooling, way = None, spec.pooling, ""
+        weights, pooling, way, rung = None, spec.pooling, "", Rung()
         if spec.engine == "command":
             plans = self._plan_command(spec, find_budget())
         else:
             weights = await self._fetch(spec)
             nature = await asyncio.to_thread(find_nature, spec, weights)
             spec = nature.spec
+            rung = self._choose_rung(spec)
             self._learn(nature)
             pooling = choose_pooling(nature.header, spec)
-            way = f"{nature.header.file_bytes}/{spec.cache_type_k}/{spec.cache_type_v}"
+            seeing_bytes = nature.projector.file_bytes if nature.projector else 0
+            way = f"{nature.header.file_bytes + seeing_bytes}/{spec.cache_type_k}/{spec.cache_type_v}"
             plans = self._plan(nature, way, rung, find_budget())
         berth = await take_room(plans, way)
         order = LaunchOrder(
