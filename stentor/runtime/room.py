@@ -174,7 +174,7 @@ class Room:
     def note_idle(self, tenant: Tenant) -> None:
         """The last request of an instance is over. Called often: does next to nothing while nobody wants room."""
         tenant.idle_since_s = self._now()
-        if self._claims or tenant.is_leaving():
+        if self._claims:
             self.look()
 
     def note_ready(self, instance: InstanceId, load_s: float) -> None:
