@@ -28,7 +28,14 @@ CONCURRENCY = 40  # of the prepaid user; what is left over is used to look for p
 TOP_UP_NANO = 2_000_000_000
 NANO_PER_INPUT, NANO_PER_OUTPUT = 100, 200
 # What a client may be told while something is being killed; anything else is a defect.
-EXCUSES = {"engine_failed", "server_restarting", "server_shutdown", "model_unavailable", "store_unavailable"}
+EXCUSES = {
+    "engine_failed",
+    "model_unavailable",
+    "server_restarting",
+    "server_shutdown",
+    "server_starting",
+    "store_unavailable",
+}
 
 
 class Told:
