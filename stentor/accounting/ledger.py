@@ -178,8 +178,8 @@ def check_books(connection: Connection) -> list[Mismatch]:
     for subject in sorted(paid.keys() | credited.keys()):
         if credited.get(subject, 0) != paid.get(subject, 0):
             found.append(Mismatch("balance", subject, "credited", credited.get(subject, 0), paid.get(subject, 0)))
-    found += _compare(connection, "key_tokens", table.sum_events(connection, "key_id", "tokens"))
-    found += _compare(connection, "key_spending", table.sum_events(connection, "key_id", "cost_nano"))
+    found += _compare(connection, "key_tokens", table.sum_events(connection, "key_id", "tokens", folded=True))
+    found += _compare(connection, "key_spending", table.sum_events(connection, "key_id", "cost_nano", folded=True))
     for kind in ("project_budget", "key_budget"):
         for subject, window, start, _, used in table.list_buckets(connection, kind):
             end = None if window == "none" else calendar_window(window, start)[1]

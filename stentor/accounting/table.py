@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Row, case, delete, func, insert, select, upda
 
 from stentor.store.bulk import BulkInsert
 from stentor.store.driver import raw_of
-from stentor.store.schema import bucket, ledger, prices, usage_events
+from stentor.store.schema import bucket, ledger, prices, usage_days, usage_events
 from stentor.store.upsert import upsert
 
 AnyRow = Row[*tuple[Any, ...]]
@@ -219,12 +219,21 @@ def sum_ledger(connection: Connection) -> dict[str, int]:
     return {row[0]: row[1] for row in connection.execute(query.order_by(ledger.c.user_id))}
 
 
-def sum_events(connection: Connection, subject: str, amount: str) -> dict[str, int]:
-    """Sums of an event column by another, over all events; ``amount`` ``tokens``: billable input and output."""
+def sum_events(connection: Connection, subject: str, amount: str, *, folded: bool = False) -> dict[str, int]:
+    """Sums of an event column by another, over all events; ``amount`` ``tokens``: billable input and output.
+
+    ``folded``: with what was folded away into days.
+    """
     value = usage_events.c[amount] if amount != "tokens" else _billable_tokens()
     column = usage_events.c[subject]
     query = select(column, func.sum(value)).group_by(column).order_by(column)
-    return {row[0]: row[1] for row in connection.execute(query)}
+    sums = {row[0]: int(row[1]) for row in connection.execute(query)}
+    if folded:
+        folded_amount = usage_days.c["billable_tokens" if amount == "tokens" else amount]
+        days = select(usage_days.c[subject], func.sum(folded_amount)).group_by(usage_days.c[subject])
+        for row in connection.execute(days.order_by(usage_days.c[subject])):
+            sums[row[0]] = sums.get(row[0], 0) + int(row[1])
+    return sums
 
 
 def _billable_tokens() -> Any:
@@ -275,3 +284,15 @@ def find_price(connection: Connection, model: str, effective_us: int) -> int | N
     """The version of the price that a model has from exactly this moment on."""
     query = select(prices.c.version).where(prices.c.model == model, prices.c.effective_us == effective_us)
     return connection.execute(query).scalar_one_or_none()
+
+
+def move_bucket(connection: Connection, key: BucketKey, amount: int) -> None:
+    """Add ``amount`` to a bucket's capacity and to what is used of it: what is left stays."""
+    here = (
+        (bucket.c.kind == key[0])
+        & (bucket.c.subject == key[1])
+        & (bucket.c.window == key[2])
+        & (bucket.c.window_start == key[3])
+    )
+    values = {"capacity": func.coalesce(bucket.c.capacity, 0) + amount, "used": bucket.c.used + amount}
+    connection.execute(update(bucket).where(here).values(**values))

@@ -6,10 +6,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from stentor.app.machine import ThisMachine
+from stentor.app.console import ConsoleParts, add_console
 from stentor.app.ring import Ring, RingParts
 from stentor.control.books import LocalBooks
-from stentor.control.changes import Changes
 from stentor.control.credential_operations import CredentialOperations
 from stentor.control.credentials import Credentials
 from stentor.control.downloads import Downloads
@@ -17,11 +16,8 @@ from stentor.control.first_run import ensure_first_run, ensure_fixed_key
 from stentor.control.management import Management
 from stentor.control.model_book import ModelBook, open_registered
 from stentor.control.model_operations import ModelOperations
-from stentor.control.money_operations import MoneyOperations
 from stentor.control.observed import ObservedBooks
 from stentor.control.operations import Operations
-from stentor.control.people_operations import PeopleOperations
-from stentor.control.plans import Plans
 from stentor.control.remote_models import RemoteModels, ensure_prices
 from stentor.control.ring.keys import ReceiptKeys
 from stentor.control.shared import start_books
@@ -73,11 +69,20 @@ class Authority:
         self.metrics = Metrics(VERSION)
         self.books = ObservedBooks(books, self.metrics, log)
         self.management = Management(database, books, keyring, clock)
-        self.operations = Operations(self.management, scheduler, ThisMachine(settings.data_dir), scheduler)
-        changes = Changes(database, books, self.management, clock)
-        plans = Plans(database, books, self.management, clock)
-        self.operations.add(PeopleOperations(self.management, changes, plans).table())
-        self.operations.add(MoneyOperations(plans).table())
+        self.operations = Operations(self.management, scheduler)
+        console = ConsoleParts(
+            settings,
+            database,
+            books,
+            keyring,
+            clock,
+            self.management,
+            scheduler,
+            models.book,
+            models.sources,
+            log,
+        )
+        self.sessions, self.jobs = add_console(self.operations, console)
         self.models = models
         self.ring: Ring
         self.outbound = Outbound(settings.egress)

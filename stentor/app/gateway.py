@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from stentor.core.books import Books
 from stentor.core.scheduler import Scheduler
+from stentor.core.sessions import SessionBook
 from stentor.egress.engines import EngineSettings
 from stentor.egress.outbound import Outbound
 from stentor.egress.passage import EnginePassage
@@ -16,11 +17,12 @@ from stentor.flows.images import ImageFetcher
 from stentor.flows.inputs import InputsAttempt
 from stentor.flows.upstreams.remote import RemoteClient, Upstreams
 from stentor.http.admin.downloads import DownloadEndpoints
+from stentor.http.admin.handlers import show_session
 from stentor.http.admin.logs import LogEndpoints, Operate
 from stentor.http.auth import Authenticator
 from stentor.http.dialects.handlers import dialect_handlers
 from stentor.http.dialects.service import DialectService
-from stentor.http.gateway import Gateway, Handler, HttpSettings
+from stentor.http.gateway import Callers, Gateway, Handler, HttpSettings
 from stentor.http.open_streams import OpenStreams
 from stentor.http.openai.keeping import KeptChat
 from stentor.http.openai.models import ModelEndpoints
@@ -84,6 +86,7 @@ class GatewayParts:
         operators: Mapping[str, Handler],
         render_metrics: Callable[[], Awaitable[bytes]],
         operate: Operate,
+        sessions: SessionBook,
         *,
         operator_socket: bool = False,
     ) -> Gateway:
@@ -97,13 +100,19 @@ class GatewayParts:
             "openapi": public.openapi,
             "docs": public.docs,
             "chat": KeptChat(self._text, operate, self._log).chat,
+            "admin_session": show_session,
+            "user_session": show_session,
             "follow_log": LogEndpoints(operate, self._streams).follow,
             "get_download": DownloadEndpoints(operate, self._streams).get,
             **operators,
         }
         bridge = Bridge(self.authenticator, self._pepper) if self._settings.ring_bridge else None
         return Gateway(
-            self._settings, self.authenticator, handlers, self._log, operator_socket=operator_socket, bridge=bridge
+            self._settings,
+            Callers(self.authenticator, sessions, bridge),
+            handlers,
+            self._log,
+            operator_socket=operator_socket,
         )
 
     async def drain(self, drain_s: float) -> None:

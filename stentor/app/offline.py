@@ -23,7 +23,9 @@ class Offline:
         self._gateway = gateway
         self._log = log
         operators = managed_handlers(authority)
-        self._app = gateway.app(operators, authority.render_metrics, self.answer, operator_socket=True)
+        self._app = gateway.app(
+            operators, authority.render_metrics, self.answer, authority.sessions, operator_socket=True
+        )
 
     async def answer(self, call: OperatorCall) -> OperatorAnswer:
         """Answer one request as the running server would."""
@@ -56,6 +58,11 @@ async def open_offline(settings: Settings) -> Offline:
         log.close()
         raise
     gateway = GatewayParts(
-        HttpSettings(), authority.books, authority.scheduler, authority.keyring.pepper(), NoTracer(), log
+        HttpSettings(),
+        authority.books,
+        authority.scheduler,
+        authority.keyring.pepper(),
+        NoTracer(),
+        log,
     )
     return Offline(database, authority, gateway, log)

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 import uvloop
@@ -26,7 +27,7 @@ from stentor.core.ids import ModelId
 from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.http.gateway import HttpSettings
 from stentor.http.loopback import call_app
-from stentor.http.server import HttpServer
+from stentor.http.server import HttpServer, tls_context
 from stentor.http.starting import starting_up
 from stentor.settings import Settings
 from stentor.settings.checks import is_loopback
@@ -84,6 +85,7 @@ class _Server:
     async def run(self, on_ready: OnReady, admin_key: bool) -> int:
         """From the first open to the last close."""
         settings = self._settings
+        self._tls = tls_context(_tls_files(settings))
         first_socket = _listen(settings)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(first_socket.close)
@@ -104,6 +106,7 @@ class _Server:
             stack.push_async_callback(_finish, running)
             summing = asyncio.create_task(authority.summer.run(), name="usage-summer")
             stack.push_async_callback(_finish, summing)
+            stack.push_async_callback(_finish, asyncio.create_task(authority.jobs.run(), name="jobs"))
             stack.push_async_callback(authority.scheduler.shutdown, 0.0)
             http = await self._start_http(authority, gateway, first_socket, door)
             await self._start_models(authority)
@@ -160,7 +163,13 @@ class _Server:
     ) -> None:
         path = self._settings.admin_socket
         self._operators = managed_handlers(authority)
-        self._operator_app = gateway.app(self._operators, authority.render_metrics, self._operate, operator_socket=True)
+        self._operator_app = gateway.app(
+            self._operators,
+            authority.render_metrics,
+            self._operate,
+            authority.sessions,
+            operator_socket=True,
+        )
         server = HttpServer(self._operator_app)
         await server.begin(_listen_unix(path))
         stack.callback(path.unlink, missing_ok=True)
@@ -174,7 +183,7 @@ class _Server:
         """Whoever comes before the store is open is told so. Workers listen themselves: until then nobody does."""
         if self._settings.gateway_workers > 1:
             return None
-        door = HttpServer(starting_up)
+        door = HttpServer(starting_up, self._tls)
         await door.begin(first_socket)
         stack.push_async_callback(door.end)
         return door
@@ -186,7 +195,7 @@ class _Server:
         settings = self._settings
         if door is not None:
             server = door
-            server.app = gateway.app(self._operators, authority.render_metrics, self._operate)
+            server.app = gateway.app(self._operators, authority.render_metrics, self._operate, authority.sessions)
 
             async def end_alone(drain_s: float) -> None:
                 server.stop_accepting()
@@ -197,7 +206,7 @@ class _Server:
         host, port = first_socket.getsockname()[:2]
         workers = Workers(
             authority.books,
-            lambda owner: Desk(owner, authority.books, authority.scheduler, self._operate),
+            lambda owner: Desk(owner, authority.books, authority.scheduler, self._operate, authority.sessions),
             _worker_command,
             WorkerHello(_http_settings(settings), settings.telemetry, authority.keyring.pepper(), settings.egress),
             self._log,
@@ -271,7 +280,16 @@ def _http_settings(settings: Settings) -> HttpSettings:
         cors_origins=settings.cors_origins,
         open_metrics=is_loopback(settings.host),
         ring_bridge=settings.values["RING_KEY_MODE"] == "bridge",
+        trusted_proxies=settings.trusted_proxies,
+        allow_insecure_admin=bool(settings.values["ALLOW_INSECURE_ADMIN"]),
+        tls=_tls_files(settings),
+        own_hosts=(urlsplit(settings.public_url).netloc,) if settings.public_url else (),
     )
+
+
+def _tls_files(settings: Settings) -> tuple[str, str] | None:
+    cert, key = settings.tls_cert, settings.tls_key
+    return None if cert is None or key is None else (str(cert), str(key))
 
 
 def _listen(settings: Settings) -> socket.socket:
@@ -314,7 +332,8 @@ def _url(settings: Settings, sock: socket.socket) -> str:
         return settings.public_url.rstrip("/")
     host, port = sock.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  # an address that can be opened
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    scheme = "http" if settings.tls_cert is None else "https"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _worker_command(line_fd: int, listen_fd: int) -> list[str]:

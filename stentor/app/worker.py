@@ -18,7 +18,7 @@ from stentor.app.hello import WorkerHello
 from stentor.control.client import AuthorityClient
 from stentor.core.errors import StentorError
 from stentor.http.forward import OperatorForward
-from stentor.http.server import STOP_S, HttpServer
+from stentor.http.server import STOP_S, HttpServer, tls_context
 from stentor.telemetry.logs import Log, route_crashes, route_stdlib
 from stentor.telemetry.trace import open_tracer
 from stentor.version import VERSION
@@ -53,7 +53,9 @@ async def _serve(line: socket.socket, listening: socket.socket) -> int:
     tracer = open_tracer(hello.telemetry, VERSION)
     parts = GatewayParts(hello.http, authority, authority, hello.pepper, tracer, log, hello.egress)
     forward = OperatorForward(authority)
-    server = HttpServer(parts.app(forward.handlers(), forward.render_metrics, authority.operate))
+    server = HttpServer(
+        parts.app(forward.handlers(), forward.render_metrics, authority.operate, authority), tls_context(hello.http.tls)
+    )
     await server.begin(listening)
     tune_collector()
     authority.tell_ready()

@@ -9,10 +9,14 @@ from stentor.audit import table
 
 
 class Actor(msgspec.Struct, frozen=True):
-    """Who does something (a user's name or ``system``), and from where (``cli``, ``api``, ``console``, ``start``)."""
+    """Who does something (a user's name, a key's id or ``system``), by which way, and from which address.
+
+    Ways are ``cli``, ``api``, ``console`` and ``start``.
+    """
 
     name: str
     origin: str
+    address: str = ""
 
 
 SYSTEM = Actor(name="system", origin="start")
@@ -30,6 +34,7 @@ class Change(msgspec.Struct, frozen=True):
     subject_id: str
     before: str | None
     after: str | None
+    address: str = ""
 
 
 def record_change(
@@ -49,6 +54,7 @@ def record_change(
             "created_us": now_us,
             "actor": actor.name,
             "origin": actor.origin,
+            "address": actor.address,
             "action": action,
             "subject_kind": subject[0],
             "subject_id": subject[1],
@@ -58,9 +64,25 @@ def record_change(
     )
 
 
-def list_changes(connection: Connection, *, before_id: int | None = None, limit: int = 100) -> list[Change]:
+class ChangeFilter(msgspec.Struct, frozen=True):
+    """Which changes; None: all. Times in UTC microseconds, ``until_us`` excluded."""
+
+    actor: str | None = None
+    action: str | None = None
+    subject_kind: str | None = None
+    subject_id: str | None = None
+    since_us: int | None = None
+    until_us: int | None = None
+
+
+EVERY_CHANGE = ChangeFilter()
+
+
+def list_changes(
+    connection: Connection, *, where: ChangeFilter = EVERY_CHANGE, before_id: int | None = None, limit: int = 100
+) -> list[Change]:
     """The newest changes first; page on with the last one's id."""
-    return [Change(*row) for row in table.page(connection, before_id, limit)]
+    return [Change(*row) for row in table.page(connection, msgspec.structs.asdict(where), before_id, limit)]
 
 
 def find_newest(connection: Connection) -> int:

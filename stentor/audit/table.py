@@ -6,14 +6,16 @@ from sqlalchemy import Connection, func, insert, select
 
 from stentor.store.schema import audit
 
+_FILTERS = ("actor", "action", "subject_kind", "subject_id")
+
 
 def add(connection: Connection, values: dict[str, Any]) -> None:
     """Append one row."""
     connection.execute(insert(audit).values(**values))
 
 
-def page(connection: Connection, before_id: int | None, limit: int) -> list[Any]:
-    """Rows, newest first, older than ``before_id``."""
+def page(connection: Connection, filters: dict[str, Any], before_id: int | None, limit: int) -> list[Any]:
+    """Rows, newest first, older than ``before_id``; ``filters`` by column, and ``since_us`` and ``until_us``."""
     query = select(
         audit.c.id,
         audit.c.created_us,
@@ -24,7 +26,15 @@ def page(connection: Connection, before_id: int | None, limit: int) -> list[Any]
         audit.c.subject_id,
         audit.c.before,
         audit.c.after,
+        audit.c.address,
     ).order_by(audit.c.id.desc())
+    for name in _FILTERS:
+        if filters.get(name) is not None:
+            query = query.where(audit.c[name] == filters[name])
+    if filters.get("since_us") is not None:
+        query = query.where(audit.c.created_us >= filters["since_us"])
+    if filters.get("until_us") is not None:
+        query = query.where(audit.c.created_us < filters["until_us"])
     if before_id is not None:
         query = query.where(audit.c.id < before_id)
     return list(connection.execute(query.limit(limit)))

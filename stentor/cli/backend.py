@@ -121,13 +121,15 @@ class Backend:
         """What the books say of their own health."""
         return _rows(self._client.call("GET", "/doctor"))
 
-    def list_rows(self, path: str) -> list[Row]:
-        """All rows of a listing."""
-        return self._pages(path, {}, None)
+    def list_rows(self, path: str, filters: Row | None = None, limit: int | None = None) -> list[Row]:
+        """All rows of a listing, or the first ``limit``; filters of None are left out."""
+        return self._pages(path, filters or {}, limit)
 
-    def call(self, method: str, path: str, body: Row | None = None) -> Row:
+    def call(
+        self, method: str, path: str, body: Row | None = None, *, query: Row | None = None, timeout_s: float = 60.0
+    ) -> Row:
         """One call of the admin API whose answer is one row."""
-        answer = self._client.call(method, path, body=body)
+        answer = self._client.call(method, path, body=body, query=query, timeout_s=timeout_s)
         return answer if isinstance(answer, dict) else {}
 
     def _post(self, path: str, body: Row, timeout_s: float = 60.0) -> Row:

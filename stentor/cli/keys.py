@@ -1,6 +1,7 @@
 """``stentor keys``: make, list, revoke and rotate API keys."""
 
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -11,6 +12,11 @@ from stentor.cli.values import Dollars, Moment, Span
 from stentor.core.principal import SCOPES
 
 DEFAULT_GRACE = "0s"
+_MONEY = {
+    "spending-limit": "spending_limit_nano",
+    "budget-day": "budget_day_nano",
+    "budget-month": "budget_month_nano",
+}
 
 
 @click.group()
@@ -70,6 +76,32 @@ def list_keys(as_json: bool, **place: Any) -> None:
     print_rows(rows, _COLUMNS, "There are no API keys yet. Make one with `stentor keys create`.")
 
 
+@keys.command("limit")
+@click.argument("key_id")
+@click.option("--token-limit", type=click.IntRange(min=-1), help="Tokens that it may ever use; -1 lifts it.")
+@click.option("--spending-limit", "spending_limit_nano", type=Dollars(), help="USD that it may ever spend.")
+@click.option("--budget-day", "budget_day_nano", type=Dollars(), help="USD a day, UTC.")
+@click.option("--budget-month", "budget_month_nano", type=Dollars(), help="USD a month, UTC.")
+@click.option("--requests-per-minute", type=click.IntRange(min=-1), help="-1 lifts it.")
+@click.option("--tokens-per-minute", type=click.IntRange(min=-1), help="-1 lifts it.")
+@click.option("--concurrency", type=click.IntRange(min=-1), help="Requests at a time; -1 lifts it.")
+@click.option("--lift", multiple=True, type=click.Choice(_MONEY), help="Lift this limit; may be repeated.")
+@json_option
+@place_options
+def limit(
+    key_id: str, lift: tuple[str, ...], as_json: bool, config: str | None, data_dir: str | None, **given: Any
+) -> None:
+    """Change a key's limits; a new one counts what the key has used before."""
+    limits = {name: None if value == -1 else value for name, value in given.items() if value is not None}
+    limits |= dict.fromkeys(_MONEY[name] for name in lift)
+    with open_backend(read_settings({"config": config, "data_dir": data_dir})) as backend:
+        row = backend.call("PATCH", f"/api-keys/{quote(key_id, safe='')}", {"limits": limits})
+    if as_json:
+        print_json(row)
+        return
+    print_rows([row], _COLUMNS, "")
+
+
 @keys.command("revoke")
 @click.argument("key_id")
 @json_option
@@ -122,6 +154,9 @@ def _limits(row: Row) -> str:
     shown = [f"{limits[name]} {word}" for name, word in words.items() if limits.get(name) is not None]
     if limits.get("spending_limit_nano") is not None:
         shown.append(money_of("spending_limit_nano")(limits))
+    for name, word in (("budget_day_nano", "a day"), ("budget_month_nano", "a month")):
+        if limits.get(name) is not None:
+            shown.append(f"{money_of(name)(limits)} {word}")
     return ", ".join(shown) or "–"
 
 

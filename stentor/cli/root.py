@@ -5,6 +5,7 @@ import sys
 
 import click
 
+from stentor.cli.backups import backup, restore
 from stentor.cli.chat import chat
 from stentor.cli.configuration import config_command
 from stentor.cli.credentials import providers, secrets, vault
@@ -14,8 +15,11 @@ from stentor.cli.importing import import_command
 from stentor.cli.keys import keys
 from stentor.cli.model_files import COMMANDS as MODEL_COMMANDS
 from stentor.cli.models import models
+from stentor.cli.plans import prices, projects, tiers
 from stentor.cli.receipts import receipts
+from stentor.cli.records import audit, report, sessions, signups
 from stentor.cli.serving import serve, up
+from stentor.cli.slots import logs, ps, slots
 from stentor.cli.usage import usage
 from stentor.cli.users import users
 from stentor.core.errors import StentorError
@@ -50,6 +54,18 @@ for command in (
     receipts,
     db,
     doctor,
+    ps,
+    slots,
+    logs,
+    tiers,
+    projects,
+    prices,
+    report,
+    audit,
+    backup,
+    restore,
+    signups,
+    sessions,
     chat,
     config_command,
     import_command,

@@ -1,6 +1,7 @@
 """``stentor users``: list and make users, and fill their balances."""
 
 from typing import Any
+from urllib.parse import quote
 
 import click
 
@@ -8,6 +9,7 @@ from stentor.cli.backend import open_backend
 from stentor.cli.options import place_options, read_settings
 from stentor.cli.render import format_usd, json_option, money_of, plain, print_json, print_rows, time_of
 from stentor.cli.values import Dollars
+from stentor.core.lazy import load
 
 
 @click.group()
@@ -65,6 +67,64 @@ def topup(user: str, amount: int, note: str, as_json: bool, **place: Any) -> Non
     click.echo(f"{format_usd(amount)} booked for {user}{tail}.")
 
 
+@users.command("set")
+@click.argument("user")
+@click.option("--tier", help="Another tier.")
+@click.option("--role", type=click.Choice(["user", "admin"]), help="Whoever is no admin any more keeps no admin key.")
+@click.option("--email", help="Another address.")
+@click.option("--active/--inactive", default=None, help="Let them in, or shut them out with all their keys.")
+@json_option
+@place_options
+def change(user: str, as_json: bool, config: str | None, data_dir: str | None, **given: Any) -> None:
+    """Change a user's tier, role, email, or whether they are let in."""
+    body = {name: value for name, value in given.items() if value is not None}
+    with open_backend(read_settings({"config": config, "data_dir": data_dir})) as backend:
+        row = backend.call("PATCH", f"/users/{quote(user, safe='')}", body)
+    if as_json:
+        print_json(row)
+        return
+    print_rows([row], _COLUMNS, "")
+
+
+@users.command("passwd")
+@click.argument("user", default="admin")
+@json_option
+@place_options
+def passwd(user: str, as_json: bool, **place: Any) -> None:
+    """Give a user a new console password and print it; they change it at the next sign-in, and other sessions end."""
+    password = load("stentor.people.passwords").new_password()
+    body = {"password": password, "password_temporary": True}
+    with open_backend(read_settings(place)) as backend:
+        row = backend.call("PATCH", f"/users/{quote(user, safe='')}", body)
+    if as_json:
+        print_json({"user": row.get("name"), "password": password})
+        return
+    click.echo(password)
+    click.echo(f"This is the new password of {row.get('name')}, shown this once.", err=True)
+
+
+@users.command("ledger")
+@click.argument("user")
+@json_option
+@place_options
+def ledger(user: str, as_json: bool, **place: Any) -> None:
+    """List what was paid in and taken off, newest first."""
+    with open_backend(read_settings(place)) as backend:
+        rows = backend.list_rows(f"/users/{quote(user, safe='')}/ledger")
+    if as_json:
+        print_json(rows)
+        return
+    print_rows(rows, _LEDGER_COLUMNS, "Nothing was booked yet.")
+
+
+_LEDGER_COLUMNS = (
+    ("time", time_of("created_us")),
+    ("kind", plain("kind")),
+    ("amount", money_of("amount_nano")),
+    ("by", plain("actor")),
+    ("note", plain("note")),
+    ("reference", plain("reference")),
+)
 _COLUMNS = (
     ("id", plain("id")),
     ("name", plain("name")),

@@ -1,5 +1,6 @@
 """Changes to users and keys that exist: one transaction with its audit row, then in memory."""
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -13,8 +14,9 @@ from stentor.control.books import LocalBooks
 from stentor.control.management import Management
 from stentor.control.wanted import UserView, check_within
 from stentor.core.clock import Clock
-from stentor.core.ids import KeyId, TierId
+from stentor.core.ids import KeyId, TierId, UserId
 from stentor.people import api_keys, tiers, users
+from stentor.people.sessions import end_sessions
 from stentor.people.values import ApiKey, KeyLimits, Tier, User
 from stentor.store.database import Database
 
@@ -67,11 +69,19 @@ def given(change: msgspec.Struct) -> dict[str, Any]:
 class Changes:
     """Lives on the books' event loop, as :class:`~stentor.control.management.Management` does."""
 
-    def __init__(self, database: Database, books: LocalBooks, management: Management, clock: Clock) -> None:
+    def __init__(
+        self,
+        database: Database,
+        books: LocalBooks,
+        management: Management,
+        clock: Clock,
+        forget_sessions: Callable[[UserId], None] = lambda _: None,
+    ) -> None:
         self._database = database
         self._books = books
         self._management = management
         self._clock = clock
+        self._forget_sessions = forget_sessions
 
     # -- users -------------------------------------------------------------------------------------------------------
 
@@ -100,11 +110,14 @@ class Changes:
             found = users.change_user(connection, old, values, now_us)
             before, after = _visible(old, values), _visible(found, values)
             record_change(connection, now_us, actor, "user_change", ("user", old.id), before=before, after=after)
+            if not found.active or found.role != old.role or "password_hash" in values:
+                end_sessions(connection, found.id)
             ended = self._end_admin_keys(connection, actor, found, now_us) if old.role != found.role else []
             left_nano = find_balance(connection, found.id).left_nano
             return found, tiers.get_tier(connection, found.tier_id), ended, left_nano
 
         found, tier, ended, left_nano = await self._database.write(work)
+        self._forget_sessions(found.id)
         for key in ended:
             self._books.roll.change_key(key)
             self._books.tell_revoked(key.id)

@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 
-from stentor.control.line import Line, RefusalWire, StartOrder, Withdrawal
+from stentor.control.line import Line, RefusalWire, SessionQuestion, StartOrder, Withdrawal
 from stentor.core.books import Close, Grant, Open, Settled
 from stentor.core.errors import AuthorityLost, Refused
 from stentor.core.ids import KeyId, ModelId
 from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
 from stentor.core.scheduler import EngineDoor, InstanceCard, ModelCard
+from stentor.core.sessions import SessionCard, SessionKind
 
 _ANSWERS: dict[str, Any] = {
     name: msgspec.msgpack.Decoder(kind).decode
@@ -27,6 +28,7 @@ _ANSWERS: dict[str, Any] = {
         "find_model": ModelCard | None,
         "list_instances": list[InstanceCard],
         "find_door": EngineDoor | None,
+        "find_session": SessionCard | None,
         "start": None,
         "stop": None,
         "operate": OperatorAnswer,
@@ -195,6 +197,13 @@ class AuthorityClient:
     async def stop(self, model: ModelId) -> None:
         """See ``Scheduler.stop``."""
         await self._ask("stop", model)[1]
+
+    # -- Sessions --------------------------------------------------------------------------------------------------
+
+    async def find_session(self, digest: bytes, kind: SessionKind) -> SessionCard | None:
+        """See ``SessionBook.find_session``."""
+        card: SessionCard | None = await self._ask("find_session", SessionQuestion(digest, kind))[1]
+        return card
 
     # -- Management ------------------------------------------------------------------------------------------------
 

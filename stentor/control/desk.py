@@ -10,19 +10,21 @@ from typing import Any
 
 import msgspec
 
-from stentor.control.line import Line, RefusalWire, StartOrder, Withdrawal
+from stentor.control.line import Line, RefusalWire, SessionQuestion, StartOrder, Withdrawal
 from stentor.control.owned import OwnedBooks
 from stentor.core.books import Close, Open, Usage
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ModelId, RequestId
 from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.core.scheduler import Scheduler
+from stentor.core.sessions import SessionBook
 
 _decode_open = msgspec.msgpack.Decoder(Open).decode
 _decode_close = msgspec.msgpack.Decoder(Close).decode
 _decode_start = msgspec.msgpack.Decoder(StartOrder).decode
 _decode_withdrawal = msgspec.msgpack.Decoder(Withdrawal).decode
 _decode_call = msgspec.msgpack.Decoder(OperatorCall).decode
+_decode_session = msgspec.msgpack.Decoder(SessionQuestion).decode
 _decode_text = msgspec.msgpack.Decoder(str).decode
 _decode_bytes = msgspec.msgpack.Decoder(bytes).decode
 
@@ -32,11 +34,19 @@ Operate = Callable[[OperatorCall], Awaitable[OperatorAnswer]]
 class Desk:
     """Serves one worker. ``owner`` names it in the books. Make it inside the running loop."""
 
-    def __init__(self, owner: str, books: OwnedBooks, scheduler: Scheduler, operate: Operate) -> None:
+    def __init__(
+        self,
+        owner: str,
+        books: OwnedBooks,
+        scheduler: Scheduler,
+        operate: Operate,
+        sessions: SessionBook | None = None,
+    ) -> None:
         self._owner = owner
         self._books = books
         self._scheduler = scheduler
         self._operate = operate
+        self._sessions = sessions
         self._line: Line | None = None
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -155,6 +165,9 @@ class Desk:
             return await books.find_principal(_decode_bytes(payload))
         if name == "find_problem":
             return await books.find_problem()
+        if name == "find_session" and self._sessions is not None:
+            question = _decode_session(payload)
+            return await self._sessions.find_session(question.digest, question.kind)
         if name == "operate":
             return await self._operate(_decode_call(payload))
         return await self._schedule(name, payload)

@@ -11,6 +11,8 @@ from typing import Any, cast
 
 import msgspec
 
+from stentor.core.sessions import SessionKind
+
 FRAME_MAX_BYTES = 64 * 1024 * 1024
 _LENGTH = struct.Struct(">I")
 _encode = msgspec.msgpack.Encoder().encode
@@ -100,3 +102,10 @@ class StartOrder(msgspec.Struct, array_like=True):
 
     model: str
     instances: int
+
+
+class SessionQuestion(msgspec.Struct, array_like=True):
+    """``SessionBook.find_session``'s arguments."""
+
+    digest: bytes
+    kind: SessionKind

@@ -11,7 +11,7 @@ from stentor.accounting.meters import calendar_window
 from stentor.accounting.price import Price
 from stentor.accounting.prices import PriceEntry, add_price, list_prices, load_prices
 from stentor.accounting.usage import Subject, UsageFilter, UsagePage, UsageTotal, list_usage, total_usage
-from stentor.audit.log import Actor, Change, list_changes, record_change
+from stentor.audit.log import EVERY_CHANGE, Actor, Change, ChangeFilter, list_changes, record_change
 from stentor.control.books import LocalBooks
 from stentor.control.wanted import Finding, KeyAsk, MadeKey, UserAsk, UserView, check_within
 from stentor.core.clock import Clock
@@ -374,9 +374,13 @@ class Management:
         if meter.window_start == start:
             meter.used += missing
 
-    async def list_changes(self, *, before: int | None = None, limit: int = 100) -> list[Change]:
+    async def list_changes(
+        self, where: ChangeFilter = EVERY_CHANGE, *, before: int | None = None, limit: int = 100
+    ) -> list[Change]:
         """The audit log, newest first."""
-        return await self._database.read(lambda connection: list_changes(connection, before_id=before, limit=limit))
+        return await self._database.read(
+            lambda connection: list_changes(connection, where=where, before_id=before, limit=limit)
+        )
 
     async def doctor_books(self) -> list[Finding]:
         """Whether every balance and bucket agrees with the ledger and the events."""

@@ -1,7 +1,7 @@
 """Management as JSON rows: one shape for the admin API and for the command line beside a server that doesn't run."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -23,10 +23,9 @@ from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
 from stentor.core.operator import Task
-from stentor.core.scheduler import LogPage, ModelCard, Scheduler
+from stentor.core.scheduler import ModelCard, Scheduler
 
 INSTANCES_MAX = 64
-LOG_WAIT_MAX_S = 30
 
 
 class _Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,30 +42,12 @@ class _Start(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     instances: int = 1
 
 
-class Machine(Protocol):
-    """What the machine says of itself."""
-
-    async def describe(self) -> Row:
-        """CPU, memory, disk, GPUs, as plain values."""
-        ...
-
-
-class EngineLogs(Protocol):
-    """Whoever keeps the engines' output."""
-
-    async def read_log(self, name: str, after: int, wait_s: float) -> LogPage | None:
-        """Lines after the first ``after`` ones; waits for one at most ``wait_s``."""
-        ...
-
-
 class Operations:
     """Every management operation by name; ``body`` is decoded JSON, ``query`` the query string's last values."""
 
-    def __init__(self, management: Management, scheduler: Scheduler, machine: Machine, logs: EngineLogs) -> None:
+    def __init__(self, management: Management, scheduler: Scheduler) -> None:
         self._management = management
         self._scheduler = scheduler
-        self._machine = machine
-        self._logs = logs
         self._table = self._make_table()
 
     def add(self, table: Mapping[str, Operation]) -> None:
@@ -95,10 +76,7 @@ class Operations:
             "list_model_cards": lambda task: self.list_models(),
             "start_model": lambda task: self.start_model(actor_of(task), task.params["id"], task.body),
             "stop_model": lambda task: self.stop_model(actor_of(task), task.params["id"]),
-            "list_slots": lambda task: self.list_slots(),
-            "read_log": self.read_log,
             "doctor": lambda task: self.doctor(),
-            "system": lambda task: self.system(),
         }
 
     async def list_keys(self, query: Query) -> Row:
@@ -187,23 +165,6 @@ class Operations:
             raise Refused("model_not_found", f"There is no model '{name[:128]}'; `stentor models list` shows all.")
         return card
 
-    async def list_slots(self) -> Row:
-        """Engine processes."""
-        return page_of([msgspec.to_builtins(card) for card in await self._scheduler.list_instances()], None)
-
-    async def read_log(self, task: Task) -> Row:
-        """An engine's last lines, or those after ``after``, for which it waits ``wait_s``."""
-        slot = task.params["slot"]
-        wait_s = min(max(number_of(task.query, "wait_s") or 0, 0), LOG_WAIT_MAX_S)
-        page = await self._logs.read_log(slot, max(number_of(task.query, "after") or 0, 0), wait_s)
-        if page is None:
-            raise Refused("not_found", f"There is no engine '{slot[:128]}'; `stentor ps` shows all.")
-        return page_of(page.lines, page.next)
-
     async def doctor(self) -> Row:
         """What the books say of themselves."""
         return page_of([msgspec.to_builtins(finding) for finding in await self._management.doctor_books()], None)
-
-    async def system(self) -> Row:
-        """The machine and its engines."""
-        return {**await self._machine.describe(), "slots": (await self.list_slots())["data"]}

@@ -21,7 +21,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)  # what a column of the databa
 
 def actor_of(task: Task) -> Actor:
     """Who the audit names."""
-    return Actor(task.actor, task.origin)
+    return Actor(task.actor, task.origin, task.address)
 
 
 def page_of(rows: list[Any], after: object) -> Row:

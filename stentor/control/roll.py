@@ -321,6 +321,14 @@ class Roll:
         if user is not None:
             user.balance.limit = credited_nano
 
+    def close_period(self, user_id: UserId, amount_nano: int) -> None:
+        """So much of what was charged was closed off: it counts neither as paid in nor as used any more."""
+        self.changed()
+        user = self.users.get(user_id)
+        if user is not None:
+            user.balance.limit -= amount_nano
+            user.balance.used -= amount_nano
+
     def change_budget(self, project_id: ProjectId, window: str, limit_nano: int | None, used: int) -> Meter | None:
         """A budget was set or (None) removed; returns the meter of one that is new to a loaded project."""
         self.changed()

@@ -11,8 +11,8 @@ from stentor.core.principal import Principal
 class OperatorCall(msgspec.Struct, array_like=True):
     """``query`` is the raw query string, ``body`` the raw JSON; ``caller`` None: the operator, on the server's socket.
 
-    ``address`` is where the caller is, ``accept`` the media types they want,
-    ``if_none_match`` the entity tags they have.
+    ``address`` is where the caller is, ``accept`` the media types they want, ``if_none_match`` the entity tags they
+    have, ``agent`` what their program calls itself, ``secure`` whether they came by TLS.
     """
 
     method: str
@@ -23,6 +23,8 @@ class OperatorCall(msgspec.Struct, array_like=True):
     address: str = ""
     accept: str = ""
     if_none_match: str = ""
+    agent: str = ""
+    secure: bool = False
 
 
 class OperatorAnswer(msgspec.Struct, array_like=True):
@@ -52,3 +54,4 @@ class Task(msgspec.Struct, frozen=True):
     user_id: str = ""
     session_id: str = ""
     address: str = ""
+    agent: str = ""

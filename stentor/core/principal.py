@@ -11,7 +11,8 @@ class Principal(msgspec.Struct, frozen=True, array_like=True):
     """The caller behind an API key.
 
     ``scopes`` are a subset of :data:`SCOPES`; ``models`` and ``endpoints`` narrow what the key may use, empty meaning
-    all. ``key_hint`` is the last four characters of the key, for humans.
+    all. ``key_hint`` is the last four characters of the key, for humans. Behind a console session there is no key:
+    then ``session_id`` and ``user_name`` are set.
     """
 
     key_id: KeyId
@@ -23,3 +24,5 @@ class Principal(msgspec.Struct, frozen=True, array_like=True):
     endpoints: frozenset[str] = frozenset()
     expires_us: int | None = None
     key_hint: str = ""
+    session_id: str = ""
+    user_name: str = ""

@@ -105,7 +105,7 @@ class Authenticator:
 
 def check_scope(principal: Principal, scope: str, endpoint: str) -> None:
     """Raises Refused (403) when the key may not call this."""
-    if scope not in principal.scopes:
+    if scope and scope not in principal.scopes:
         raise Refused(
             "insufficient_scope",
             f"This key has the scopes {', '.join(sorted(principal.scopes)) or 'none'}; this call needs '{scope}'.",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from stentor.core.errors import Refused
 from stentor.core.principal import Principal
+from stentor.core.sessions import SessionCard
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -21,13 +22,14 @@ class Exchange(ABC):
     """``path`` is percent-decoded, ``query`` is not, header names are in lower case.
 
     ``address`` is the peer's, None where there is none; ``caller`` is who was authenticated already, where the server
-    itself asks on somebody's behalf. ``more_headers`` are added to whatever is answered. ``on_gone`` is called once if
+    itself asks on somebody's behalf. ``secure``: it came by TLS, here or at a trusted proxy; ``session`` is the session
+    that its cookie opened. ``more_headers`` are added to whatever is answered. ``on_gone`` is called once if
     the client leaves before the answer is complete; set it with :meth:`watch`. ``stalled`` says that the client has to
     read before more is written.
     """
 
     __slots__ = ("address", "caller", "complete", "gone", "headers", "method", "more_headers", "on_gone", "path",
-                 "query", "stalled")  # fmt: skip
+                 "query", "secure", "session", "stalled")  # fmt: skip
 
     def __init__(self, method: str, path: str, query: bytes, headers: Headers, address: str | None) -> None:
         self.method = method
@@ -36,6 +38,8 @@ class Exchange(ABC):
         self.headers = headers
         self.address = address
         self.caller: Principal | None = None
+        self.secure = False
+        self.session: SessionCard | None = None
         self.more_headers: Headers = []
         self.on_gone: Callable[[], None] | None = None
         self.complete = False

@@ -46,6 +46,8 @@ class OperatorForward:
             exchange.address or "",
             (connection.header(b"accept") or b"").decode("latin-1"),
             (connection.header(b"if-none-match") or b"").decode("latin-1"),
+            (connection.header(b"user-agent") or b"").decode("latin-1"),
+            exchange.secure,
         )
         answer = await self._authority.operate(call)
         headers = [

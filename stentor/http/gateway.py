@@ -14,12 +14,15 @@ import msgspec
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ProjectId, TierId, UserId
 from stentor.core.principal import SCOPES, Principal
-from stentor.http.auth import Authenticator, check_scope
+from stentor.core.sessions import SessionBook
+from stentor.http.auth import Authenticator, check_scope, find_token
 from stentor.http.connection import Connection
 from stentor.http.errors import Envelope, envelope_of, status_of
 from stentor.http.exchange import ClientGone, Exchange, Headers
 from stentor.http.guard import Cors, HostGuard
+from stentor.http.proxies import TrustedProxies
 from stentor.http.route import Route
+from stentor.http.sessions import SessionGate, check_sign_in, find_cookie, kind_of
 from stentor.http.surface import SURFACE
 from stentor.telemetry.logs import Log
 
@@ -34,8 +37,10 @@ OPERATOR = Principal(KeyId("operator"), UserId("operator"), ProjectId(""), TierI
 
 
 class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """``body_max_bytes`` bounds a JSON body; ``open_metrics``: the server listens on loopback alone,
-    ``ring_bridge``: any text is a key on the LLMRing surface.
+    """``body_max_bytes`` bounds a JSON body; ``open_metrics``: the server listens on loopback alone.
+
+    ``ring_bridge``: any text is a key on the LLMRing surface. ``own_hosts`` are hosts, with ports, that pages of ours
+    may come from beside the one that is asked. ``tls`` are the paths of certificate chain and private key.
     """
 
     body_max_bytes: int = 32 * 1024 * 1024
@@ -43,6 +48,10 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     cors_origins: tuple[str, ...] = ()
     open_metrics: bool = True
     ring_bridge: bool = False
+    trusted_proxies: tuple[str, ...] = ()
+    allow_insecure_admin: bool = False
+    own_hosts: tuple[str, ...] = ()
+    tls: tuple[str, str] | None = None
 
 
 class RingCallers(Protocol):
@@ -51,6 +60,14 @@ class RingCallers(Protocol):
     async def authenticate(self, headers: Headers) -> Principal:
         """The caller. Raises Refused."""
         ...
+
+
+class Callers(NamedTuple):
+    """Those who know who calls: by key, by session, and on the LLMRing surface by any text."""
+
+    authenticator: Authenticator
+    sessions: SessionBook
+    bridge: RingCallers | None = None
 
 
 class _Bound(NamedTuple):
@@ -64,19 +81,22 @@ class Gateway:
     def __init__(
         self,
         settings: HttpSettings,
-        authenticator: Authenticator,
+        callers: Callers,
         handlers: Mapping[str, Handler],
         log: Log,
         *,
         operator_socket: bool = False,
-        bridge: RingCallers | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
-        self._authenticator = authenticator
+        self._authenticator = callers.authenticator
         self._log = log
+        self._sessions = SessionGate(callers.sessions, settings.own_hosts)
+        self._proxies = TrustedProxies(settings.trusted_proxies)
+        self._behind_proxies = bool(self._proxies) and not operator_socket
+        self._allow_insecure = settings.allow_insecure_admin
         self._open_metrics = settings.open_metrics
         self._operator_socket = operator_socket
-        self._bridge = bridge
+        self._bridge = callers.bridge
         self._hosts = None if operator_socket else HostGuard(settings.allowed_hosts)
         self._cors = Cors(settings.cors_origins)
         self._exact: dict[tuple[str, str], _Bound] = {}
@@ -90,6 +110,8 @@ class Gateway:
 
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one request."""
+        if self._behind_proxies:
+            self._proxies.apply(exchange)
         connection = Connection(exchange, self._loop)
         self._cors.mark(exchange)
         envelope: Envelope | None = None
@@ -161,6 +183,9 @@ class Gateway:
         raise Refused("not_found", f"There is nothing at {path[:200]}; /docs lists what there is.")
 
     async def _admit(self, route: Route, connection: Connection) -> Principal:
+        if route.sign_in and not self._operator_socket:
+            check_sign_in(connection, self._allow_insecure)
+            self._sessions.check_origin(connection)
         if route.access == "public":
             return ANONYMOUS
         if self._operator_socket:
@@ -168,6 +193,11 @@ class Gateway:
             return OPERATOR if caller is None else caller
         if route.access == "metrics" and self._open_metrics and _from_loopback(connection.exchange.address):
             return ANONYMOUS
+        # A cookie counts only on the paths that it was given for, whoever sends it elsewhere.
+        if route.access in ("admin", "user") and route.path.startswith(("/admin/", "/user/")):
+            token = find_cookie(connection, kind_of(route.path))
+            if token is not None and find_token(connection.headers) is None:
+                return await self._sessions.admit(route, connection, token)
         callers = self._bridge if self._bridge is not None and route.scope == "ring" else self._authenticator
         principal = await callers.authenticate(connection.headers)
         check_scope(principal, route.scope, route.path)

@@ -17,6 +17,7 @@ class Line(Protocol):
     transport: asyncio.Transport
     loop: asyncio.AbstractEventLoop
     address: str | None
+    secure: bool
 
     @property
     def ending(self) -> bool:
@@ -52,6 +53,7 @@ class HttpExchange(Exchange):
 
     def __init__(self, line: Line, method: str, path: str, query: bytes, headers: Headers) -> None:
         super().__init__(method, path, query, headers, line.address)
+        self.secure = line.secure
         self._line = line
         self._parts: list[bytes] = []
         self._reader: asyncio.Future[None] | None = None

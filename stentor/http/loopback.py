@@ -17,9 +17,11 @@ class _Within(Exchange):
             (b"content-type", b"application/json"),
             (b"accept", call.accept.encode("latin-1")),
             (b"if-none-match", call.if_none_match.encode("latin-1")),
+            (b"user-agent", call.agent.encode("latin-1")),
         ]
         super().__init__(call.method, call.path, call.query, headers, call.address or None)
         self.caller = call.caller
+        self.secure = call.secure
         self.answer = OperatorAnswer(500, "application/json", b"", [])
         self.parts: list[bytes] = []
         self._body: bytes | None = call.body

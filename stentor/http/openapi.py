@@ -10,19 +10,22 @@ from stentor.http.dialects import messages_wire, ollama_wire
 from stentor.http.errors import CODES, Envelope
 from stentor.http.ring.parameters import RING_PARAMETERS
 from stentor.http.route import Access, Route
+from stentor.http.sessions import COOKIES
 from stentor.http.surface import SURFACE
 
 _REF = "#/components/schemas/{name}"
 _ACCESS_TEXT = {
     "public": "Anyone may call this.",
     "key": "Needs an API key with the scope '{scope}'.",
-    "admin": "Needs an API key with the scope 'admin', or the server's own Unix socket.",
+    "user": "Needs an API key, or a user's session; about the caller's own things.",
+    "admin": "Needs an API key with the scope 'admin', an administrator's session, or the server's own Unix socket.",
     "metrics": "Needs a key with the scope 'admin'; open on this machine while the server listens on loopback alone.",
 }
 _ERRORS: dict[Access, tuple[int, ...]] = {
     "public": (400, 500),
     "metrics": (400, 401, 403, 500, 503),
     "key": (400, 401, 403, 404, 500, 503),
+    "user": (400, 401, 403, 404, 409, 413, 429, 500, 503),
     "admin": (400, 401, 403, 404, 409, 413, 500, 503),
 }
 _ENVELOPES: dict[Envelope, Any] = {
@@ -48,6 +51,13 @@ _QUERY: dict[str, dict[str, Any]] = {
     "q": {**_TEXT, "description": "What to look for."},
     "files": {"type": "boolean", "description": "Delete what was fetched for it, too."},
     "wait_s": {"type": "integer", "description": "How long to wait for something new, at most 30 s."},
+    "by": {"enum": ["day", "model", "key", "user", "project"], "default": "day"},
+    "days": {"type": "integer", "minimum": 1, "maximum": 366, "default": 30},
+    "actor": {**_TEXT, "description": "Who did it."},
+    "action": {**_TEXT, "description": "What was done, such as key_create."},
+    "subject_kind": {**_TEXT, "description": "What it was done to: key, user, model, …"},
+    "subject": {**_TEXT, "description": "Its id."},
+    "state": {"enum": ["pending", "approved", "rejected"]},
     "after": {**_TEXT, "description": "The 'next' of the page before."},
     "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
 }
@@ -73,6 +83,8 @@ def openapi_document(version: str) -> dict[str, Any]:
             "securitySchemes": {
                 "bearer": {"type": "http", "scheme": "bearer"},
                 "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "adminSession": {"type": "apiKey", "in": "cookie", "name": COOKIES["admin"]},
+                "userSession": {"type": "apiKey", "in": "cookie", "name": COOKIES["user"]},
             },
         },
     }
@@ -103,6 +115,8 @@ def _operation(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
         }
     if route.access != "public":
         operation["security"] = [{"bearer": []}, {"apiKey": []}]
+        if route.access in ("admin", "user"):
+            operation["security"].append({f"{route.access}Session": []})
     return operation
 
 

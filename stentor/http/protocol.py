@@ -40,6 +40,7 @@ class Listener(Protocol):
 
     app: App
     ending: bool
+    secure: bool
 
     def enter(self, connection: "Connected") -> None:
         """A client has connected."""
@@ -67,6 +68,7 @@ class Connected(asyncio.Protocol):
         self.loop = loop
         self.transport: asyncio.Transport
         self.address: str | None = None
+        self.secure = server.secure
         self._parser = httptools.HttpRequestParser(self)
         # What follows a request with «connection: close» is nobody's, but no reason to cut that one's answer off.
         self._parser.set_dangerous_leniencies(lenient_data_after_close=True)

@@ -4,9 +4,10 @@ from typing import Any, Literal, NamedTuple
 
 from stentor.http.errors import Envelope
 
-Access = Literal["public", "key", "admin", "metrics"]
-"""``public``: anyone. ``key``: an API key with the route's scope. ``admin``: a key with the scope ``admin``, or the
-operator on the server's own socket. ``metrics``: as ``admin``, and anyone on this machine while the server listens on
+Access = Literal["public", "key", "user", "admin", "metrics"]
+"""``public``: anyone. ``key``: an API key with the route's scope. ``user``: any API key, or a user's session, about the
+caller's own things. ``admin``: a key with the scope ``admin``, an administrator's session, or the operator on the
+server's own socket. ``metrics``: as ``admin``, and anyone on this machine while the server listens on
 loopback alone."""
 
 
@@ -16,7 +17,8 @@ class Route(NamedTuple):
     ``streams``: it answers with events where it is asked to; ``answers``: a model answers it, whole. ``also`` are
     media types that ``Accept`` may ask for instead, ``query`` the parameters after the question mark.
     A path parameter ``{rest}`` takes the rest of the path. ``managed`` routes are answered by the node authority, with
-    the operation whose name is ``handler``.
+    the operation whose name is ``handler``. ``sign_in``: a password comes with it, so the way must be safe;
+    ``before_change``: a session may call it while its generated password must be changed first.
     """
 
     method: str
@@ -34,6 +36,8 @@ class Route(NamedTuple):
     query: tuple[str, ...] = ()
     managed: bool = False
     answers: bool = False
+    sign_in: bool = False
+    before_change: bool = False
 
 
 def admin(method: str, path: str, handler: str, summary: str, request: Any = None, response: Any = None) -> Route:
@@ -46,3 +50,8 @@ def admin(method: str, path: str, handler: str, summary: str, request: Any = Non
 def listing(path: str, handler: str, summary: str, response: Any, *query: str) -> Route:
     """A paged listing below ``/admin/api``."""
     return admin("GET", path, handler, summary, None, response)._replace(query=(*query, "after", "limit"))
+
+
+def account(method: str, path: str, handler: str, summary: str, request: Any = None, response: Any = None) -> Route:
+    """A call below ``/user/api``, about the caller's own things."""
+    return Route(method, "/user/api" + path, handler, "user", summary, "", request, response, "detail", managed=True)

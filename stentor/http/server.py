@@ -9,16 +9,38 @@ import time
 from email.utils import formatdate
 from functools import partial
 from socket import socket
-from ssl import SSLContext
+from ssl import PROTOCOL_TLS_SERVER, SSLContext, TLSVersion
 from urllib.parse import unquote
 
 import httptools
 
+from stentor.core.errors import StentorError
 from stentor.http.protocol import App, Connected
 
 STOP_S = 5.0
 TARGETS_MAX = 1000
 BACKLOG = 2048
+
+
+def tls_context(files: tuple[str, str] | None) -> SSLContext | None:
+    """What serves HTTPS with this certificate chain and private key, TLS 1.2 at least. Raises StentorError."""
+    if files is None:
+        return None
+    context = SSLContext(PROTOCOL_TLS_SERVER)
+    context.minimum_version = TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(*files, password=_no_password)
+    except (OSError, ValueError) as error:
+        raise StentorError(
+            f"TLS can't be served with TLS_CERT {files[0]} and TLS_KEY {files[1]}: {error}. "
+            "Both must be PEM files that belong together, the key without a password."
+        ) from None
+    return context
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")
 
 
 class HttpServer:
@@ -27,6 +49,7 @@ class HttpServer:
     def __init__(self, app: App, tls: SSLContext | None = None) -> None:
         self.app = app
         self._tls = tls
+        self.secure = tls is not None
         self._server: asyncio.Server | None = None
         self._connections: set[Connected] = set()
         self._none_left = asyncio.Event()

@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from stentor.store.schema import api_keys, project_budgets, projects, tiers, users
+from stentor.store.schema import api_keys, project_budgets, projects, sessions, signups, tiers, users
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -55,6 +55,27 @@ _KEY = (
     api_keys.c.grace_until_us,
     api_keys.c.revoked_us,
     api_keys.c.created_us,
+)
+_SESSION = (
+    sessions.c.id,
+    sessions.c.kind,
+    sessions.c.user_id,
+    sessions.c.created_us,
+    sessions.c.seen_us,
+    sessions.c.address,
+    sessions.c.agent,
+)
+_SIGNUP = (
+    signups.c.id,
+    signups.c.email,
+    signups.c.tier_id,
+    signups.c.message,
+    signups.c.address,
+    signups.c.state,
+    signups.c.user_id,
+    signups.c.decided_by,
+    signups.c.created_us,
+    signups.c.decided_us,
 )
 
 
@@ -212,3 +233,87 @@ def add_key(connection: Connection, values: dict[str, Any]) -> None:
 def update_key(connection: Connection, key_id: str, values: dict[str, Any]) -> None:
     """Change a key."""
     connection.execute(update(api_keys).where(api_keys.c.id == key_id).values(**values))
+
+
+def add_session(connection: Connection, values: dict[str, Any]) -> None:
+    """Insert a session."""
+    connection.execute(insert(sessions).values(**values))
+
+
+def find_session(connection: Connection, digest: bytes) -> AnyRow | None:
+    """One session by its token's hash."""
+    return connection.execute(select(*_SESSION).where(sessions.c.digest == digest)).one_or_none()
+
+
+def find_session_by_id(connection: Connection, session_id: str) -> AnyRow | None:
+    """One session by id."""
+    return connection.execute(select(*_SESSION).where(sessions.c.id == session_id)).one_or_none()
+
+
+def list_sessions(
+    connection: Connection, user_id: str | None, since: tuple[int, int], after_id: str, limit: int
+) -> list[AnyRow]:
+    """Sessions seen and made after these times, by id; of one user if given."""
+    query = select(*_SESSION).where(
+        sessions.c.seen_us > since[0], sessions.c.created_us > since[1], sessions.c.id > after_id
+    )
+    if user_id is not None:
+        query = query.where(sessions.c.user_id == user_id)
+    return list(connection.execute(query.order_by(sessions.c.id).limit(limit)))
+
+
+def update_session(connection: Connection, session_id: str, seen_us: int) -> None:
+    """Note when a session was last used."""
+    connection.execute(update(sessions).where(sessions.c.id == session_id).values(seen_us=seen_us))
+
+
+def delete_session(connection: Connection, session_id: str) -> None:
+    """Remove a session."""
+    connection.execute(delete(sessions).where(sessions.c.id == session_id))
+
+
+def delete_sessions_of(connection: Connection, user_id: str, but: str) -> int:
+    """Remove a user's sessions but one; returns how many."""
+    return connection.execute(delete(sessions).where(sessions.c.user_id == user_id, sessions.c.id != but)).rowcount
+
+
+def delete_sessions_before(connection: Connection, seen_us: int, created_us: int) -> None:
+    """Remove sessions last used, or made, before these times."""
+    connection.execute(delete(sessions).where((sessions.c.seen_us <= seen_us) | (sessions.c.created_us <= created_us)))
+
+
+def add_signup(connection: Connection, values: dict[str, Any]) -> None:
+    """Insert a request for an account."""
+    connection.execute(insert(signups).values(**values))
+
+
+def update_signup(connection: Connection, signup_id: str, values: dict[str, Any]) -> None:
+    """Change a request for an account."""
+    connection.execute(update(signups).where(signups.c.id == signup_id).values(**values))
+
+
+def find_signup(connection: Connection, signup_id: str) -> AnyRow | None:
+    """One request for an account."""
+    return connection.execute(select(*_SIGNUP).where(signups.c.id == signup_id)).one_or_none()
+
+
+def has_pending_signup(connection: Connection, email: str) -> bool:
+    """Whether a request with this email waits."""
+    query = select(signups.c.id).where(signups.c.email == email, signups.c.state == "pending").limit(1)
+    return connection.execute(query).one_or_none() is not None
+
+
+def count_pending_signups(connection: Connection) -> int:
+    """How many requests wait."""
+    query = select(func.count()).select_from(signups).where(signups.c.state == "pending")
+    return int(connection.execute(query).scalar_one())
+
+
+def list_signups(connection: Connection, state: str | None, before_id: str | None, limit: int) -> list[AnyRow]:
+    """Requests, newest first; of one state if given."""
+    query = select(*_SIGNUP).order_by(signups.c.id.desc()).limit(limit)
+    if state is not None:
+        query = query.where(signups.c.state == state)
+    if before_id is not None:
+        query = query.where(signups.c.id < before_id)
+    return list(connection.execute(query))

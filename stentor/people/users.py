@@ -17,6 +17,11 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,127}", re.ASCII)
 _EMAIL = re.compile(r"[^@\s]{1,64}@[^@\s]{1,189}")
 
 
+def is_email(text: str) -> bool:
+    """Whether ``text`` looks like an email address."""
+    return _EMAIL.fullmatch(text) is not None
+
+
 class NewUser(msgspec.Struct, frozen=True):
     """What a new user is made from. ``password_hash`` None: the user can't sign in to the console yet."""
 

@@ -52,10 +52,10 @@ def find_risks(settings: Settings) -> list[Notice]:
             "Listen on loopback, use strict, or set RING_BRIDGE_PUBLIC to accept that."
         )
     risks = []
-    if not is_loopback(settings.host) and not values["TRUSTED_PROXIES"]:
+    if not is_loopback(settings.host) and not values["TRUSTED_PROXIES"] and values["TLS_CERT"] is None:
         risks.append(
-            f"Other machines reach {settings.host} without TLS, so keys travel readable. Put a proxy with TLS in front "
-            "and name it in TRUSTED_PROXIES."
+            f"Other machines reach {settings.host} without TLS, so keys travel readable, and passwords are refused. "
+            "Set TLS_CERT and TLS_KEY, or put a proxy with TLS in front and name it in TRUSTED_PROXIES."
         )
     if "*" in values["CORS_ORIGINS"]:
         risks.append("CORS_ORIGINS is *: scripts of every website may call this server with a key they know.")

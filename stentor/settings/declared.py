@@ -59,15 +59,15 @@ _SERVER = (
         "Names that a request's `Host` may carry, beside loopback, `HOST` and `PUBLIC_URL`.",
         default=(),
     ),
-    _later("TLS_CERT", kinds.PATH, "Certificate chain (PEM) to serve HTTPS with; needs `TLS_KEY`."),
-    _later("TLS_KEY", kinds.PATH, "Private key (PEM) of `TLS_CERT`."),
-    _later(
+    Setting("TLS_CERT", kinds.PATH, "Certificate chain (PEM) to serve HTTPS with; needs `TLS_KEY`."),
+    Setting("TLS_KEY", kinds.PATH, "Private key (PEM) of `TLS_CERT`."),
+    Setting(
         "TRUSTED_PROXIES",
         kinds.NETWORKS,
         "Networks whose forwarded headers are believed; ignored from all others.",
         default=(),
     ),
-    _later(
+    Setting(
         "ALLOW_INSECURE_ADMIN",
         kinds.SWITCH,
         "Allow password sign-in from other machines without TLS or a trusted proxy.",
@@ -157,7 +157,7 @@ _STORE = (
         aliases=("LLMSERVER_MASTER_KEY", "LLMSERVER_ENCRYPTION_KEY"),
         secret=True,
     ),
-    _later(
+    Setting(
         "RETENTION_DAYS",
         integer(1),
         "Age at which usage events are folded into a period-close row.",
@@ -274,7 +274,7 @@ _ACCESS = (
         "Fetch `https:` images that clients name in `image_url`, from public hosts: 20 MiB and 10 s each.",
         default=False,
     ),
-    _later("SIGNUP", kinds.SWITCH, "Let people ask for an account.", default=True),
+    Setting("SIGNUP", kinds.SWITCH, "Let people ask for an account.", default=True),
 )
 
 _RING = (

@@ -123,6 +123,69 @@ api_keys = Table(
     Index("api_keys_project", "project_id", "created_us"),
 )
 
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("digest", LargeBinary, nullable=False, unique=True),
+    Column("kind", Text, nullable=False),
+    Column("user_id", Text, ForeignKey("users.id"), nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("seen_us", BigInteger, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("agent", Text, nullable=False),
+    Index("sessions_user", "user_id", "id"),
+    CheckConstraint("kind IN ('admin', 'user')", name="sessions_kind"),
+)
+
+signups = Table(
+    "signups",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("email", Text, nullable=False),
+    Column("tier_id", Text, nullable=False),
+    Column("message", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("user_id", Text, ForeignKey("users.id")),
+    Column("decided_by", Text, nullable=False),
+    Column("created_us", BigInteger, nullable=False),
+    Column("decided_us", BigInteger),
+    Index("signups_state", "state", "id"),
+    Index("signups_email", "email", "state"),
+    CheckConstraint("state IN ('pending', 'approved', 'rejected')", name="signups_state_known"),
+)
+
+# What was folded away by RETENTION_DAYS, by day: reports and the check of the books go on from here.
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("day_us", BigInteger, primary_key=True),
+    Column("user_id", Text, primary_key=True),
+    Column("project_id", Text, primary_key=True),
+    Column("key_id", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("events", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("billable_tokens", BigInteger, nullable=False),
+    Column("cost_nano", BigInteger, nullable=False),
+    Column("charged_nano", BigInteger, nullable=False),
+    Column("absorbed_nano", BigInteger, nullable=False),
+)
+
+# One check a minute while it is young, one row a day for ninety days.
+uptime = Table(
+    "uptime",
+    metadata,
+    Column("day_us", BigInteger, primary_key=True),
+    Column("checks", BigInteger, nullable=False),
+    Column("good", BigInteger, nullable=False),
+    Column("latency_us", BigInteger, nullable=False),
+    Column("models", BigInteger, nullable=False),
+)
+
 # What is left of everything that is limited. Minute windows and concurrency of one machine live in memory alone; the
 # rows here are what must outlive it: balances, quotas, spending limits, budgets.
 bucket = Table(
@@ -271,6 +334,7 @@ audit = Table(
     Column("created_us", BigInteger, nullable=False),
     Column("actor", Text, nullable=False),
     Column("origin", Text, nullable=False),
+    Column("address", Text, nullable=False, server_default=""),
     Column("action", Text, nullable=False),
     Column("subject_kind", Text, nullable=False),
     Column("subject_id", Text, nullable=False),

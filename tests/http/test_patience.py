@@ -148,6 +148,13 @@ async def no_operations(call: OperatorCall) -> OperatorAnswer:
     raise AssertionError("not part of these tests")
 
 
+class Nobody:
+    """Nobody is signed in."""
+
+    async def find_session(self, digest: bytes, kind: str) -> None:
+        return None
+
+
 @pytest.fixture
 async def here(tmp_path: Path, engine: EngineProcess, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Here]:
     monkeypatch.setattr(app_gateway, "EngineSettings", lambda: EngineSettings(stall_s=0.5))
@@ -160,7 +167,7 @@ async def here(tmp_path: Path, engine: EngineProcess, monkeypatch: pytest.Monkey
     management = Management(database, books, keyring, clock)
     parts = GatewayParts(HttpSettings(), books, places, keyring.pepper(), NoTracer(), log)
     handlers = {route.handler: no_handler for route in SURFACE if route.managed}
-    server = HttpServer(parts.app(handlers, no_metrics, no_operations))
+    server = HttpServer(parts.app(handlers, no_metrics, no_operations, Nobody()))
     sock = start_listening(bind("127.0.0.1", 0, shared=False))
     here = Here(parts, books, places, management)
     here.port = sock.getsockname()[1]

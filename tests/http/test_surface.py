@@ -59,6 +59,10 @@ def may(route: Route, caller: str) -> bool:
     """Who may call what, said once more in other words than the server's."""
     if route.access in ("public", "metrics") or caller == "the operator":
         return True
+    if (route.handler, caller) == ("create_own_key", "an admin key"):
+        return False  # a key that only manages has nothing to give
+    if route.access == "user":
+        return caller in ("a ring key", "an inference key", "an admin key")
     scopes = {"an inference key": "inference", "a ring key": "ring", "an admin key": "admin"}
     return caller in scopes and route.scope == scopes[caller]
 
@@ -80,13 +84,17 @@ def test_who_may_call_what(each: Gate, keys, route: Route, caller):
 
 
 def test_every_route_says_who_may_call_it():
-    assert {route.access for route in SURFACE} == {"public", "key", "admin", "metrics"}
+    assert {route.access for route in SURFACE} == {"public", "key", "user", "admin", "metrics"}
     assert [route.path for route in SURFACE if route.access in ("key", "admin", "metrics") and not route.scope] == []
     admin = [route for route in SURFACE if route.path.startswith(("/admin", "/upstream"))]
-    assert {route.access for route in admin} == {"admin"}
+    assert [route.path for route in admin if route.access != "admin"] == ["/admin/api/login"]
+    own = [route for route in SURFACE if route.path.startswith("/user")]
+    assert [route.path for route in own if route.access != "user"] == ["/user/api/login"]
     public = {route.path for route in SURFACE if route.access == "public"}
     ring = {path for path in public if path.startswith(("/receipts/", "/registry", "/api/v1/receipts/"))}
-    assert public - ring == {"/", "/health", "/api/version", "/openapi.json", "/docs", "/swagger-ui/"}
+    pages = {"/", "/health", "/api/version", "/openapi.json", "/docs", "/swagger-ui/"}
+    console = {"/admin/api/login", "/user/api/login", "/api/models", "/api/signup", "/api/uptime"}
+    assert public - ring == pages | console
     # Keys, checkpoints, proofs, hashes and the registry are for everyone; contents are not.
     assert "/receipts/log/entries" not in ring
     assert {path for path in ring if path.startswith("/api/v1")} == {

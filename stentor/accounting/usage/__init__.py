@@ -148,6 +148,11 @@ def sum_project_usage(
     ]
 
 
+def list_oldest_sums(connection: Connection, settled_before_us: int) -> list[tuple[tuple[str | int, ...], list[int]]]:
+    """The sums of the block that :func:`forget_block` would delete: (day, user, project, key, model), :data:`SUMS`."""
+    return table.list_oldest_sums(connection, settled_before_us)
+
+
 def _filters(where: UsageFilter) -> dict[str, Any]:
     return msgspec.structs.asdict(where)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, or_, select
 
-from stentor.store.schema import usage_blocks, usage_events, usage_sums
+from stentor.store.schema import usage_blocks, usage_days, usage_events, usage_sums
 from stentor.store.upsert import upsert
 
 AnyRow = Row[*tuple[Any, ...]]
@@ -25,6 +25,8 @@ SUMS = (
     "events", "input_tokens", "cached_tokens", "output_tokens", "billable_tokens", "cost_nano", "charged_nano",
     "absorbed_nano",
 )  # fmt: skip
+
+FOLDED_BY = ("day_us", "user_id", "project_id", "key_id", "model")
 
 Filters = dict[str, Any]
 
@@ -70,14 +72,33 @@ def add_block(connection: Connection, settled_before_us: int | None) -> bool:
     return True
 
 
+def _find_oldest(connection: Connection, settled_before_us: int) -> AnyRow | None:
+    row = connection.execute(select(usage_blocks).order_by(usage_blocks.c.block).limit(1)).one_or_none()
+    if row is None or row.last_us >= settled_before_us or row.end_id >= _covered_until(connection):
+        return None  # the last block stays: it says from where on nothing is covered
+    return row
+
+
+def list_oldest_sums(connection: Connection, settled_before_us: int) -> list[tuple[tuple[Any, ...], list[int]]]:
+    """What :func:`drop_block` would forget, by :data:`FOLDED_BY`, in the order of :data:`SUMS`."""
+    row = _find_oldest(connection, settled_before_us)
+    if row is None:
+        return []
+    columns = [usage_sums.c[name] for name in FOLDED_BY]
+    query = select(*columns, *(func.sum(usage_sums.c[name]) for name in SUMS)).where(usage_sums.c.block == row.block)
+    width = len(FOLDED_BY)
+    rows = connection.execute(query.group_by(*columns).order_by(*columns))
+    return [(tuple(each[:width]), [int(value) for value in each[width:]]) for each in rows]
+
+
 def drop_block(connection: Connection, settled_before_us: int) -> list[AnyRow] | None:
     """Forget the oldest block and its events if all of them are older; what it charged: user_id, charged_nano.
 
     None if there is no such block.
     """
-    row = connection.execute(select(usage_blocks).order_by(usage_blocks.c.block).limit(1)).one_or_none()
-    if row is None or row.last_us >= settled_before_us or row.end_id >= _covered_until(connection):
-        return None  # the last block stays: it says from where on nothing is covered
+    row = _find_oldest(connection, settled_before_us)
+    if row is None:
+        return None
     of_block = usage_sums.c.block == row.block
     charged = select(usage_sums.c.user_id, func.sum(usage_sums.c.charged_nano)).where(of_block)
     charges = list(connection.execute(charged.group_by(usage_sums.c.user_id).order_by(usage_sums.c.user_id)))
@@ -166,10 +187,28 @@ def sum_usage(connection: Connection, filters: Filters, by: tuple[str, ...]) -> 
         totals = [func.coalesce(func.sum(usage_sums.c[name]), 0) for name in SUMS]
         query = select(*columns, *totals).where(usage_sums.c.block.in_(whole), *_matching(usage_sums, filters))
         take(connection.execute(query.group_by(*columns) if columns else query))
+        take(_sum_folded(connection, filters, by))
     for first, end in [(0, None)] if single else _loose_ranges(connection, filters):
         query = select(*groups, *_event_sums()).where(_between(first, end), *_matching_events(filters))
         take(connection.execute(query.group_by(*groups) if groups else query))
     return found
+
+
+def _sum_folded(connection: Connection, filters: Filters, by: tuple[str, ...]) -> list[AnyRow]:
+    """Sums over what was folded away, by whole days; a status isn't known of it any more."""
+    if filters.get("status") is not None or "status" in by:
+        return []
+    columns = [usage_days.c[name] for name in by]
+    totals = [func.coalesce(func.sum(usage_days.c[name]), 0) for name in SUMS]
+    query = select(*columns, *totals)
+    for name in FOLDED_BY[1:]:
+        if filters.get(name) is not None:
+            query = query.where(usage_days.c[name] == filters[name])
+    if filters.get("since_us") is not None:
+        query = query.where(usage_days.c.day_us >= filters["since_us"])
+    if filters.get("until_us") is not None:
+        query = query.where(usage_days.c.day_us < filters["until_us"])
+    return list(connection.execute(query.group_by(*columns) if columns else query))
 
 
 def list_events(connection: Connection, filters: Filters, before_id: int | None, limit: int) -> list[AnyRow]:

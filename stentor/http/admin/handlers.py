@@ -8,10 +8,14 @@ import msgspec
 from stentor.core.errors import Refused
 from stentor.core.operator import Task
 from stentor.core.principal import Principal
+from stentor.core.sessions import SessionCard
+from stentor.http.admin.sessions import SessionView
 from stentor.http.connection import Connection
 from stentor.http.gateway import OPERATOR, Handler, Params
 from stentor.http.route import Route
+from stentor.http.sessions import cookie_header, csrf_token, find_cookie, kind_of
 from stentor.http.surface import SURFACE
+from stentor.http.tables import CSV, csv_of, wants_csv
 
 BODY_MAX_BYTES = 1024 * 1024
 _encode = msgspec.json.Encoder().encode
@@ -23,7 +27,10 @@ class Operations(Protocol):
     """What the authority can do for operators and users; rows are JSON objects."""
 
     async def perform(self, name: str, task: Task) -> Row:
-        """Do what the route with this handler's name is for. Raises Refused."""
+        """Do what the route with this handler's name is for. Raises Refused.
+
+        ``_session`` in a row is for the cookie: the token of a new session, or empty to end one.
+        """
         ...
 
 
@@ -40,10 +47,26 @@ class AdminEndpoints:
     def _handler(self, route: Route) -> Handler:
         async def handle(connection: Connection, principal: Principal, params: Params) -> None:
             row = await self._operations.perform(route.handler, await _read(connection, principal, params))
+            if "text/csv" in route.also and wants_csv(connection.header(b"accept")):
+                await _respond_csv(connection, row)
+                return
             headers = [(b"x-request-id", connection.request_id.encode()), (b"content-type", b"application/json")]
+            token = row.pop("_session", None)
+            if token is not None:
+                headers.append(cookie_header(kind_of(route.path), token, connection.exchange.secure))
+            if token:
+                row["csrf_token"] = csrf_token(token)
             await connection.respond(200, headers, _encode(row))
 
         return handle
+
+
+async def _respond_csv(connection: Connection, row: Row) -> None:
+    """The page as CSV; ``x-next`` says where the following one goes on."""
+    headers = [(b"x-request-id", connection.request_id.encode()), (b"content-type", CSV)]
+    if row.get("next") is not None:
+        headers.append((b"x-next", str(row["next"]).encode("latin-1", "replace")))
+    await connection.respond(200, headers, csv_of(row["data"]))
 
 
 async def _read(connection: Connection, principal: Principal, params: Params) -> Task:
@@ -52,8 +75,40 @@ async def _read(connection: Connection, principal: Principal, params: Params) ->
         body = msgspec.json.decode(raw) if raw else None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Refused("invalid_request", f"The body is not valid JSON: {error}.") from None
-    query = dict(parse_qsl(connection.exchange.query.decode("latin-1")))
-    address = connection.exchange.address or ""
+    task = Task(
+        "anonymous",
+        "api",
+        dict(parse_qsl(connection.exchange.query.decode("latin-1"))),
+        body,
+        params,
+        address=connection.exchange.address or "",
+        agent=(connection.header(b"user-agent") or b"").decode("latin-1"),
+    )
     if principal.key_id == OPERATOR.key_id:
-        return Task("operator", "cli", query, body, params, address=address)
-    return Task(principal.key_id, "api", query, body, params, principal.key_id, principal.user_id, address=address)
+        return msgspec.structs.replace(task, actor="operator", origin="cli")
+    if principal.session_id:
+        return msgspec.structs.replace(
+            task,
+            actor=principal.user_name,
+            origin="console",
+            user_id=principal.user_id,
+            session_id=principal.session_id,
+        )
+    if principal.key_id:
+        key = principal.key_id
+        return msgspec.structs.replace(task, actor=key, creator=key, user_id=principal.user_id)
+    return task
+
+
+async def show_session(connection: Connection, principal: Principal, params: Params) -> None:
+    """GET /admin/api/session and /user/api/session: who is asking, and the token for changes."""
+    card: SessionCard | None = connection.exchange.session
+    if card is not None:
+        token = find_cookie(connection, card.kind) or ""
+        view = SessionView(card.kind, card.user_name, card.user_id, card.must_change, csrf_token(token), card.ends_us)
+    else:
+        operator = principal.key_id == OPERATOR.key_id
+        user_id = "" if operator else principal.user_id
+        view = SessionView("operator" if operator else "key", "", user_id, False, None, principal.expires_us)
+    headers = [(b"x-request-id", connection.request_id.encode()), (b"content-type", b"application/json")]
+    await connection.respond(200, [*headers, (b"cache-control", b"no-store")], _encode(view))

@@ -14,26 +14,9 @@ ROUTES: tuple[Route, ...] = (
     listing(
         "/usage", "list_usage", "Usage events, newest first.", wire.UsagePage,
         "user", "project", "key", "model", "request_id", "status", "since_us", "until_us",
-    ),
+    )._replace(also=("text/csv",)),
     admin("GET", "/models", "list_model_cards", "The catalogue with states and sources.", None, wire.ModelPage),
     admin("POST", "/models/{id}/start", "start_model", "Bring it up.", wire.StartModelRequest, wire.ModelCard),
     admin("POST", "/models/{id}/stop", "stop_model", "Stop it when its requests are done.", None, wire.ModelCard),
-    admin("GET", "/slots", "list_slots", "Engine processes with their last log lines.", None, wire.SlotPage),
-    admin(
-        "GET", "/slots/{slot}/log", "read_log", "An engine's last log lines, by port or instance.", None, wire.LogPage
-    )._replace(query=("after", "wait_s")),
-    Route(
-        "GET", "/admin/api/slots/{slot}/logs", "follow_log", "admin", "An engine's log as it is written.", "admin",
-        envelope="detail", media_type="text/event-stream",
-    ),
-    admin("GET", "/system", "system", "The machine and its engines.", None, wire.System),
     admin("GET", "/doctor", "doctor", "Whether the books agree with themselves.", None, wire.FindingPage),
-    *(
-        Route(
-            method, "/upstream/{instance}/{rest}", "pass_on", "admin",
-            "Pass a request on to an engine of this machine, by instance, port or model. Not metered.", "admin",
-            envelope="detail", media_type="*/*",
-        )
-        for method in ("GET", "POST", "PUT", "PATCH", "DELETE")
-    ),
 )  # fmt: skip

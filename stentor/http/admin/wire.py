@@ -4,8 +4,6 @@ from typing import Literal
 
 import msgspec
 
-from stentor.http.wire import Json
-
 
 class KeyLimits(msgspec.Struct):
     """What narrows a key beyond its user's tier; null: nothing."""
@@ -154,26 +152,6 @@ class StartModelRequest(msgspec.Struct, omit_defaults=True):
     instances: int = 1
 
 
-class Slot(msgspec.Struct):
-    """One engine process, with its last log lines."""
-
-    id: str
-    model: str
-    state: str
-    port: int
-    pid: int | None
-    generation: int
-    running: int
-    places: int
-    started_us: int | None
-    restarts: int
-    reason: str
-    log_tail: list[str]
-    planned_bytes: int
-    resident_bytes: int
-    context_size: int
-
-
 class LogPage(msgspec.Struct):
     """Log lines of an engine process; ``next`` is the ``after`` of what follows."""
 
@@ -218,25 +196,8 @@ class ModelPage(msgspec.Struct):
     next: None
 
 
-class SlotPage(msgspec.Struct):
-    """All engine processes."""
-
-    data: list[Slot]
-    next: None
-
-
 class FindingPage(msgspec.Struct):
     """All checks."""
 
     data: list[Finding]
     next: None
-
-
-class System(msgspec.Struct):
-    """The machine: cores, memory and disk in bytes, GPUs, and the engine processes."""
-
-    cpu: Json
-    memory: Json
-    disk: Json
-    gpus: list[Json]
-    slots: list[Slot]

@@ -208,6 +208,10 @@ def test_a_setting_that_nothing_reads_yet_is_told(tmp_path):
     assert told == ["--hf-inference-url (command line) is accepted, but this version does not act on it yet."]
 
 
-def test_tls_is_not_silently_left_out(tmp_path):
-    told = load(tmp_path, {"tls_cert": "cert.pem", "tls_key": "key.pem"})[1]
-    assert [text for text in told if text.startswith("--tls-cert (command line) is accepted, but")]
+def test_tls_needs_both_files_and_takes_away_the_warning(tmp_path):
+    with pytest.raises(SettingsError, match="TLS needs both TLS_CERT and TLS_KEY"):
+        load(tmp_path, {"tls_cert": "cert.pem"})
+    open_to_all = {"host": "0.0.0.0"}
+    assert any("without TLS" in text for text in load(tmp_path, open_to_all)[1])
+    told = load(tmp_path, {**open_to_all, "tls_cert": "cert.pem", "tls_key": "key.pem"})[1]
+    assert not any("TLS" in text or "tls" in text for text in told)

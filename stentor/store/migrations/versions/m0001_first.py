@@ -6,6 +6,8 @@ import sqlalchemy as sa
 from alembic import op
 
 from stentor.store.migrations import ring_tables
+from stentor.store.migrations.console import make_console_tables
+from stentor.store.migrations.vault import make_vault_tables
 
 revision = "0001"
 down_revision = None
@@ -21,6 +23,7 @@ def upgrade() -> None:
     _projects()
     _project_budgets()
     _api_keys()
+    make_console_tables()
     _bucket()
     _nodes()
     _leases()
@@ -31,9 +34,8 @@ def upgrade() -> None:
     _meta()
     _registered_models()
     _audit()
-    _data_keys()
+    make_vault_tables()
     _providers()
-    _secrets()
     ring_tables.upgrade()
     _rows()
 
@@ -318,6 +320,7 @@ def _audit() -> None:
         sa.Column("created_us", sa.BigInteger(), nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("origin", sa.Text(), nullable=False),
+        sa.Column("address", sa.Text(), server_default="", nullable=False),
         sa.Column("action", sa.Text(), nullable=False),
         sa.Column("subject_kind", sa.Text(), nullable=False),
         sa.Column("subject_id", sa.Text(), nullable=False),
@@ -330,20 +333,6 @@ def _audit() -> None:
     op.create_index("audit_time", "audit", ["created_us"], unique=False)
 
 
-def _data_keys() -> None:
-    op.create_table(
-        "data_keys",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("purpose", sa.Text(), nullable=False),
-        sa.Column("master_key_id", sa.Text(), nullable=False),
-        sa.Column("wrapped", sa.LargeBinary(), nullable=False),
-        sa.Column("created_us", sa.BigInteger(), nullable=False),
-        sa.Column("retired_us", sa.BigInteger(), nullable=True),
-        sa.PrimaryKeyConstraint("id"),
-    )
-    op.create_index("data_keys_purpose", "data_keys", ["purpose", "created_us"], unique=False)
-
-
 def _providers() -> None:
     op.create_table(
         "providers",
@@ -354,23 +343,6 @@ def _providers() -> None:
         sa.Column("updated_us", sa.BigInteger(), nullable=False),
         sa.CheckConstraint("kind IN ('openai', 'anthropic')", name="providers_kind"),
         sa.PrimaryKeyConstraint("name"),
-    )
-
-
-def _secrets() -> None:
-    op.create_table(
-        "secrets",
-        sa.Column("id", sa.Text(), nullable=False),
-        sa.Column("kind", sa.Text(), nullable=False),
-        sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("data_key_id", sa.Text(), nullable=False),
-        sa.Column("sealed", sa.LargeBinary(), nullable=False),
-        sa.Column("hint", sa.Text(), nullable=False),
-        sa.Column("created_us", sa.BigInteger(), nullable=False),
-        sa.Column("updated_us", sa.BigInteger(), nullable=False),
-        sa.ForeignKeyConstraint(["data_key_id"], ["data_keys.id"]),
-        sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("kind", "name", name="secrets_name"),
     )
 
 

@@ -1,0 +1,41 @@
+"""Old usage events folded into one row a day and subject, with a period-close row for what balances had paid."""
+
+from sqlalchemy import Connection
+
+from stentor.accounting import table as books
+from stentor.accounting.days import table
+from stentor.accounting.ledger import balance_key
+from stentor.accounting.usage import forget_block, list_oldest_sums
+from stentor.core.ids import UserId
+
+
+def fold_block(connection: Connection, before_us: int, now_us: int) -> tuple[int, dict[UserId, int]]:
+    """Fold the oldest block of events if all of them are older; how many, and what each balance closed.
+
+    The ledger gets a row of what was charged, and the balance's bucket loses as much of what was paid in as of what
+    was used: what is left stays. Everything is the caller's one transaction.
+    """
+    sums = list_oldest_sums(connection, before_us)
+    charges = forget_block(connection, before_us)
+    if charges is None:
+        return 0, {}
+    count = 0
+    for name, amounts in sums:
+        table.add_to_day(connection, name, amounts)
+        count += amounts[0]
+    closed = {UserId(user_id): amount for user_id, amount in charges.items() if amount}
+    for user_id, amount in closed.items():
+        books.add_ledger_row(
+            connection,
+            {
+                "user_id": user_id,
+                "kind": "period_close",
+                "amount_nano": -amount,
+                "reference": None,
+                "note": "usage folded by RETENTION_DAYS",
+                "actor": "system",
+                "created_us": now_us,
+            },
+        )
+        books.move_bucket(connection, balance_key(user_id), -amount)
+    return count, closed

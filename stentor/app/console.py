@@ -1,0 +1,81 @@
+"""What administrators and users are served with, put together."""
+
+from typing import NamedTuple
+
+from stentor.app.configuration import configuration_rows
+from stentor.app.machine import ThisMachine
+from stentor.control.account import Account
+from stentor.control.account_operations import AccountOperations
+from stentor.control.books import LocalBooks
+from stentor.control.changes import Changes
+from stentor.control.jobs import Jobs, Retention, Uptime
+from stentor.control.management import Management
+from stentor.control.model_book import ModelBook
+from stentor.control.money_operations import MoneyOperations
+from stentor.control.operations import Operations
+from stentor.control.people_operations import PeopleOperations
+from stentor.control.plans import Plans
+from stentor.control.report_operations import ReportOperations
+from stentor.control.reports import Reports
+from stentor.control.session_operations import SessionOperations
+from stentor.control.sessions import Sessions
+from stentor.control.signups import Signups
+from stentor.control.slot_operations import Shelf, SlotOperations
+from stentor.core.clock import Clock
+from stentor.runtime.folders import ModelFolders
+from stentor.runtime.scheduler import LocalScheduler
+from stentor.runtime.sources import Sources
+from stentor.settings import Settings
+from stentor.store.database import Database
+from stentor.telemetry.logs import Log
+from stentor.vault.keyring import Keyring
+
+
+class ConsoleParts(NamedTuple):
+    """What the console stands on."""
+
+    settings: Settings
+    database: Database
+    books: LocalBooks
+    keyring: Keyring
+    clock: Clock
+    management: Management
+    scheduler: LocalScheduler
+    model_book: ModelBook
+    sources: Sources
+    log: Log
+
+
+class Console(NamedTuple):
+    """Who is signed in, and what is done as time goes by."""
+
+    sessions: Sessions
+    jobs: Jobs
+
+
+def add_console(operations: Operations, parts: ConsoleParts) -> Console:
+    """Add the console's operations; returns what else there is of it."""
+    settings, database, books, clock = parts.settings, parts.database, parts.books, parts.clock
+    management = parts.management
+    sessions = Sessions(database, books, management, parts.keyring, clock)
+    changes = Changes(database, books, management, clock, sessions.forget)
+    plans = Plans(database, books, management, clock)
+    reports = Reports(database)
+    signups = Signups(database, books, parts.keyring, clock, is_open=bool(settings.values["SIGNUP"]))
+    account = Account(database, books, clock)
+    folders = ModelFolders([*settings.model_dirs, settings.model_cache])
+    shelf = Shelf(parts.model_book, parts.sources, folders)
+    machine = ThisMachine(settings.data_dir)
+    uptime = Uptime(database, parts.scheduler, clock)
+    retention = Retention(database, books, clock, settings.values["RETENTION_DAYS"])
+    for table in (
+        uptime.table(),
+        PeopleOperations(management, changes, plans).table(),
+        MoneyOperations(plans).table(),
+        SessionOperations(sessions).table(),
+        ReportOperations(reports, management, signups, configuration_rows(settings)).table(),
+        AccountOperations(account, management, changes, reports, parts.scheduler).table(),
+        SlotOperations(parts.scheduler, management, shelf, machine).table(),
+    ):
+        operations.add(table)
+    return Console(sessions, Jobs(uptime, retention, parts.log))

@@ -1,0 +1,223 @@
+"""Signing in to the console, and who is signed in. Memory is the truth, the database what outlives it."""
+
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import Connection
+
+from stentor.audit.log import Actor, record_change
+from stentor.control.books import LocalBooks
+from stentor.control.management import Management
+from stentor.control.slowdown import Slowdown, network_of
+from stentor.core.clock import Clock
+from stentor.core.errors import Refused, StoreUnavailable
+from stentor.core.ids import UserId
+from stentor.core.sessions import SessionCard, SessionKind
+from stentor.people import sessions, users
+from stentor.people.key_text import digest_key
+from stentor.people.sessions import Session
+from stentor.people.values import User
+from stentor.store.database import Database
+from stentor.vault.keyring import Keyring
+
+FLUSH_US = 60 * 1_000_000
+KNOWN_MAX = 10_000
+FAILURES_WRITTEN_PER_MINUTE = 60
+
+
+class SignedIn(NamedTuple):
+    """A new session, and its token, which nobody can read again."""
+
+    token: str
+    card: SessionCard
+
+
+class _Live:
+    """A session in memory; ``written_us`` is what the database says of when it was seen."""
+
+    __slots__ = ("session", "user", "written_us")
+
+    def __init__(self, session: Session, user: User) -> None:
+        self.session = session
+        self.user = user
+        self.written_us = session.seen_us
+
+
+class Sessions:
+    """Implements :class:`~stentor.core.sessions.SessionBook`. Lives on the books' event loop."""
+
+    def __init__(
+        self, database: Database, books: LocalBooks, management: Management, keyring: Keyring, clock: Clock
+    ) -> None:
+        self._database = database
+        self._books = books
+        self._management = management
+        self._keyring = keyring
+        self._clock = clock
+        self._slowdown = Slowdown(clock)
+        self._known: dict[bytes, _Live] = {}
+        self._version = 0
+        self._written = (0, 0.0)
+
+    # -- who -----------------------------------------------------------------------------------------------------------
+
+    async def find_session(self, digest: bytes, kind: SessionKind) -> SessionCard | None:
+        """See :class:`~stentor.core.sessions.SessionBook`."""
+        live = self._known.get(digest) or await self._load(digest)
+        now_us = self._clock.now_us()
+        if live is None or live.session.kind != kind or live.session.ends_us() <= now_us:
+            return None
+        live.session = msgspec.structs.replace(live.session, seen_us=now_us)
+        if now_us - live.written_us > FLUSH_US:
+            live.written_us = now_us
+            session_id = live.session.id
+            try:
+                await self._database.write(lambda connection: sessions.note_seen(connection, session_id, now_us))
+            except StoreUnavailable:
+                live.written_us = 0  # memory knows it; the next use tries again
+        return _card(live)
+
+    async def _load(self, digest: bytes) -> _Live | None:
+        def read(connection: Connection) -> tuple[Session, User] | None:
+            session = sessions.find_session(connection, digest)
+            if session is None:
+                return None
+            user = users.get_user(connection, session.user_id)
+            return (session, user) if user.active else None
+
+        while True:
+            version = self._version
+            found = await self._database.read(read)
+            if version != self._version:
+                continue  # something ended meanwhile
+            if found is None:
+                return None
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
+            return self._known.setdefault(digest, _Live(*found))
+
+    def forget(self, user_id: UserId) -> None:
+        """A user changed: what is known of their sessions is read anew."""
+        self._version += 1
+        self._known = {digest: live for digest, live in self._known.items() if live.session.user_id != user_id}
+
+    # -- in and out ----------------------------------------------------------------------------------------------------
+
+    async def sign_in(self, name: str, password: str, kind: SessionKind, place: tuple[str, str]) -> SignedIn:
+        """A session for whoever knows the password; ``place`` is the client's address and the name it gives itself.
+
+        Raises Refused: ``wrong_password`` (the same for an unknown name), ``rate_limit_exceeded`` after failures.
+        """
+        network = network_of(place[0])
+        names = (network, f"{network} {name[:128].lower()}")
+        self._slowdown.enter(names)
+        user = await self._management.check_password(name, password)
+        if user is None or (kind == "admin" and user.role != "admin"):
+            await self._note_failure(kind, None if user is None else user.id, place[0])
+            raise Refused("wrong_password", "The name or the password is wrong.")
+        self._slowdown.forgive(names)
+        return await self._open(user, kind, place)
+
+    async def exchange(self, key: str, place: tuple[str, str]) -> SignedIn:
+        """A user session for whoever holds an API key of theirs. Raises Refused."""
+        names = (network_of(place[0]),)
+        self._slowdown.enter(names)
+        principal = await self._books.find_principal(digest_key(self._keyring.pepper(), key)) if key else None
+        if principal is None:
+            await self._note_failure("user", None, place[0])
+            raise Refused("invalid_api_key", "This API key is unknown, revoked or expired.")
+        self._slowdown.forgive(names)
+        user_id = principal.user_id
+        user = await self._database.read(lambda connection: users.get_user(connection, user_id))
+        return await self._open(user, "user", place)
+
+    async def _open(self, user: User, kind: SessionKind, place: tuple[str, str]) -> SignedIn:
+        token = sessions.new_token()
+
+        def work(connection: Connection) -> Session:
+            now_us = self._clock.now_us()
+            session = sessions.add_session(connection, user, kind, token, place, now_us)
+            after = {"session": session.id, "kind": kind, "address": session.address}
+            record_change(connection, now_us, Actor(user.name, "console"), "sign_in", ("user", user.id), after=after)
+            return session
+
+        live = _Live(await self._database.write(work), user)
+        self._known[sessions.digest_token(token)] = live
+        return SignedIn(token, _card(live))
+
+    async def _note_failure(self, kind: SessionKind, user_id: UserId | None, address: str) -> None:
+        """In the audit, but never more than so many a minute: whoever guesses must not fill the disk."""
+        now_s = self._clock.monotonic_s()
+        count, since_s = self._written
+        if now_s - since_s >= 60:
+            count, since_s = 0, now_s
+        self._written = (count + 1, since_s)
+        if count >= FAILURES_WRITTEN_PER_MINUTE:
+            return
+        now_us = self._clock.now_us()
+        actor, after = Actor("unknown", "console"), {"kind": kind, "address": address[:64]}
+        subject = ("user", user_id or "unknown")
+        await self._database.write(
+            lambda connection: record_change(connection, now_us, actor, "sign_in_failed", subject, after=after)
+        )
+
+    async def end(self, actor: Actor, session_id: str, user_id: UserId | None = None) -> Session:
+        """End a session, of this user if given. Raises Refused where there is none."""
+
+        def work(connection: Connection) -> Session:
+            now_us = self._clock.now_us()
+            session = sessions.end_session(connection, session_id, user_id)
+            before = {"session": session.id}
+            record_change(connection, now_us, actor, "sign_out", ("user", session.user_id), before=before)
+            return session
+
+        session = await self._database.write(work)
+        self.forget(session.user_id)
+        return session
+
+    async def list_sessions(
+        self, *, user: str | None = None, after: str = "", limit: int = 100
+    ) -> list[tuple[Session, str]]:
+        """Valid sessions with their users' names, oldest first; ``user`` is a name, email or id."""
+
+        def read(connection: Connection) -> list[tuple[Session, str]]:
+            user_id = None if user is None else users.get_user(connection, user).id
+            now_us = self._clock.now_us()
+            found = sessions.list_sessions(connection, now_us, user_id=user_id, after_id=after, limit=limit)
+            return [(session, users.get_user(connection, session.user_id).name) for session in found]
+
+        return await self._database.read(read)
+
+    async def change_password(self, actor: Actor, user_id: UserId, old: str, new: str, *, keep: str) -> None:
+        """A user's own change of password; their other sessions end. Raises Refused."""
+        names = (f"password {user_id}",)
+        self._slowdown.enter(names)
+        if await self._management.check_password(user_id, old) is None:
+            raise Refused("wrong_password", "The present password is wrong.")
+        self._slowdown.forgive(names)
+        if old == new:
+            raise Refused("invalid_request", "The new password is the present one.", param="new_password")
+        hashed = await self._management.hash_password(new)
+
+        def work(connection: Connection) -> None:
+            now_us = self._clock.now_us()
+            user = users.get_user(connection, user_id)
+            users.set_password(connection, user, hashed, False, now_us)
+            sessions.end_sessions(connection, user.id, but=keep)
+            record_change(connection, now_us, actor, "user_password", ("user", user.id))
+
+        await self._database.write(work)
+        self.forget(user_id)
+
+
+def _card(live: _Live) -> SessionCard:
+    session, user = live.session, live.user
+    return SessionCard(
+        session.id,
+        session.kind,
+        user.id,
+        user.name,
+        user.tier_id,
+        user.password_temporary,
+        session.ends_us(),
+    )

@@ -1,0 +1,146 @@
+"""Console sessions: their ends, what survives a restart, and that guessing gets slower."""
+
+import asyncio
+import hashlib
+
+import pytest
+from argon2 import PasswordHasher
+
+from stentor.audit.log import Actor
+from stentor.control.changes import Changes, UserChange
+from stentor.control.sessions import Sessions
+from stentor.control.wanted import KeyAsk, UserAsk
+from stentor.core.errors import Refused
+
+OPERATOR = Actor("tester", "cli")
+HOUR_S = 3600
+PLACE = ("203.0.113.7", "a browser")
+PASSWORD = "correct horse battery"
+
+
+def digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode()).digest()
+
+
+async def refused(awaitable) -> Refused:
+    with pytest.raises(Refused) as caught:
+        await awaitable
+    return caught.value
+
+
+@pytest.fixture(autouse=True)
+def quick_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stentor.people.passwords._hasher", PasswordHasher(1, 8, 1))
+
+
+def make(house) -> Sessions:
+    return Sessions(house.database, house.books, house.management, house.keyring, house.clock)
+
+
+@pytest.fixture
+async def sessions(house) -> Sessions:
+    await house.management.add_user(OPERATOR, UserAsk("ann", role="admin", password=PASSWORD))
+    await house.management.add_user(OPERATOR, UserAsk("bob", password=PASSWORD))
+    return make(house)
+
+
+async def test_a_session_idles_out_after_twelve_hours(house, sessions) -> None:
+    token = (await sessions.sign_in("ann", PASSWORD, "admin", PLACE)).token
+    for _ in range(3):
+        house.clock.advance(11 * HOUR_S)
+        assert await sessions.find_session(digest(token), "admin") is not None
+    house.clock.advance(12 * HOUR_S)
+    assert await sessions.find_session(digest(token), "admin") is None
+
+
+async def test_a_session_ends_after_seven_days_however_busy(house, sessions) -> None:
+    token = (await sessions.sign_in("ann", PASSWORD, "admin", PLACE)).token
+    for _ in range(7 * 3 - 1):
+        house.clock.advance(8 * HOUR_S)
+        assert await sessions.find_session(digest(token), "admin") is not None
+    house.clock.advance(8 * HOUR_S)
+    assert await sessions.find_session(digest(token), "admin") is None
+
+
+async def test_a_session_survives_a_restart_and_so_does_its_idling(house, sessions) -> None:
+    token = (await sessions.sign_in("ann", PASSWORD, "admin", PLACE)).token
+    house.clock.advance(11 * HOUR_S)
+    await sessions.find_session(digest(token), "admin")
+    sessions = make(house)
+    house.clock.advance(11 * HOUR_S)
+    card = await sessions.find_session(digest(token), "admin")
+    assert (card.user_name, card.kind) == ("ann", "admin")
+    assert await sessions.find_session(digest(token), "user") is None
+    assert await sessions.find_session(digest(token[:-1]), "admin") is None
+
+
+async def test_only_a_hash_of_the_token_is_stored(house, sessions) -> None:
+    token = (await sessions.sign_in("ann", PASSWORD, "admin", PLACE)).token
+    dump = await house.database.read(lambda c: repr(c.exec_driver_sql("SELECT * FROM sessions").fetchall()))
+    assert token not in dump
+    assert repr(digest(token)) in dump
+
+
+async def test_guessing_gets_slower_and_is_audited(house, sessions) -> None:
+    codes = [(await refused(sessions.sign_in("ann", "wrong", "admin", PLACE))).code for _ in range(8)]
+    assert codes == ["wrong_password"] * 4 + ["rate_limit_exceeded"] * 4
+    blocked = await refused(sessions.sign_in("ann", PASSWORD, "admin", PLACE))
+    assert blocked.retry_after_s == 1
+    house.clock.advance(1.1)
+    await refused(sessions.sign_in("ann", "wrong", "admin", PLACE))
+    assert (await refused(sessions.sign_in("ann", "wrong", "admin", PLACE))).retry_after_s == 2
+    # Somebody elsewhere isn't kept out by that.
+    assert (await sessions.sign_in("ann", PASSWORD, "admin", ("198.51.100.1", ""))).card.user_name == "ann"
+    failures = [change for change in await house.management.list_changes() if change.action == "sign_in_failed"]
+    assert len(failures) == 5
+    assert "203.0.113.7" in failures[0].after
+    house.clock.advance(1000)
+    assert (await sessions.sign_in("ann", PASSWORD, "admin", PLACE)).card.user_name == "ann"
+
+
+async def test_many_guesses_at_once_are_not_free(sessions) -> None:
+    tries = [refused(sessions.sign_in("ann", f"wrong {n}", "admin", PLACE)) for n in range(50)]
+    codes = [refusal.code for refusal in await asyncio.gather(*tries)]
+    assert codes.count("wrong_password") == 4
+
+
+async def test_one_ipv6_network_is_one_place(sessions) -> None:
+    tries = [refused(sessions.sign_in("ann", "x", "admin", (f"2001:db8::{n}", ""))) for n in range(1, 9)]
+    codes = [refusal.code for refusal in await asyncio.gather(*tries)]
+    assert codes.count("wrong_password") == 4
+
+
+async def test_unknown_names_are_answered_alike(house, sessions) -> None:
+    texts = {
+        (await refused(sessions.sign_in(name, "wrong", "admin", (f"198.51.100.{n}", "")))).message
+        for n, name in enumerate(("ann", "nobody", "bob", ""))
+    }
+    assert len(texts) == 1
+    audit = repr([c for c in await house.management.list_changes() if c.action == "sign_in_failed"])
+    assert "nobody" not in audit
+
+
+async def test_a_shut_out_users_sessions_end(house, sessions) -> None:
+    token = (await sessions.sign_in("bob", PASSWORD, "user", PLACE)).token
+    changes = Changes(house.database, house.books, house.management, house.clock, sessions.forget)
+    await changes.change_user(OPERATOR, "bob", UserChange(active=False))
+    assert await sessions.find_session(digest(token), "user") is None
+    assert (await refused(sessions.sign_in("bob", PASSWORD, "user", PLACE))).code == "wrong_password"
+
+
+async def test_a_key_opens_its_users_session(house, sessions) -> None:
+    made = await house.management.add_key(OPERATOR, KeyAsk("bob"))
+    signed = await sessions.exchange(made.key, PLACE)
+    assert (signed.card.user_name, signed.card.kind) == ("bob", "user")
+    assert (await refused(sessions.exchange("sk-" + "0" * 48, PLACE))).code == "invalid_api_key"
+    await house.management.revoke_key(OPERATOR, made.made.id)
+    assert (await refused(sessions.exchange(made.key, PLACE))).code == "invalid_api_key"
+
+
+async def test_ended_sessions_are_cleared_away(house, sessions) -> None:
+    await sessions.sign_in("ann", PASSWORD, "admin", PLACE)
+    house.clock.advance(13 * HOUR_S)
+    await sessions.sign_in("ann", PASSWORD, "admin", PLACE)
+    count = await house.database.read(lambda c: c.exec_driver_sql("SELECT count(*) FROM sessions").scalar_one())
+    assert count == 1
+    assert len(await sessions.list_sessions()) == 1
