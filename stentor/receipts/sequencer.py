@@ -26,7 +26,7 @@ BATCH = 256  # leaves in one transaction: about two milliseconds of the writer's
 BREATH = 16  # leaves that are made without letting others have the interpreter
 IDLE_S = 5.0  # how often it looks without having been woken
 SWEEP_S = 60.0
-SWEEP_US = 3_600 * 1_000_000
+SWEEP_US = 600 * 1_000_000
 SIGN_S = 10.0  # how often a log that grows gets a checkpoint nobody has asked for
 RETRY_S = 1.0
 

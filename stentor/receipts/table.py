@@ -15,7 +15,7 @@ from stentor.store.ring_schema import (
     signing_keys,
     usage_leaves,
 )
-from stentor.store.schema import prices, usage_events
+from stentor.store.schema import prices, usage_blocks, usage_events
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -176,9 +176,18 @@ def list_new_usage(connection: Connection, after_id: int, limit: int) -> list[Us
 
 
 def list_missed_usage(connection: Connection, until_id: int, since_us: int, limit: int) -> list[UsageRow]:
-    """Events up to the mark that no log has: a transaction with a lower number can be the later one to commit."""
+    """Events up to the mark that no log has: a transaction with a lower number can be the later one to commit.
+
+    Only where several servers write: one alone commits in the order of its numbers.
+    """
+    if connection.dialect.name == "sqlite":
+        return []
+    first_id = select(func.min(usage_blocks.c.first_id)).where(usage_blocks.c.last_us >= since_us).scalar_subquery()
+    covered = select(func.max(usage_blocks.c.end_id)).scalar_subquery()
     query = select(*_USAGE).select_from(_PRICED)
-    query = query.where(usage_events.c.settled_us >= since_us, usage_events.c.id <= until_id, ~_IS_LEAF)
+    query = query.where(
+        usage_events.c.id >= func.coalesce(first_id, covered, 1), usage_events.c.id <= until_id, ~_IS_LEAF
+    )
     return [UsageRow._make(row) for row in connection.execute(query.order_by(usage_events.c.id).limit(limit))]
 
 

@@ -188,14 +188,15 @@ async def test_late_commits_with_lower_numbers_are_taken_by_the_sweep(registry: 
 
     def forget_one(connection):
         connection.execute(text("UPDATE usage_events SET id = 100 + id"))
-        connection.execute(text("UPDATE usage_events SET id = 0 WHERE id = 102"))
+        connection.execute(text("UPDATE usage_events SET id = 1 WHERE id = 102"))
         connection.execute(text("DELETE FROM usage_leaves WHERE usage_id = 2"))
         connection.execute(text("UPDATE usage_leaves SET usage_id = 100 + usage_id"))
 
     await house.database.write(forget_one)
     assert await registry.sequencer.catch_up() == 0
     house.clock.advance(120)
-    assert await registry.sequencer.catch_up() == 1
+    # A server that has the database for itself commits in the order of its numbers, and needn't look.
+    assert await registry.sequencer.catch_up() == (1 if house.database.is_shared else 0)
     assert len(names) == 3
 
 
