@@ -231,8 +231,9 @@ async def test_what_an_engine_started_itself_ends_with_it(make_scheduler: Any) -
 
 async def test_stop_during_a_start_ends_it(make_scheduler: Any) -> None:
     scheduler = make_scheduler(fake("fake", "--hang", "start"))
+    others = {stat.pid for stat in list_children()}
     starting = asyncio.create_task(scheduler.start(FAKE))
-    await until(lambda: bool(list_children()))
+    await until(lambda: any(stat.pid not in others for stat in list_children()))
     await scheduler.stop(FAKE)
     with pytest.raises(Refused, match="stopped"):
         await starting
