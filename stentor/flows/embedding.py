@@ -112,6 +112,8 @@ def countable(inputs: list[Input]) -> str:
 class _Embedding:
     """One try."""
 
+    is_free = False
+
     def __init__(self, grant: Grant, fields: dict[str, msgspec.Raw], inputs: list[Input], wanted: Wanted) -> None:
         self.input_tokens = 0
         self._grant = grant

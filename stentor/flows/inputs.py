@@ -31,6 +31,7 @@ class Work(Protocol):
     """One try at a request: what to ask the engine, and what came back of it."""
 
     input_tokens: int
+    is_free: bool
 
     def steps(self) -> Iterable[Step]:
         """What to ask, in this order. Raises Refused for a field that must not reach an engine."""
@@ -92,7 +93,7 @@ class InputsAttempt(Attempt):
             raise EngineRefused(refusal.code, refusal.message, param=refusal.param) from None
         self._call.closing = True
         # An upstream that doesn't say what it read isn't free for that.
-        usage = Usage(input_tokens=work.input_tokens) if work.input_tokens else None
+        usage = Usage(input_tokens=work.input_tokens) if work.input_tokens or work.is_free else None
         settled = await self._settle("completed", usage, texts=self._uncounted(usage))
         await self.client.answer(self._head(settled.cost_nano), work.body(settled.usage))
 

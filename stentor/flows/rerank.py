@@ -98,6 +98,8 @@ def _read_ranking(fields: dict[str, msgspec.Raw]) -> Ranking:
 class _Reranking:
     """One try."""
 
+    is_free = False
+
     def __init__(self, grant: Grant, fields: dict[str, msgspec.Raw], ranking: Ranking) -> None:
         self.input_tokens = 0
         self._grant = grant

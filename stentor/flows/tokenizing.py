@@ -66,6 +66,8 @@ def _flag(fields: dict[str, msgspec.Raw], name: str) -> bool:
 class _Tokenizing:
     """One try."""
 
+    is_free = False
+
     def __init__(self, grant: Grant, wanted: Wanted) -> None:
         self.input_tokens = 0
         self._grant = grant

@@ -41,6 +41,7 @@ class _Counting:
     """One try."""
 
     input_tokens = 0
+    is_free = True
 
     def __init__(self, grant: Grant, chat: TranslatedAsk) -> None:
         self._grant = grant
