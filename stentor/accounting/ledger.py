@@ -181,7 +181,9 @@ def check_books(connection: Connection) -> list[Mismatch]:
     found += _compare(connection, "key_tokens", table.sum_events(connection, "key_id", "tokens", folded=True))
     found += _compare(connection, "key_spending", table.sum_events(connection, "key_id", "cost_nano", folded=True))
     for kind in ("project_budget", "key_budget"):
-        for subject, window, start, _, used in table.list_buckets(connection, kind):
+        for subject, window, start, capacity, used in table.list_buckets(connection, kind):
+            if capacity is None:
+                continue  # a budget that was lifted while something of it was borrowed
             end = None if window == "none" else calendar_window(window, start)[1]
             cost = sum_between(connection, (_COUNTED[kind][0], subject), "cost_nano", start, end)
             if cost != used:
@@ -190,7 +192,9 @@ def check_books(connection: Connection) -> list[Mismatch]:
 
 
 def _compare(connection: Connection, kind: str, sums: dict[str, int]) -> list[Mismatch]:
-    buckets = {row[0]: row[4] for row in table.list_buckets(connection, kind)}
+    # A limit that was lifted while some of it was borrowed has a bucket without a capacity until that is returned.
+    rows = [row for row in table.list_buckets(connection, kind) if kind == "balance" or row[3] is not None]
+    buckets = {row[0]: row[4] for row in rows}
     # A key without limits has no bucket of its own; a balance exists for everybody who was ever charged.
     subjects = buckets.keys() | {subject for subject, total in sums.items() if total and kind == "balance"}
     return [

@@ -54,7 +54,7 @@ def models(server: Server) -> dict[str, dict[str, Any]]:
 
 def instances(server: Server) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = server.ask("GET", "/admin/api/system").json()["slots"]
-    return rows
+    return [row for row in rows if row["id"]]
 
 
 def metric(server: Server, name: str) -> dict[str, float]:

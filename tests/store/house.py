@@ -144,7 +144,8 @@ class House:
 
     async def check(self) -> None:
         """The books agree with themselves."""
-        assert [found.text for found in await self.management.doctor_books() if not found.ok] == []
+        problems = [found.text for found in await self.management.doctor_books() if not found.ok]
+        assert problems == [], problems
 
 
 def _replace(value, changes):  # type: ignore[no-untyped-def]
