@@ -114,6 +114,4 @@ class Account:
 def _window(limit: int | None, window: Minute | None, second: int) -> Window:
     if limit is None:
         return Window(None, None)
-    # What this node has seen is taken off the whole: of several nodes' windows each holds only what it has borrowed.
-    used = 0 if window is None else window.limit - window.left(second)
-    return Window(limit, max(limit - used, 0))
+    return Window(limit, max(window.free(second), 0) if window is not None else limit)
