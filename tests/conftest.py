@@ -1,8 +1,13 @@
 """What every part of the tests may ask for."""
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.postgres import shared_url
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("shared machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")

@@ -172,7 +172,7 @@ class Gateway:
                 if wanted == method:
                     return candidate, match.groupdict()
                 allowed.append(wanted)
-        if path.endswith("/") and path.startswith(_SLASHED):
+        if path.endswith("/") and not path.endswith("//") and path.startswith(_SLASHED):
             return self._find(method, path[:-1])
         if allowed:
             raise Refused(

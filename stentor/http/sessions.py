@@ -83,10 +83,18 @@ class SessionGate:
             if connection.header(b"sec-fetch-site") not in (None, b"same-origin", b"none"):
                 raise Refused("csrf_failed", "Another website's page sent this request.")
             return
-        said = urlsplit(origin.decode("latin-1"))
         host = (connection.header(b"host") or b"").decode("latin-1").lower()
-        if said.netloc.lower() != host and said.netloc.lower() not in self._own_hosts:
+        said = _host_of(origin.decode("latin-1"))
+        if not said or (said != host and said not in self._own_hosts):
             raise Refused("csrf_failed", f"A page of {origin.decode('latin-1')[:100]} sent this request.")
+
+
+def _host_of(origin: str) -> str:
+    """The host of an ``Origin`` header with its port; empty for one that can't be read, or is ``null``."""
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return ""
 
 
 def principal_of(card: SessionCard) -> Principal:

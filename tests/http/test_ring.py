@@ -489,3 +489,7 @@ def test_two_keys_of_a_project_share_it(ann: Tenant):
     other = ann.gate.make_key(ann.user["id"], scopes=["ring"])["key"]
     conversation = ann.post("/conversations", {})["id"]
     assert ann.gate.ask("GET", f"/conversations/{conversation}", key=other).status == 200
+
+
+def test_a_path_of_many_slashes_is_nowhere(gate: Gate) -> None:
+    assert gate.ask("GET", "/conversations" + "/" * 5000).status == 404

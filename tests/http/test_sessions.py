@@ -115,6 +115,9 @@ def test_another_websites_page_changes_nothing(signed: Browser, headers):
 
 
 def test_our_own_page_may(each: Gate, signed: Browser):
+    for unreadable in ("null", "http://[", "http://[" + "x" * 2000):
+        status, body = signed.ask("POST", "/admin/api/logout", Origin=unreadable)
+        assert (status, body["code"]) == (403, "csrf_failed")
     origin = f"http://127.0.0.1:{each.port}"
     status, _ = signed.ask("POST", "/admin/api/logout", Origin=origin, Sec_Fetch_Site="same-origin")
     assert status == 200
