@@ -295,7 +295,7 @@ async def test_a_cancelled_fetch_ends_at_once_and_is_gone_on_with(hub, fetch, tm
 
 async def test_a_second_process_is_told_that_the_first_is_at_it(hub, fetch):
     hub.add(REPO, {"t-Q4_0.gguf": DATA})
-    hub.slow = 40_000
+    hub.slow = 5_000
     seen = asyncio.Event()
     task = asyncio.create_task(fetch(progress=lambda done, _total: seen.set() if done > 2_000 else None))
     await asyncio.wait_for(seen.wait(), 20)
