@@ -192,8 +192,8 @@ def check_books(connection: Connection) -> list[Mismatch]:
 
 
 def _compare(connection: Connection, kind: str, sums: dict[str, int]) -> list[Mismatch]:
-    # A limit that was lifted while some of it was borrowed has a bucket without a capacity until that is returned.
-    rows = [row for row in table.list_buckets(connection, kind) if kind == "balance" or row[3] is not None]
+    # A limit that was lifted while some of it was borrowed leaves an empty bucket until that is returned.
+    rows = [row for row in table.list_buckets(connection, kind) if kind == "balance" or row[3] is not None or row[4]]
     buckets = {row[0]: row[4] for row in rows}
     # A key without limits has no bucket of its own; a balance exists for everybody who was ever charged.
     subjects = buckets.keys() | {subject for subject, total in sums.items() if total and kind == "balance"}
