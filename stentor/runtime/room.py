@@ -270,7 +270,7 @@ class Room:
             return kept, None
         demands = {key: claim.tenant.find_demand(now_s) for key, claim in self._claims.items()}
         spent = Space()
-        others = list(residents)
+        others, gone = list(residents), set[InstanceId]()
         for key in sorted(self._claims, key=lambda key: -demands[key].waited_s):
             claim, demand = self._claims[key], demands[key]
             space = self._find_space(key, spent)
@@ -280,6 +280,8 @@ class Room:
             step = choose_swap(wish, others, space, self._limits.policy)
             if step.size >= 0:
                 self._grant(claim, step.size)
+                # Who has just got room holds it like the others: whoever comes next can wait for it.
+                others = [each for each in self._describe(now_s) if each.instance not in gone]
             elif step.hopeless or demand.is_late or not (demand.is_wanted or self._comes_free(step)):
                 self._refuse(claim, demand, space, step)
             else:
@@ -287,7 +289,8 @@ class Room:
                 self._make_room(claim, step, others, space)
                 left = reserve_space(wish, step, others, space)
                 spent = spent.plus(space.less(left))
-                others = [each for each in others if each.instance not in step.victims]
+                gone.update(step.victims)
+                others = [each for each in others if each.instance not in gone]
                 if step.look_s is not None:
                     delays_s.append(step.look_s)
         return kept, min(delays_s, default=None)

@@ -65,6 +65,18 @@ async def test_the_longest_idle_model_goes_first(make_scheduler: Any) -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("limits", [{"memory_limit_mb": 1000}, {"slot_count": 1}])
+async def test_of_two_cold_models_asked_at_once_one_waits_for_the_other(make_scheduler: Any, limits: Any) -> None:
+    models = fake("one", memory_mib=600), fake("two", memory_mib=700)
+    scheduler = make_scheduler(*models, swap=EAGER, **limits)
+
+    async def ask(name: str) -> None:
+        give(scheduler, await take(scheduler, name))
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(ask("one"), ask("two"))
+
+
 async def test_pinned_models_stay_and_the_others_are_told_at_once(make_scheduler: Any) -> None:
     scheduler = make_scheduler(fake("one", pinned=True), fake("two"), slot_count=1, idle_unload_s=0.1)
     give(scheduler, await take(scheduler, "one"))
