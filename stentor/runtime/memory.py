@@ -76,6 +76,11 @@ def describe_bytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.0f} MB"
 
 
+def describe_s(seconds: float) -> str:
+    """``40 s`` or ``12 min``."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
 def choose_pooling(header: GgufHeader, spec: ModelSpec) -> Pooling:
     """How token vectors become one: as the operator says, as the model says (empty), else their mean."""
     if spec.kind == "reranker":

@@ -26,7 +26,7 @@ from stentor.runtime.eviction import (
 )
 from stentor.runtime.failure import NoRoom
 from stentor.runtime.host import Host
-from stentor.runtime.memory import ContextPlan, Held, choose_free_bytes, describe_bytes
+from stentor.runtime.memory import ContextPlan, Held, choose_free_bytes, describe_bytes, describe_s
 from stentor.runtime.procfs import MemoryUse
 from stentor.runtime.sizes import Sizes
 from stentor.runtime.slots import NoSlot, Slots
@@ -396,8 +396,3 @@ class Room:
         for tenant in self._tenants.values():
             self.note_use(tenant)
         self._decide()
-
-
-def describe_s(seconds: float) -> str:
-    """``40 s`` or ``12 min``."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
