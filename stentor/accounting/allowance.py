@@ -16,7 +16,8 @@ from stentor.accounting.price import Bounds, Price, bound_tokens, price_bounds
 class Demand(NamedTuple):
     """What a request wants. ``prompt`` is an upper bound in tokens; ``asked`` None: ``default`` output tokens or less.
 
-    ``counted``: whether it counts as a request (a second attempt of the same request doesn't).
+    ``counted``: whether it counts as a request (a second attempt of the same request doesn't). ``audio_ms`` and
+    ``characters`` are the most of sound and text that are heard and spoken.
     """
 
     prompt: int
@@ -25,6 +26,8 @@ class Demand(NamedTuple):
     answers: int
     context: int
     counted: bool = True
+    audio_ms: int = 0
+    characters: int = 0
 
 
 class Hold:
@@ -104,13 +107,13 @@ def _plan_output(account: KeyAccount, demand: Demand, now: Moment) -> tuple[int,
     prompt = min(demand.prompt, demand.context)
     asked = demand.default if demand.asked is None else demand.asked
     output = min(asked, demand.context - 1)
-    bounds = Bounds(prompt, output, demand.answers, demand.context)
+    bounds = Bounds(prompt, output, demand.answers, demand.context, demand.audio_ms, demand.characters)
     quota = account.quota
     if quota is not None and quota.left() < bound_tokens(bounds):
         output = _fit_tokens(bounds, quota.left())
         if output < 1 or demand.asked is not None:
             raise refusals.over_quota(quota, bound_tokens(bounds), _fit_tokens(bounds, quota.free()))
-        bounds = Bounds(prompt, output, demand.answers, demand.context)
+        bounds = _cut(bounds, output)
     second = int(now.steady_s)
     for window in account.token_windows:
         if window.left(second) >= bound_tokens(bounds):
@@ -120,7 +123,7 @@ def _plan_output(account: KeyAccount, demand: Demand, now: Moment) -> tuple[int,
             output = _fit_tokens(bounds, window.limit)
             if output < 1 or demand.asked is not None:
                 raise refusals.never_fits(window, bound_tokens(bounds), output)
-            bounds = Bounds(prompt, output, demand.answers, demand.context)
+            bounds = _cut(bounds, output)
         if window.left(second) < bound_tokens(bounds):
             raise refusals.too_many_tokens(window, bound_tokens(bounds), now, second)
     return output, bounds
@@ -142,9 +145,14 @@ def _afford(account: KeyAccount, demand: Demand, bounds: Bounds, price: Price, n
     output = _fit_money(price, bounds, left)
     if output < 1 or demand.asked is not None:
         tightest = min(account.money, key=Meter.free)
-        raise refusals.unaffordable(tightest, nano, max(_fit_money(price, bounds, tightest.free()), 0))
-    fitted = Bounds(bounds.prompt, output, bounds.answers, bounds.context)
+        affordable = max(_fit_money(price, bounds, tightest.free()), 0) if bounds.output else None
+        raise refusals.unaffordable(tightest, nano, affordable)
+    fitted = _cut(bounds, output)
     return output, fitted, price_bounds(price, fitted)
+
+
+def _cut(bounds: Bounds, output: int) -> Bounds:
+    return Bounds(bounds.prompt, output, bounds.answers, bounds.context, bounds.audio_ms, bounds.characters)
 
 
 def _fit_tokens(bounds: Bounds, left: int) -> int:
@@ -161,7 +169,7 @@ def _largest(bounds: Bounds, fits: Callable[[Bounds], bool]) -> int:
     low, high = -1, bounds.output
     while low < high:
         middle = (low + high + 1) // 2
-        if fits(Bounds(bounds.prompt, middle, bounds.answers, bounds.context)):
+        if fits(_cut(bounds, middle)):
             low = middle
         else:
             high = middle - 1

@@ -101,7 +101,8 @@ def find_wants(account: KeyAccount, demand: Demand, price: Price, now: Moment) -
             wishes.add_window(window, 1, second)
     prompt = min(demand.prompt, demand.context)
     asked = demand.default if demand.asked is None else demand.asked
-    bounds = Bounds(prompt, min(asked, demand.context - 1), demand.answers, demand.context)
+    output = min(asked, demand.context - 1)
+    bounds = Bounds(prompt, output, demand.answers, demand.context, demand.audio_ms, demand.characters)
     tokens = bound_tokens(bounds)
     for window in account.token_windows:
         wishes.add_window(window, tokens, second)

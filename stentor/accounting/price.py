@@ -42,12 +42,17 @@ def price_usage(price: Price, usage: Usage) -> int:
 
 
 class Bounds(msgspec.Struct, frozen=True):
-    """The most that one request can use: prompt tokens, output tokens per answer, answers, and the model's context."""
+    """The most that one request can use: prompt tokens, output tokens per answer, answers, and the model's context.
+
+    ``audio_ms`` are milliseconds of sound to hear, ``characters`` those of a text to speak.
+    """
 
     prompt: int
     output: int
     answers: int
     context: int
+    audio_ms: int = 0
+    characters: int = 0
 
 
 def bound_tokens(bounds: Bounds) -> int:
@@ -63,10 +68,15 @@ def price_bounds(price: Price, bounds: Bounds) -> int:
     longest prompt, or the longest answer.
     """
     room = bounds.context - bounds.prompt
-    long_prompt = _corner(price, bounds.prompt, min(bounds.output, max(room, 0)) * bounds.answers)
-    if room >= bounds.output:
-        return long_prompt
-    return max(long_prompt, _corner(price, bounds.context - bounds.output, bounds.output * bounds.answers))
+    cost = _corner(price, bounds.prompt, min(bounds.output, max(room, 0)) * bounds.answers)
+    if room < bounds.output:
+        cost = max(cost, _corner(price, bounds.context - bounds.output, bounds.output * bounds.answers))
+    return cost + _price_sound(price, bounds) if bounds.audio_ms or bounds.characters else cost
+
+
+def _price_sound(price: Price, bounds: Bounds) -> int:
+    cost = bounds.audio_ms * price.audio_second_nano + bounds.characters * price.character_nano * 1000
+    return -(-cost // _SCALE)
 
 
 def _corner(price: Price, prompt: int, output: int) -> int:

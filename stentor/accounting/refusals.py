@@ -105,8 +105,8 @@ _WHOSE = {
 }
 
 
-def unaffordable(meter: Meter, wanted_nano: int, affordable: int) -> Refused:
-    """Money doesn't cover the worst case; names how many output tokens it would pay for."""
+def unaffordable(meter: Meter, wanted_nano: int, affordable: int | None) -> Refused:
+    """Money doesn't cover the worst case; names how many output tokens it would pay for (None: there are none)."""
     left = max(meter.free(), 0)
     whose, advice = _WHOSE[meter.kind]
     window = "" if meter.window == "none" else f" for this {meter.window}"
@@ -115,15 +115,18 @@ def unaffordable(meter: Meter, wanted_nano: int, affordable: int) -> Refused:
         "limit_nano": meter.limit,
         "left_nano": left,
         "wanted_nano": wanted_nano,
-        "affordable_output_tokens": affordable,
     }
+    shorter = "Send less at once."
+    if affordable is not None:
+        details["affordable_output_tokens"] = affordable
+        shorter = _shorter(affordable)
     if meter.window_end is not None:
         details["resets_at"] = meter.window_end // 1_000_000
     return Refused(
         meter.code,
         f"{whose} {usd(left)} left{window}; this request may cost up to {usd(wanted_nano)}. "
-        f"{_shorter(affordable)} {advice}{' or wait' if window else ''}.",
-        param="max_tokens",
+        f"{shorter} {advice}{' or wait' if window else ''}.",
+        param="max_tokens" if affordable is not None else None,
         details=details,
     )
 

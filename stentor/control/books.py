@@ -209,6 +209,8 @@ class LocalBooks:
             ask.answers,
             context,
             ask.attempt == 1,
+            ask.audio_ms,
+            ask.characters,
         )
         if chain is not None:
             running.chain = chain

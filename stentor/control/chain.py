@@ -72,7 +72,8 @@ def choose_dearest(member: Member, own: Price, demand: Demand, prices: PriceList
         price = get_member_price(model, prices, now_us)
         output = min(asked, model.context_size - 1)
         context = model.context_size if asked else demand.context  # without output, many inputs exceed it together
-        bounds = Bounds(min(demand.prompt, context), output, demand.answers, context)
+        prompt = min(demand.prompt, context)
+        bounds = Bounds(prompt, output, demand.answers, context, demand.audio_ms, demand.characters)
         cost = price_bounds(price, bounds)
         if cost > most:
             dearest, most = price, cost

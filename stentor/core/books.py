@@ -37,6 +37,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True):
     ``needs`` are abilities that the model must have (``text``, ``image``, ``audio``, ``embedding``, …).
     ``media`` counts images and clips, which ``input_bound`` leaves out: the model says what each can cost at most.
     ``prefix_key`` identifies the start of the conversation for prefix affinity (0: none).
+    ``audio_ms`` and ``characters`` bound the sound that is to be heard (or made) and the text that is to be spoken.
     ``step`` is how many models of the chain (the one asked for, then its fallbacks) aren't to be tried any more.
     """
 
@@ -55,6 +56,8 @@ class Open(msgspec.Struct, frozen=True, array_like=True):
     queue_timeout_s: float | None = None
     media: int = 0
     step: int = 0
+    audio_ms: int = 0
+    characters: int = 0
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True):

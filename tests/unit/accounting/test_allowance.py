@@ -90,6 +90,25 @@ def test_an_asked_answer_that_is_too_dear_is_refused_with_the_affordable_number(
     assert refused.param == "max_tokens"
 
 
+def test_sound_and_characters_are_reserved_and_settled() -> None:
+    price = Price(1, 0, 0, audio_second_nano=2_000_000_000, character_nano=3_000_000_000)
+    user = make_user(balance=50_000)
+    key = make_key(user)
+    hold = admit(key, Demand(4, 0, 100, 1, 1000, True, 4000, 10), price, NOW)
+    assert (hold.nano, key.user.balance.free()) == (38_000, 12_000)
+    settle(hold, 11_000, 4, NOW)
+    assert user.balance.free() == 39_000
+
+
+def test_a_text_that_is_too_dear_to_speak_is_refused_without_a_word_of_output_tokens() -> None:
+    price = Price(1, 0, 0, character_nano=3_000_000_000)
+    with pytest.raises(Refused) as caught:
+        admit(make_key(make_user(balance=29_999)), Demand(4, 0, 100, 1, 1000, characters=10), price, NOW)
+    assert caught.value.code == "insufficient_balance"
+    assert "output token" not in caught.value.message
+    assert "affordable_output_tokens" not in caught.value.details
+
+
 def test_several_answers_share_what_is_affordable() -> None:
     assert refusal(make_key(make_user(balance=50)), want(asked=20, answers=4)).details["affordable_output_tokens"] == 5
 

@@ -44,7 +44,7 @@ def test_audio_characters_and_requests_add_up() -> None:
 
 
 amounts = st.integers(0, 10**10)
-prices = st.builds(Price, st.just(1), amounts, amounts, st.none() | amounts, st.just(0), st.just(0), amounts)
+prices = st.builds(Price, st.just(1), amounts, amounts, st.none() | amounts, amounts, amounts, amounts)
 
 
 @st.composite
@@ -55,8 +55,15 @@ def usage_within_bounds(draw):
     answers = draw(st.integers(1, 4))
     used_prompt = draw(st.integers(0, prompt))
     each = [draw(st.integers(0, min(output, context - used_prompt))) for _ in range(answers)]
-    usage = Usage(used_prompt, draw(st.integers(0, used_prompt)), sum(each))
-    return Bounds(prompt, output, answers, context), usage
+    audio_ms, characters = draw(st.integers(0, 10**7)), draw(st.integers(0, 10**5))
+    usage = Usage(
+        used_prompt,
+        draw(st.integers(0, used_prompt)),
+        sum(each),
+        audio_ms=draw(st.integers(0, audio_ms)),
+        characters=draw(st.integers(0, characters)),
+    )
+    return Bounds(prompt, output, answers, context, audio_ms, characters), usage
 
 
 @given(prices, usage_within_bounds())
