@@ -16,6 +16,7 @@ writes one. Any other text is answered with a short sentence. ``do`` is a list o
     {"raw": "text"}  {"frame": {…}}           bytes as they are; any JSON value as one SSE frame
     {"half": "text"}                          half of a content frame, then the connection closes
     {"close": true}  {"reset": true}          end of the connection without an end of the answer (FIN, RST)
+    {"until": "/a/path"}                      silence until that file exists
     {"hang": true}  {"die": true}             silence until the client leaves; the process exits with status 1
     {"error": "text" | {…}}                   an error frame, after which the stream ends without ``[DONE]``
 
@@ -229,6 +230,11 @@ def speed_of(phase: str, tokens: int, took_ms: float) -> Json:
         f"{phase}_per_token_ms": each_ms,
         f"{phase}_per_second": per_second,
     }
+
+
+async def wait_for_file(path: str) -> None:
+    while not os.path.exists(path):
+        await asyncio.sleep(0.02)
 
 
 def split_words(text: str) -> list[str]:
@@ -447,15 +453,20 @@ class Answer:
         """A step that says nothing: silence, noise, or an end."""
         if "sleep" in step:
             await asyncio.sleep(step["sleep"])
+        elif "until" in step:
+            await wait_for_file(step["until"])
         elif "hang" in step:
             await self.wire.connection.wait_left()
         elif "die" in step:
             os._exit(1)
         elif "close" in step or "reset" in step:
             raise ScriptedEndError("reset" if "reset" in step else "close")
-        elif not self.ask.stream:
-            return
-        elif "ping" in step:
+        elif self.ask.stream:
+            await self.make_noise(step)
+
+    async def make_noise(self, step: Json) -> None:
+        """What only a stream can hold."""
+        if "ping" in step:
             await self.wire.send(b": ping\n\n" * int(step["ping"]))
         elif "raw" in step:
             await self.wire.send(step["raw"].encode())
