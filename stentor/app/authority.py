@@ -33,6 +33,7 @@ from stentor.runtime.scheduler import LocalScheduler
 from stentor.runtime.sources import Sources
 from stentor.settings import Settings
 from stentor.store.database import Database
+from stentor.store.leader import Leader
 from stentor.telemetry.logs import Log
 from stentor.telemetry.metrics import Metrics, Samples
 from stentor.vault.keyring import Keyring
@@ -70,9 +71,11 @@ class Authority:
         self.books = ObservedBooks(books, self.metrics, log)
         self.management = Management(database, books, keyring, clock)
         self.operations = Operations(self.management, scheduler)
+        self.leader = Leader(database, "jobs")
         console = ConsoleParts(
             settings,
             database,
+            self.leader,
             books,
             keyring,
             clock,
@@ -95,7 +98,7 @@ class Authority:
         self.operations.add(CredentialOperations(self.credentials, self._look_at).table())
         scheduler.remotes.connect(self.credentials.find_provider, self._look_at)
         models.sources.hub.find_token = self.credentials.find_hf_token
-        self.summer = UsageSummer(database, clock, shared=settings.store.is_postgres)
+        self.summer = UsageSummer(self.leader, clock, shared=settings.store.is_postgres)
         self._watch_gauges()
 
     @classmethod
@@ -118,7 +121,7 @@ class Authority:
         downloads = Downloads(sources, settings.data_dir / "run" / "downloads.json", clock, log)
         authority = cls(settings, database, keyring, scheduler, books, Models(book, downloads, sources), log)
         await authority.credentials.load()
-        parts = RingParts(books, scheduler, authority.outbound, clock, log)
+        parts = RingParts(books, scheduler, authority.outbound, clock, log, authority.leader)
         authority.ring = await Ring.open(settings, database, keyring, parts)
         authority.books.on_settled = authority.ring.sequencer.wake
         authority.operations.add(ReceiptKeys(authority.ring.office, keyring, authority.management).table())

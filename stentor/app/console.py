@@ -27,6 +27,7 @@ from stentor.runtime.scheduler import LocalScheduler
 from stentor.runtime.sources import Sources
 from stentor.settings import Settings
 from stentor.store.database import Database
+from stentor.store.leader import Leader
 from stentor.telemetry.logs import Log
 from stentor.vault.keyring import Keyring
 
@@ -36,6 +37,7 @@ class ConsoleParts(NamedTuple):
 
     settings: Settings
     database: Database
+    leader: Leader
     books: LocalBooks
     keyring: Keyring
     clock: Clock
@@ -66,8 +68,8 @@ def add_console(operations: Operations, parts: ConsoleParts) -> Console:
     folders = ModelFolders([*settings.model_dirs, settings.model_cache])
     shelf = Shelf(parts.model_book, parts.sources, folders)
     machine = ThisMachine(settings.data_dir)
-    uptime = Uptime(database, parts.scheduler, clock)
-    retention = Retention(database, books, clock, settings.values["RETENTION_DAYS"])
+    uptime = Uptime(database, parts.leader, parts.scheduler, clock)
+    retention = Retention(parts.leader, books, clock, settings.values["RETENTION_DAYS"])
     for table in (
         uptime.table(),
         PeopleOperations(management, changes, plans).table(),
@@ -78,4 +80,4 @@ def add_console(operations: Operations, parts: ConsoleParts) -> Console:
         SlotOperations(parts.scheduler, management, shelf, machine).table(),
     ):
         operations.add(table)
-    return Console(sessions, Jobs(uptime, retention, parts.log))
+    return Console(sessions, Jobs(parts.leader, uptime, retention, parts.log))

@@ -24,6 +24,7 @@ from stentor.receipts.sequencer import Sequencer
 from stentor.registry.registry import Registry
 from stentor.settings import Settings
 from stentor.store.database import Database
+from stentor.store.leader import Leader
 from stentor.telemetry.logs import Log
 from stentor.vault.keyring import Keyring
 
@@ -42,21 +43,23 @@ class RingParts(NamedTuple):
     outbound: Outbound
     clock: Clock
     log: Log
+    leader: Leader
 
 
 class Ring:
     """Make it with :meth:`open`. :meth:`run` numbers what is settled, until it is cancelled."""
 
-    def __init__(self, office: ReceiptOffice, sequencer: Sequencer, talks: RingTalks) -> None:
+    def __init__(self, office: ReceiptOffice, sequencer: Sequencer, talks: RingTalks, leader: Leader) -> None:
         self.office = office
         self.sequencer = sequencer
         self.operations: RingOperations
         self._talks = talks
+        self._leader = leader
 
     @classmethod
     async def open(cls, settings: Settings, database: Database, keyring: Keyring, parts: RingParts) -> "Ring":
         """Take over the receipt log of ``database``. Raises StentorError."""
-        books, scheduler, outbound, clock, log = parts
+        books, scheduler, outbound, clock, log, leader = parts
         keys = await database.write(lambda c: Keys.open(c, keyring, settings.receipts, clock.now_us()))
         receipt_log = await ReceiptLog.open(database, settings.receipts, clock)
         office = ReceiptOffice(database, receipt_log, keys, keyring.receipt_salt(), clock)
@@ -76,7 +79,7 @@ class Ring:
         usage = RingUsage(database, registry, tenants, clock)
         values = settings.values
         talks = RingTalks(database, usage, tenants, clock, values["HISTORY_LEVEL"], values["HISTORY_RETENTION_DAYS"])
-        ring = cls(office, sequencer, talks)
+        ring = cls(office, sequencer, talks, leader)
         receipts = RingReceipts(office, Certified(database, office), usage, tenants, clock)
         ring.operations = RingOperations(
             usage, talks, receipts, RingProofs(receipt_log, office), RingRegistry(registry)
@@ -92,7 +95,8 @@ class Ring:
     async def _forget(self) -> None:
         while True:
             with contextlib.suppress(StoreUnavailable):
-                await self._talks.forget_everywhere()
+                if await self._leader.claim() is not None:  # whoever thinks so wrongly deletes what has to go anyway
+                    await self._talks.forget_everywhere()
             await asyncio.sleep(FORGET_EVERY_S)
 
     async def close(self) -> None:

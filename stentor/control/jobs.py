@@ -1,4 +1,7 @@
-"""What the authority does by itself, as time goes by: folding old usage, and noting that it could serve."""
+"""What the authority does by itself, as time goes by: folding old usage, and noting that it could serve.
+
+Where several nodes share a database one of them does it, the leader.
+"""
 
 import asyncio
 import time
@@ -12,10 +15,11 @@ from stentor.accounting.days.uptime import DAY_US, KEEP_DAYS, UptimeDay, add_che
 from stentor.control.books import LocalBooks
 from stentor.control.reading import Operation, Row, number_of
 from stentor.core.clock import Clock
-from stentor.core.errors import Refused, StoreUnavailable
+from stentor.core.errors import NotLeader, Refused, StoreUnavailable
 from stentor.core.operator import Task
 from stentor.core.scheduler import Scheduler
 from stentor.store.database import Database
+from stentor.store.leader import Leader
 from stentor.telemetry.logs import Log
 
 CHECK_S = 60.0
@@ -26,8 +30,8 @@ FOLD_PAUSE_S = 0.05
 class Retention:
     """Folds usage events older than so many days, a slice at a time; None days: keeps everything."""
 
-    def __init__(self, database: Database, books: LocalBooks, clock: Clock, days: int | None) -> None:
-        self._database = database
+    def __init__(self, leader: Leader, books: LocalBooks, clock: Clock, days: int | None) -> None:
+        self._leader = leader
         self._books = books
         self._clock = clock
         self._days = days
@@ -41,7 +45,7 @@ class Retention:
             now_us = self._clock.now_us()
             before_us = now_us - now_us % DAY_US - self._days * DAY_US
             self._books.roll.changed()
-            count, closed = await self._database.maintain(
+            count, closed = await self._leader.maintain(
                 lambda connection, before_us=before_us, now_us=now_us: fold_block(connection, before_us, now_us)  # type: ignore[misc]
             )
             for user_id, amount in closed.items():
@@ -55,8 +59,9 @@ class Retention:
 class Uptime:
     """Checks once a minute whether the server can serve, and says how often it could."""
 
-    def __init__(self, database: Database, scheduler: Scheduler, clock: Clock) -> None:
+    def __init__(self, database: Database, leader: Leader, scheduler: Scheduler, clock: Clock) -> None:
         self._database = database
+        self._leader = leader
         self._scheduler = scheduler
         self._clock = clock
         self._unwritten: dict[int, list[int]] = {}
@@ -82,8 +87,11 @@ class Uptime:
                 add_checks(connection, day)
 
         try:
-            await self._database.maintain(write)
+            await self._leader.maintain(write)
         except StoreUnavailable:
+            return
+        except NotLeader:  # whose check it is writes it down, and what it saw while the database was gone, too
+            self._unwritten.clear()
             return
         self._unwritten.clear()
 
@@ -139,7 +147,8 @@ def _unknown(date: str) -> Row:
 class Jobs:
     """Runs both until it is cancelled; a job that fails is told of and tried again at its next turn."""
 
-    def __init__(self, uptime: Uptime, retention: Retention, log: Log) -> None:
+    def __init__(self, leader: Leader, uptime: Uptime, retention: Retention, log: Log) -> None:
+        self._leader = leader
         self.uptime = uptime
         self.retention = retention
         self._log = log
@@ -147,6 +156,7 @@ class Jobs:
     async def run(self) -> None:
         """Go on for ever."""
         await asyncio.gather(
+            self._leader.keep(),
             self._repeat("uptime_check", self.uptime.check, CHECK_S),
             self._repeat("usage_fold", self.retention.fold, FOLD_EVERY_S),
         )
@@ -159,4 +169,6 @@ class Jobs:
                     self._log.event("job_done", job=name, count=done)
             except Refused as error:
                 self._log.event("job_failed", level="warning", job=name, cause=error)
+            except NotLeader:
+                pass  # another node does it
             await asyncio.sleep(every_s)

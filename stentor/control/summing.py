@@ -5,30 +5,35 @@ import contextlib
 
 from stentor.accounting.usage import sum_up
 from stentor.core.clock import Clock
-from stentor.core.errors import StoreUnavailable
-from stentor.store.database import Database
+from stentor.core.errors import NotLeader, StoreUnavailable
+from stentor.store.leader import Leader
 
 EVERY_S = 5.0
 LATE_US = 60_000_000  # how late, at most, an event of another server becomes visible
 
 
 class UsageSummer:
-    """Sums events up in blocks while :meth:`run` runs. ``shared``: other servers write to the database, too."""
+    """Sums events up in blocks while :meth:`run` runs. ``shared``: other servers write to the database, too; one of
+    them all, the leader, sums up.
+    """
 
-    def __init__(self, database: Database, clock: Clock, *, shared: bool) -> None:
-        self._database = database
+    def __init__(self, leader: Leader, clock: Clock, *, shared: bool) -> None:
+        self._leader = leader
         self._clock = clock
         self._shared = shared
 
     async def run(self) -> None:
         """Until cancelled. While the store can't be written nothing is summed up, and answers stay right."""
         while True:
-            with contextlib.suppress(StoreUnavailable):
+            with contextlib.suppress(StoreUnavailable, NotLeader):
                 await self.catch_up()
             await asyncio.sleep(EVERY_S)
 
     async def catch_up(self) -> None:
-        """Sum up every full block, one short transaction for each, after everything else that waits."""
+        """Sum up every full block, one short transaction for each, after everything else that waits.
+
+        Raises StoreUnavailable, and NotLeader where another node does it.
+        """
         settled_before_us = self._clock.now_us() - LATE_US if self._shared else None
-        while await self._database.maintain(lambda connection: sum_up(connection, settled_before_us)):
+        while await self._leader.maintain(lambda connection: sum_up(connection, settled_before_us)):
             pass

@@ -67,6 +67,13 @@ class LeasesLost(StoreUnavailable):
         super().__init__("this node was out of touch for too long")
 
 
+class NotLeader(StentorError):
+    """Another node does this job of the cluster, or has done it in between; nothing was written."""
+
+    def __init__(self, job: str) -> None:
+        super().__init__(f"another node leads the job '{job}'")
+
+
 class AuthorityLost(Refused):
     """The line between this worker and the node authority is down; the server is being restarted."""
 

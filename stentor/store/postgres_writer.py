@@ -56,6 +56,7 @@ WHERE mine.node_id = :id AND bucket.kind = mine.kind AND bucket.subject = mine.s
 AND bucket."window" = mine."window" AND bucket.window_start = mine.window_start
 """)
 _FORGET_ALL = text("DELETE FROM leases WHERE node_id = :id")
+_RESIGN = text("UPDATE leaders SET until_us = 0 WHERE node_id = :id")
 _EPOCH = text("SELECT epoch FROM nodes WHERE id = :id")
 # Waits for whatever a lost connection may still be committing: it holds the row.
 _LAST_GROUP = text("SELECT group_no FROM nodes WHERE id = :id FOR UPDATE")
@@ -273,6 +274,7 @@ def _node_id(data_dir: Path) -> str:
 
 
 def give_up_leases(connection: Connection, node_id: str) -> None:
-    """Put back what a node has borrowed."""
+    """Put back what a node has borrowed, and let others do what it did for the cluster."""
     connection.execute(_RETURN_ALL, {"id": node_id})
     connection.execute(_FORGET_ALL, {"id": node_id})
+    connection.execute(_RESIGN, {"id": node_id})

@@ -16,13 +16,14 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from stentor.store import ring_schema
+from stentor.store import node_schema, ring_schema
 from stentor.store.metadata import Serial as _Serial
 from stentor.store.metadata import metadata
 
 HEAD = "0001"
 PRODUCT = "stentor"
 RING_TABLES = ring_schema.RING_TABLES
+leaders = node_schema.leaders
 
 meta = Table(
     "meta",

@@ -8,6 +8,7 @@ from stentor.control.jobs import Retention, Uptime
 from stentor.control.reports import Reports
 from stentor.core.operator import Task
 from stentor.people.values import KeyLimits
+from stentor.store.leader import Leader
 
 USD = 1_000_000_000
 DAY_S = 86_400
@@ -23,7 +24,7 @@ async def fold(house, days: int | None) -> int:
     """Sum up what there is, then fold what is older."""
     while await house.database.maintain(lambda connection: sum_up(connection, None)):
         pass
-    return await Retention(house.database, house.books, house.clock, days).fold()
+    return await Retention(Leader(house.database, "jobs"), house.books, house.clock, days).fold()
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ class Ready:
 
 
 async def test_uptime_by_day(house) -> None:
-    uptime = Uptime(house.database, Ready(), house.clock)  # type: ignore[arg-type]
+    uptime = Uptime(house.database, Leader(house.database, "jobs"), Ready(), house.clock)  # type: ignore[arg-type]
     to_midnight = DAY_S - (house.clock.now_us() // 1_000_000) % DAY_S
     house.clock.advance(to_midnight + 60)
     for _ in range(10):
@@ -118,7 +119,7 @@ async def test_uptime_by_day(house) -> None:
 
 
 async def test_uptime_is_kept_for_ninety_days(house) -> None:
-    uptime = Uptime(house.database, Ready(), house.clock)  # type: ignore[arg-type]
+    uptime = Uptime(house.database, Leader(house.database, "jobs"), Ready(), house.clock)  # type: ignore[arg-type]
     for _ in range(95):
         await uptime.check()
         house.clock.advance(DAY_S)

@@ -24,6 +24,7 @@ from stentor.control.summing import UsageSummer
 from stentor.core.clock import SystemClock
 from stentor.core.ids import new_request_id
 from stentor.store.database import Database
+from stentor.store.leader import Leader
 
 START_US = 1_800_000_000_000_000
 DAY_US = 86_400_000_000
@@ -213,7 +214,7 @@ async def test_the_last_block_stays_so_that_nothing_is_summed_up_again(database:
 async def test_the_job_catches_up(database: Database) -> None:
     chance = random.Random(4)
     await write(database, [make_row(chance, START_US) for _ in range(40)])
-    await UsageSummer(database, SystemClock(), shared=False).catch_up()
+    await UsageSummer(Leader(database, "jobs"), SystemClock(), shared=False).catch_up()
     assert await sum_all_up(database) == 0
     counts = await database.read(lambda connection: total_usage(connection, UsageFilter(), ("key_id",)))
     assert sum(total.events for total in counts) == 40

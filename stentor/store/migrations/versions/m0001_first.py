@@ -7,6 +7,7 @@ from alembic import op
 
 from stentor.store.migrations import ring_tables
 from stentor.store.migrations.console import make_console_tables
+from stentor.store.migrations.nodes import make_node_tables
 from stentor.store.migrations.vault import make_vault_tables
 
 revision = "0001"
@@ -27,6 +28,7 @@ def upgrade() -> None:
     _bucket()
     _nodes()
     _leases()
+    make_node_tables()
     _usage_events()
     _usage_sums()
     _ledger()
