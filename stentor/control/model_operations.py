@@ -13,6 +13,7 @@ from stentor.core.errors import Refused, StentorError
 from stentor.core.ids import ModelId
 from stentor.core.operator import Task
 from stentor.runtime.folders import ModelFolders
+from stentor.runtime.offers import OFFERS, fill_in
 from stentor.runtime.origins import FileSource, HubSource, SourceError, id_from_source, parse_source
 from stentor.runtime.registered import write_spec
 from stentor.runtime.sources import Sources
@@ -66,7 +67,7 @@ class ModelOperations:
 
     async def register(self, task: Task) -> Row:
         """A new model, from a source or from a file in the model folders."""
-        fields = dict(_read_object(task.body))
+        fields = fill_in(_read_object(task.body))
         if "remote" in fields:
             return await self._register_remote(task, fields)
         path, mmproj = fields.pop("path", None), fields.pop("mmproj", None)
@@ -173,7 +174,9 @@ class ModelOperations:
         ask = read_body(task.body, _Fetch)
         if bool(ask.source) == bool(ask.repo_id):
             raise Refused("invalid_request", "Name either a source or a repo_id.", param="source")
-        source = ask.source or str(HubSource(ask.repo_id, ask.revision, ask.quant, ask.filename))
+        offer = OFFERS.get(ask.source)
+        source = offer.source if offer is not None else ask.source
+        source = source or str(HubSource(ask.repo_id, ask.revision, ask.quant, ask.filename))
         _check_source(source, task)
         await self._book.record(actor_of(task), "model_download", ("source", source), {})
         return _describe_job(self._downloads.start(source))

@@ -18,18 +18,19 @@ from stentor.runtime.memory import MIB, ContextPlan, choose_pooling, choose_thre
 from stentor.runtime.process import TakeRoom
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.sizes import Sizes
-from stentor.runtime.spec import EngineKind, Learned, ModelSpec
+from stentor.runtime.spec import SPEECH_TYPES, EngineKind, Learned, ModelSpec
+from stentor.runtime.speech import Voice, find_voice
 
 
 class ModelSource(Protocol):
     """Where weights come from."""
 
     async def fetch(self, source: str) -> Path:
-        """The local GGUF file of ``source``, downloaded if need be. Raises StentorError."""
+        """The local file or folder of ``source``, downloaded if need be. Raises StentorError."""
         ...
 
     def find(self, source: str) -> Path | None:
-        """The local GGUF file of ``source`` if it is there. Raises StentorError."""
+        """The local file or folder of ``source`` if it is there. Raises StentorError."""
         ...
 
 
@@ -72,6 +73,12 @@ class Preparation:
         weights, pooling, way, rung = None, spec.pooling, "", Rung()
         if spec.engine == "command":
             plans = self._plan_command(spec, find_budget())
+        elif spec.engine in SPEECH_TYPES:
+            weights = await self._fetch(spec) if spec.source else None
+            voice = await asyncio.to_thread(find_voice, spec, weights)
+            spec, way = voice.spec, f"{voice.size_bytes}"
+            self._catalogue.learn(ModelId(spec.id), Learned(spec.kind, voice.abilities))
+            plans = self._plan_speech(voice, way, find_budget())
         else:
             weights = await self._fetch(spec)
             nature = await asyncio.to_thread(find_nature, spec, weights)
@@ -96,6 +103,18 @@ class Preparation:
         launch = await self._launchers[spec.engine].prepare(order)
         return msgspec.structs.replace(launch, spec=spec)
 
+    def _plan_speech(self, voice: Voice, way: str, budget_bytes: int) -> tuple[ContextPlan, ...]:
+        spec = voice.spec
+        ctx = spec.ctx or self._settings.default_ctx
+        needed_bytes = self._sizes.correct(ModelId(spec.id), f"{way}/{ctx}/{spec.parallel}", voice.needed_bytes)
+        if needed_bytes > budget_bytes:
+            raise LaunchRefused(
+                f"Model '{spec.id}' needs {needed_bytes // MIB} MiB; {budget_bytes // MIB} MiB can be had. Raise "
+                "MEMORY_LIMIT_MB, or take a smaller model.",
+                public="there is not enough memory for it",
+            )
+        return (ContextPlan(ctx, spec.parallel, needed_bytes),)
+
     def look(self, specs: Iterable[ModelSpec]) -> None:
         """Learn what models are whose files are there. What can't be read is told when it is started."""
         for spec in specs:
@@ -103,7 +122,10 @@ class Preparation:
                 continue
             with contextlib.suppress(StentorError):
                 path = self._source.find(spec.source)
-                if path is not None:
+                if path is not None and spec.engine in SPEECH_TYPES:
+                    abilities = find_voice(spec, path).abilities
+                    self._catalogue.learn(ModelId(spec.id), Learned(spec.kind, abilities))
+                elif path is not None:
                     self._learn(find_nature(spec, path, quick=True))
 
     def _learn(self, nature: Nature) -> None:

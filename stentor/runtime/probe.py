@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
-from stentor.runtime.spec import ModelSpec
+from stentor.runtime.spec import SPEECH_TYPES, ModelSpec
 
 _HEALTH_TIMEOUT_S = 5.0
 _ANSWER_MAX_BYTES = 1 << 20
@@ -116,6 +116,8 @@ def choose_canary(spec: ModelSpec) -> tuple[str, dict[str, Any]] | None:
         return "/v1/embeddings", {"model": model, "input": "a"}
     if spec.kind == "reranker":
         return "/v1/rerank", {"model": model, "query": "a", "documents": ["a"]}
+    if spec.engine in SPEECH_TYPES:
+        return "/v1/canary", {}
     if spec.kind in ("audio", "tts"):
         return None
     if spec.engine == "command":

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 
 import msgspec
@@ -58,10 +59,11 @@ class Variant(msgspec.Struct, frozen=True):
 
 
 class Choice(msgspec.Struct, frozen=True):
-    """What to fetch: the model, and its projector where the repository has one."""
+    """What to fetch: the model, and its projector where the repository has one. ``is_folder``: all files are it."""
 
     variant: Variant
     projector: RepoFile | None
+    is_folder: bool = False
 
     @property
     def files(self) -> tuple[RepoFile, ...]:
@@ -103,13 +105,17 @@ def list_variants(files: Iterable[RepoFile]) -> list[Variant]:
 def choose_files(repo: str, files: Sequence[RepoFile], quant: str = "", filename: str = "") -> Choice:
     """The files of the model that is meant: by exact file name, by exact quantization, else Q4_K_M or the nearest.
 
+    A name with commas or ``*``, or one of another kind of file, means all files that match, as a folder.
     Raises NoSuchFile with what there is.
     """
+    if filename and (re.search(r"[,*]", filename) or not filename.lower().endswith(".gguf")):
+        return Choice(Variant("", _choose_plain(repo, files, filename)), None, is_folder=True)
     variants = list_variants(files)
     if not variants:
         others = ", ".join(sorted({PurePosixPath(file.path).suffix or file.path for file in files})[:8])
         raise NoSuchFile(
-            f"{repo} holds no GGUF model (its files: {others or 'none'}). Look for a repository with GGUF."
+            f"{repo} holds no GGUF model (its files: {others or 'none'}). Look for a repository with GGUF, or name the "
+            f"files of another kind of model, such as hf:{repo}#config.json,model.bin (#* takes all)."
         )
     if filename:
         hits = [variant for variant in variants if any(file.path == filename for file in variant.files)]
@@ -126,6 +132,18 @@ def choose_files(repo: str, files: Sequence[RepoFile], quant: str = "", filename
     if len(chosen.files) != chosen.shards:
         raise NoSuchFile(f"{repo} lists {len(chosen.files)} of the {chosen.shards} parts of {chosen.name}.")
     return Choice(chosen, _choose_projector(chosen, files))
+
+
+def _choose_plain(repo: str, files: Sequence[RepoFile], names: str) -> tuple[RepoFile, ...]:
+    """The files that a list of names and patterns means, each at least one, in the repository's order."""
+    chosen: set[str] = set()
+    for name in names.split(","):
+        hits = {file.path for file in files if fnmatchcase(file.path, name)}
+        if not hits:
+            held = ", ".join(sorted(file.path for file in files)[:16])
+            raise NoSuchFile(f"{repo} has no '{name}'. It has: {held or 'nothing'}.")
+        chosen |= hits
+    return tuple(file for file in files if file.path in chosen)
 
 
 def _by_quant(variants: Sequence[Variant], quant: str) -> list[Variant]:

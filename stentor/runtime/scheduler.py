@@ -24,6 +24,7 @@ from stentor.runtime.launchers.base import Launcher
 from stentor.runtime.launchers.command import CommandLauncher
 from stentor.runtime.launchers.llama import LlamaLauncher
 from stentor.runtime.launchers.llama_server import LlamaServerLauncher
+from stentor.runtime.launchers.speech import SpeechLauncher
 from stentor.runtime.memory import MIB
 from stentor.runtime.place import Place
 from stentor.runtime.pool import Pool, PoolParts
@@ -36,7 +37,7 @@ from stentor.runtime.roster import Roster, RosterEntry
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.sizes import Sizes
 from stentor.runtime.slots import Slots
-from stentor.runtime.spec import EngineKind, ModelSpec, ServedModel
+from stentor.runtime.spec import SPEECH_TYPES, EngineKind, ModelSpec, ServedModel
 from stentor.runtime.views import SchedulerViews
 from stentor.telemetry.logs import Log
 
@@ -72,6 +73,7 @@ class LocalScheduler(SchedulerViews):
             "llama": LlamaLauncher(environment),
             "llama-server": LlamaServerLauncher(environment, settings.engine_bin, run_dir),
             "command": CommandLauncher(environment),
+            **dict.fromkeys(SPEECH_TYPES, SpeechLauncher(environment)),
         }
         self._journal = Journal(log)
         self._roster = Roster(run_dir / "engines.json")

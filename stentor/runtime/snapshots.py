@@ -44,6 +44,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     main: str
     projector: str | None
     files: tuple[SnapshotFile, ...]
+    is_folder: bool = False
 
     @property
     def size_bytes(self) -> int:
@@ -78,8 +79,11 @@ class Snapshots:
         return _read(self._record_path(source))
 
     def path_of(self, snapshot: Snapshot) -> Path:
-        """The model's first file."""
-        return self._folder(snapshot.repo, snapshot.commit) / snapshot.main
+        """The model's first file; of one that is a folder, the one that holds all its files."""
+        folder = self._folder(snapshot.repo, snapshot.commit)
+        if not snapshot.is_folder:
+            return folder / snapshot.main
+        return folder / os.path.commonpath([PurePosixPath(file.path).parent for file in snapshot.files])
 
     def folder_of(self, snapshot: Snapshot) -> Path:
         """Where its files lie, by their paths in the repository."""
@@ -217,6 +221,7 @@ class Snapshots:
             main=choice.variant.name,
             projector=projector.path if projector else None,
             files=tuple(_describe(folder, file) for file in files),
+            is_folder=choice.is_folder,
         )
         write_whole(self._record_path(plan.source), msgspec.json.format(msgspec.json.encode(snapshot)) + b"\n")
         return snapshot

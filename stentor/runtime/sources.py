@@ -62,7 +62,7 @@ class Sources:
 
     def _find(self, source: str, parsed: Source) -> Path | None:
         if isinstance(parsed, FileSource):
-            return parsed.path if parsed.path.is_file() else None
+            return parsed.path if parsed.path.exists() else None
         if isinstance(parsed, PypiSource):
             return self.wheels.find(source, parsed)
         snapshot = self.snapshots.find(parsed)
@@ -136,8 +136,11 @@ class Sources:
 
 
 def check_file(path: Path) -> Path:
-    """An operator's file, if it is a regular GGUF file that can be read. Raises FetchError."""
+    """An operator's file, if it is a regular GGUF or ONNX file that can be read, or a folder. Raises FetchError."""
     try:
+        if path.is_dir() and path.suffix != ".gguf":
+            next(path.iterdir(), None)
+            return path
         if not path.is_file():
             found = "is not a regular file" if path.exists() else "does not exist"
             raise FetchError(f"The model file {path} {found}. Check the path in its source or in MODEL_PATH.")
@@ -145,6 +148,6 @@ def check_file(path: Path) -> Path:
             first = file.read(len(GGUF_MAGIC))
     except OSError as error:
         raise FetchError(f"The model file {path} can't be read: {error.strerror}.") from None
-    if first != GGUF_MAGIC:
+    if first != GGUF_MAGIC and path.suffix != ".onnx":
         raise FetchError(f"{path} is not a GGUF file: it begins with {first!r} in place of {GGUF_MAGIC!r}.")
     return path

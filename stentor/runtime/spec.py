@@ -11,7 +11,7 @@ from stentor.core.ids import ModelId
 from stentor.core.remote import RemoteTerms
 from stentor.runtime.remote_spec import RemoteSpec, find_remote_problem
 
-EngineKind = Literal["llama", "llama-server", "command", "remote"]
+EngineKind = Literal["llama", "llama-server", "command", "remote", "whisper", "sense_voice", "piper", "kokoro", "tone"]
 ModelType = Literal["text", "vision", "omni", "embedding", "vision-embedding", "reranker", "audio", "tts"]
 Pooling = Literal["", "mean", "cls", "last", "rank"]
 FlashAttention = Literal["auto", "on", "off"]
@@ -28,6 +28,14 @@ ABILITIES: dict[str, tuple[str, ...]] = {
     "reranker": ("rerank",),
     "audio": ("transcription",),
     "tts": ("speech",),
+}
+# What the engines for speech are for, each: they serve no other kind of model.
+SPEECH_TYPES: dict[EngineKind, ModelType] = {
+    "whisper": "audio",
+    "sense_voice": "audio",
+    "piper": "tts",
+    "kokoro": "tts",
+    "tone": "tts",
 }
 _NAME = Annotated[str, msgspec.Meta(pattern=MODEL_ID_PATTERN)]
 _COUNT = Annotated[int, msgspec.Meta(ge=1, le=1024)]
@@ -91,7 +99,7 @@ class ModelSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def kind(self) -> ModelType:
         """The declared type; before the file was looked at, what its name lets expect."""
-        return self.type or guess_type(self.source or self.id)
+        return self.type or SPEECH_TYPES.get(self.engine) or guess_type(self.source or self.id)
 
 
 class ServedModel(msgspec.Struct, frozen=True):
@@ -138,11 +146,13 @@ def _find_problem(spec: ModelSpec) -> str | None:
         return _find_remote_problem(spec)
     if spec.engine == "command":
         return _find_command_problem(spec)
-    if not spec.source:
+    if spec.engine in SPEECH_TYPES and spec.kind != SPEECH_TYPES[spec.engine]:
+        return f'engine = "{spec.engine}" is for type = "{SPEECH_TYPES[spec.engine]}", not for "{spec.kind}".'
+    if not spec.source and spec.engine != "tone":
         return "source is missing. Name where the weights come from, such as file:/models/name.gguf."
     if spec.command:
         return f'command is only for engine = "command", not for "{spec.engine}".'
-    if spec.engine == "llama" and spec.arguments:
+    if spec.engine != "llama-server" and spec.arguments:
         return 'arguments are only for engine = "llama-server".'
     return None
 
@@ -199,4 +209,7 @@ def describe_served(spec: ModelSpec, context_size: int, learned: Learned | None 
 def declared_abilities(spec: ModelSpec) -> tuple[str, ...]:
     """What the operator's words let requests ask for."""
     abilities = ABILITIES[spec.kind]
+    if spec.engine == "whisper" and not re.search(r"[.-]en\b", spec.source or spec.id):
+        # Until its files are there its name must do: one that knows English alone says so.
+        return (*abilities, "translation")
     return (*abilities, "dimensions") if spec.matryoshka and "embedding" in abilities else abilities

