@@ -93,7 +93,9 @@ class Authority:
         self.remote = RemoteModels(database, books, self.credentials.find_provider, self._check_address, clock)
         folders = ModelFolders([*settings.model_dirs, settings.model_cache])
         self.operations.add(
-            ModelOperations(models.book, models.downloads, models.sources, folders, self.remote).table()
+            ModelOperations(
+                self.management, models.book, models.downloads, models.sources, folders, self.remote
+            ).table()
         )
         self.operations.add(CredentialOperations(self.credentials, self._look_at).table())
         scheduler.remotes.connect(self.credentials.find_provider, self._look_at)

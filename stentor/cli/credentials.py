@@ -12,7 +12,7 @@ import click
 
 from stentor.cli.backend import open_backend
 from stentor.cli.options import place_options, read_settings
-from stentor.cli.render import Row, json_option, plain, print_json, print_rows, time_of
+from stentor.cli.render import Row, json_option, plain, show_row, show_rows, time_of
 
 KINDS = click.Choice(["openai", "anthropic"])
 
@@ -36,7 +36,7 @@ def list_providers(as_json: bool, **place: Any) -> None:
     """List all providers, without their credentials."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_rows("/providers")
-    _show_rows(rows, _PROVIDERS, "There are no providers. Add one with `stentor providers add`.", as_json)
+    show_rows(rows, _PROVIDERS, "There are no providers. Add one with `stentor providers add`.", as_json)
 
 
 @providers.command("add")
@@ -50,7 +50,7 @@ def add_provider(name: str, kind: str, base_url: str, as_json: bool, **place: An
     ask = {"name": name, "kind": kind, "base_url": base_url, "credential": read_secret("Credential")}
     with open_backend(read_settings(place)) as backend:
         row = backend.call("POST", "/providers", ask)
-    _show(row, f"Provider {name} is added.", as_json)
+    show_row(row, f"Provider {name} is added.", as_json)
 
 
 @providers.command("change")
@@ -68,7 +68,7 @@ def change_provider(
     change = {"kind": kind, "base_url": base_url, "credential": credential}
     with open_backend(read_settings(place)) as backend:
         row = backend.call("PATCH", f"/providers/{quote(name, safe='')}", change)
-    _show(row, f"Provider {name} is changed.", as_json)
+    show_row(row, f"Provider {name} is changed.", as_json)
 
 
 @providers.command("remove")
@@ -79,7 +79,7 @@ def remove_provider(name: str, as_json: bool, **place: Any) -> None:
     """Forget a provider and its credential."""
     with open_backend(read_settings(place)) as backend:
         row = backend.call("DELETE", f"/providers/{quote(name, safe='')}")
-    _show(row, f"Provider {name} is gone.", as_json)
+    show_row(row, f"Provider {name} is gone.", as_json)
 
 
 @providers.command("test")
@@ -90,7 +90,7 @@ def test_provider(name: str, as_json: bool, **place: Any) -> None:
     """Ask a provider for its models."""
     with open_backend(read_settings(place)) as backend:
         row = backend.call("POST", f"/providers/{quote(name, safe='')}/test")
-    _show(row, f"{name}: {row.get('text')}", as_json)
+    show_row(row, f"{name}: {row.get('text')}", as_json)
     if not row.get("ok"):
         click.get_current_context().exit(1)
 
@@ -107,7 +107,7 @@ def list_secrets(as_json: bool, **place: Any) -> None:
     """List names and the last four characters; nothing more can be read again."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_rows("/secrets")
-    _show_rows(rows, _SECRETS, "The vault is empty.", as_json)
+    show_rows(rows, _SECRETS, "The vault is empty.", as_json)
 
 
 @secrets.command("set-hub-token")
@@ -119,7 +119,7 @@ def set_hub_token(name: str, as_json: bool, **place: Any) -> None:
     ask = {"name": name, "token": read_secret("Token")}
     with open_backend(read_settings(place)) as backend:
         row = backend.call("POST", "/hf-tokens", ask)
-    _show(row, f"The token {name} is kept.", as_json)
+    show_row(row, f"The token {name} is kept.", as_json)
 
 
 @secrets.command("remove-hub-token")
@@ -130,7 +130,7 @@ def remove_hub_token(name: str, as_json: bool, **place: Any) -> None:
     """Forget a token for the model hub."""
     with open_backend(read_settings(place)) as backend:
         row = backend.call("DELETE", f"/hf-tokens/{quote(name, safe='')}")
-    _show(row, f"The token {name} is gone.", as_json)
+    show_row(row, f"The token {name} is gone.", as_json)
 
 
 @click.group()
@@ -157,21 +157,7 @@ def rotate(key_file: Path | None, as_json: bool, **place: Any) -> None:
         text += f"\nThe old key is kept in {row['kept']}: backups from before need it."
     elif settings.vault.master_key:
         text += "\nSet STENTOR_MASTER_KEY to the new key before the next start."
-    _show(row, text, as_json)
-
-
-def _show(row: Row, text: str, as_json: bool) -> None:
-    if as_json:
-        print_json(row)
-    else:
-        click.echo(text)
-
-
-def _show_rows(rows: list[Row], columns: Any, empty: str, as_json: bool) -> None:
-    if as_json:
-        print_json(rows)
-    else:
-        print_rows(rows, columns, empty)
+    show_row(row, text, as_json)
 
 
 def _hint(row: Row) -> str:

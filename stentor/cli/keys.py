@@ -7,7 +7,7 @@ import click
 
 from stentor.cli.backend import open_backend
 from stentor.cli.options import place_options, read_settings
-from stentor.cli.render import Row, json_option, money_of, plain, print_json, print_rows, time_of
+from stentor.cli.render import Row, json_option, money_of, plain, print_json, print_rows, show_row, show_rows, time_of
 from stentor.cli.values import Dollars, Moment, Span
 from stentor.core.principal import SCOPES
 
@@ -70,10 +70,7 @@ def list_keys(as_json: bool, **place: Any) -> None:
     """List all keys, without their texts."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_keys()
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _COLUMNS, "There are no API keys yet. Make one with `stentor keys create`.")
+    show_rows(rows, _COLUMNS, "There are no API keys yet. Make one with `stentor keys create`.", as_json)
 
 
 @keys.command("limit")
@@ -110,10 +107,7 @@ def revoke(key_id: str, as_json: bool, **place: Any) -> None:
     """End a key now; its running requests are ended too."""
     with open_backend(read_settings(place)) as backend:
         row = backend.revoke_key(key_id)
-    if as_json:
-        print_json(row)
-    else:
-        click.echo(f"Key {key_id} is revoked.")
+    show_row(row, f"Key {key_id} is revoked.", as_json)
 
 
 @keys.command("rotate")

@@ -9,7 +9,7 @@ import msgspec
 from stentor.cli.backend import find_server, open_backend
 from stentor.cli.options import place_options, read_settings
 from stentor.cli.progress import fetch_model, follow_download
-from stentor.cli.render import Row, json_option, plain, print_json, print_rows
+from stentor.cli.render import Row, json_option, plain, print_json, show_row, show_rows
 from stentor.core.errors import StentorError
 from stentor.core.lazy import load
 
@@ -49,10 +49,7 @@ def search(query: str, limit: int, as_json: bool, **place: Any) -> None:
     """Find repositories with GGUF models on the hub."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.search_models(query, limit)
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _FOUND_COLUMNS, f"The hub has no repository with GGUF files for '{query}'.")
+    show_rows(rows, _FOUND_COLUMNS, f"The hub has no repository with GGUF files for '{query}'.", as_json)
 
 
 @click.command("local")
@@ -62,10 +59,7 @@ def local(as_json: bool, **place: Any) -> None:
     """List the model files in the cache and in MODEL_DIRS."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_local()
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _LOCAL_COLUMNS, "There is no model file. `stentor models pull` fetches one.")
+    show_rows(rows, _LOCAL_COLUMNS, "There is no model file. `stentor models pull` fetches one.", as_json)
 
 
 @click.command("add")
@@ -89,10 +83,11 @@ def add(source: str, model: str | None, no_pull: bool, as_json: bool, **options:
         row = backend.add_model(ask)
     if not no_pull:
         _pull_for(settings, full, row["id"])
-    if as_json:
-        print_json(row)
-    else:
-        click.echo(f"{row['id']} is served; it is started by its first request or `stentor models start {row['id']}`.")
+    show_row(
+        row,
+        f"{row['id']} is served; it is started by its first request or `stentor models start {row['id']}`.",
+        as_json,
+    )
 
 
 def _pull_for(settings: Any, source: str, model: str) -> None:
@@ -125,10 +120,7 @@ def remove(model: str, files: bool, as_json: bool, **place: Any) -> None:
     """Stop serving a model that was added; it must be stopped."""
     with open_backend(read_settings(place)) as backend:
         row = backend.remove_model(model, files)
-    if as_json:
-        print_json(row)
-    else:
-        click.echo(f"{row['id']} is removed; {row['freed_bytes'] // MIB} MiB were freed.")
+    show_row(row, f"{row['id']} is removed; {row['freed_bytes'] // MIB} MiB were freed.", as_json)
 
 
 @click.command("update")
@@ -139,10 +131,7 @@ def update(model: str, as_json: bool, **place: Any) -> None:
     """Fetch a model's newest revision from the hub beside the one there is, then swap."""
     with open_backend(read_settings(place)) as backend:
         job = follow_download(backend, backend.update_model(model), model)
-    if as_json:
-        print_json(job)
-    else:
-        click.echo(str(job["path"]))
+    show_row(job, str(job["path"]), as_json)
 
 
 @click.command("downloads")
@@ -152,10 +141,7 @@ def downloads(as_json: bool, **place: Any) -> None:
     """List the downloads of the server."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_downloads()
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _DOWNLOAD_COLUMNS, "There were no downloads.")
+    show_rows(rows, _DOWNLOAD_COLUMNS, "There were no downloads.", as_json)
 
 
 def _mib(name: str) -> Any:

@@ -6,7 +6,7 @@ import click
 
 from stentor.cli.backend import open_backend, require_server
 from stentor.cli.options import place_options, read_settings
-from stentor.cli.render import json_option, plain, print_json, print_rows
+from stentor.cli.render import json_option, plain, show_row, show_rows
 
 
 @click.group()
@@ -21,10 +21,7 @@ def list_models(as_json: bool, **place: Any) -> None:
     """List the models of the settings, and what runs of them."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_models()
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _COLUMNS, "No model is configured. `stentor up` takes a small one by itself.")
+    show_rows(rows, _COLUMNS, "No model is configured. `stentor up` takes a small one by itself.", as_json)
 
 
 @models.command("start")
@@ -35,10 +32,7 @@ def list_models(as_json: bool, **place: Any) -> None:
 def start(model: str, instances: int, as_json: bool, **place: Any) -> None:
     """Bring a model up on the running server, and wait until it answers."""
     row = require_server(read_settings(place), "starting a model").start_model(model, instances)
-    if as_json:
-        print_json(row)
-    else:
-        click.echo(f"{model} is ready.")
+    show_row(row, f"{model} is ready.", as_json)
 
 
 @models.command("stop")
@@ -48,10 +42,7 @@ def start(model: str, instances: int, as_json: bool, **place: Any) -> None:
 def stop(model: str, as_json: bool, **place: Any) -> None:
     """Let a model's requests end, then stop it."""
     row = require_server(read_settings(place), "stopping a model").stop_model(model)
-    if as_json:
-        print_json(row)
-    else:
-        click.echo(f"{model} is stopped.")
+    show_row(row, f"{model} is stopped.", as_json)
 
 
 @models.command("slots")
@@ -60,10 +51,7 @@ def stop(model: str, as_json: bool, **place: Any) -> None:
 def slots(as_json: bool, **place: Any) -> None:
     """List the engine processes of the running server."""
     rows = require_server(read_settings(place), "listing engines").list_slots()
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _SLOT_COLUMNS, "No engine is running.")
+    show_rows(rows, _SLOT_COLUMNS, "No engine is running.", as_json)
 
 
 _COLUMNS = (

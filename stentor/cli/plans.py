@@ -7,18 +7,11 @@ import click
 
 from stentor.cli.backend import open_backend
 from stentor.cli.options import place_options, read_settings
-from stentor.cli.render import Row, format_usd, json_option, money_of, plain, print_json, print_rows, time_of
+from stentor.cli.render import Row, format_usd, json_option, money_of, plain, show_row, show_rows, time_of
 from stentor.cli.values import Dollars, Moment
 
 _WINDOWS = ("none", "day", "month")
 _NO_LIMIT = -1
-
-
-def _show(rows: list[Row], columns: Any, empty: str, as_json: bool) -> None:
-    if as_json:
-        print_json(rows)
-    else:
-        print_rows(rows, columns, empty)
 
 
 # -- tiers -------------------------------------------------------------------------------------------------------------
@@ -35,7 +28,7 @@ def tiers() -> None:
 def list_tiers(as_json: bool, **place: Any) -> None:
     """List all tiers with their limits."""
     with open_backend(read_settings(place)) as backend:
-        _show(backend.list_rows("/tiers"), _TIER_COLUMNS, "There are no tiers.", as_json)
+        show_rows(backend.list_rows("/tiers"), _TIER_COLUMNS, "There are no tiers.", as_json)
 
 
 @tiers.command("set")
@@ -55,7 +48,7 @@ def set_tier(tier: str, as_json: bool, config: str | None, data_dir: str | None,
             row = backend.call("PATCH", f"/tiers/{quote(tier, safe='')}", body)
         else:
             row = backend.call("POST", "/tiers", {"id": tier, **body})
-    _show([row], _TIER_COLUMNS, "", as_json)
+    show_rows([row], _TIER_COLUMNS, "", as_json)
 
 
 @tiers.command("delete")
@@ -66,10 +59,7 @@ def delete_tier(tier: str, as_json: bool, **place: Any) -> None:
     """Remove a tier that nobody has."""
     with open_backend(read_settings(place)) as backend:
         row = backend.call("DELETE", f"/tiers/{quote(tier, safe='')}")
-    if as_json:
-        print_json(row)
-    else:
-        click.echo(f"The tier {tier} is gone.")
+    show_row(row, f"The tier {tier} is gone.", as_json)
 
 
 # -- projects ----------------------------------------------------------------------------------------------------------
@@ -88,7 +78,7 @@ def list_projects(user: str | None, as_json: bool, **place: Any) -> None:
     """List projects with their budgets."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_rows("/projects", {"user": user})
-    _show(rows, _PROJECT_COLUMNS, "There are no projects.", as_json)
+    show_rows(rows, _PROJECT_COLUMNS, "There are no projects.", as_json)
 
 
 @projects.command("create")
@@ -100,7 +90,7 @@ def create_project(name: str, owner: str, as_json: bool, **place: Any) -> None:
     """Make a project for a team."""
     with open_backend(read_settings(place)) as backend:
         row = backend.call("POST", "/projects", {"name": name, "owner": owner})
-    _show([row], _PROJECT_COLUMNS, "", as_json)
+    show_rows([row], _PROJECT_COLUMNS, "", as_json)
 
 
 @projects.command("budget")
@@ -113,7 +103,7 @@ def set_budget(project: str, window: str, limit: int | None, as_json: bool, **pl
     """Set a project's budget in USD for all time, a day or a month; without a limit, lift it."""
     with open_backend(read_settings(place)) as backend:
         row = backend.call("PATCH", f"/projects/{quote(project, safe='')}", {"budgets": {window: limit}})
-    _show([row], _PROJECT_COLUMNS, "", as_json)
+    show_rows([row], _PROJECT_COLUMNS, "", as_json)
 
 
 @projects.command("close")
@@ -124,7 +114,7 @@ def close_project(project: str, as_json: bool, **place: Any) -> None:
     """Close a project; its keys stop at once, what it used stays in the books."""
     with open_backend(read_settings(place)) as backend:
         row = backend.call("DELETE", f"/projects/{quote(project, safe='')}")
-    _show([row], _PROJECT_COLUMNS, "", as_json)
+    show_rows([row], _PROJECT_COLUMNS, "", as_json)
 
 
 # -- prices ------------------------------------------------------------------------------------------------------------
@@ -141,7 +131,7 @@ def prices() -> None:
 def list_prices(as_json: bool, **place: Any) -> None:
     """List what each model costs now, in USD per million; * is every local model without its own price."""
     with open_backend(read_settings(place)) as backend:
-        _show(backend.list_rows("/pricing"), _PRICE_COLUMNS, "There are no prices.", as_json)
+        show_rows(backend.list_rows("/pricing"), _PRICE_COLUMNS, "There are no prices.", as_json)
 
 
 @prices.command("history")
@@ -151,7 +141,7 @@ def list_prices(as_json: bool, **place: Any) -> None:
 def price_history(model: str, as_json: bool, **place: Any) -> None:
     """List all prices of a model, the latest first."""
     with open_backend(read_settings(place)) as backend:
-        _show(backend.list_rows(f"/pricing/{quote(model, safe='')}"), _PRICE_COLUMNS, "There are none.", as_json)
+        show_rows(backend.list_rows(f"/pricing/{quote(model, safe='')}"), _PRICE_COLUMNS, "There are none.", as_json)
 
 
 @prices.command("set")
@@ -170,7 +160,7 @@ def set_price(model: str, as_json: bool, config: str | None, data_dir: str | Non
     body = {"model": model, **{name: value for name, value in given.items() if value is not None}}
     with open_backend(read_settings({"config": config, "data_dir": data_dir})) as backend:
         row = backend.call("POST", "/pricing", body)
-    _show([row], _PRICE_COLUMNS, "", as_json)
+    show_rows([row], _PRICE_COLUMNS, "", as_json)
 
 
 def _budgets(row: Row) -> str:

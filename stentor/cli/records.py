@@ -8,7 +8,7 @@ import click
 
 from stentor.cli.backend import open_backend
 from stentor.cli.options import place_options, read_settings
-from stentor.cli.render import Row, json_option, money_of, plain, print_json, print_rows, time_of
+from stentor.cli.render import Row, json_option, money_of, plain, print_json, show_row, show_rows, time_of
 from stentor.cli.values import Span
 
 _US_PER_S = 1_000_000
@@ -34,10 +34,7 @@ def report(by: str, last: int | None, as_json: bool, config: str | None, data_di
         filters["since_us"] = _now_us() - last * _US_PER_S
     with open_backend(read_settings({"config": config, "data_dir": data_dir})) as backend:
         rows = backend.list_rows("/usage/report", filters)
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _REPORT_COLUMNS, "Nothing has been used yet.")
+    show_rows(rows, _REPORT_COLUMNS, "Nothing has been used yet.", as_json)
 
 
 @click.command()
@@ -53,10 +50,7 @@ def audit(limit: int, as_json: bool, config: str | None, data_dir: str | None, *
     filters = {name: value for name, value in given.items() if value is not None}
     with open_backend(read_settings({"config": config, "data_dir": data_dir})) as backend:
         rows = backend.list_rows("/audit", filters, limit)
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _AUDIT_COLUMNS, "Nothing was changed yet.")
+    show_rows(rows, _AUDIT_COLUMNS, "Nothing was changed yet.", as_json)
 
 
 @click.group()
@@ -72,10 +66,7 @@ def list_signups(state: str | None, as_json: bool, **place: Any) -> None:
     """List requests for accounts, newest first."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_rows("/signups", {"state": state})
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _SIGNUP_COLUMNS, "Nobody has asked for an account.")
+    show_rows(rows, _SIGNUP_COLUMNS, "Nobody has asked for an account.", as_json)
 
 
 @signups.command("approve")
@@ -102,10 +93,7 @@ def reject(signup: str, as_json: bool, **place: Any) -> None:
     """Say no to a request."""
     with open_backend(read_settings(place)) as backend:
         row = backend.call("POST", f"/signups/{quote(signup, safe='')}/reject", {})
-    if as_json:
-        print_json(row)
-    else:
-        click.echo(f"The request of {row.get('email')} is rejected.")
+    show_row(row, f"The request of {row.get('email')} is rejected.", as_json)
 
 
 @click.group()
@@ -121,10 +109,7 @@ def list_sessions(user: str | None, as_json: bool, **place: Any) -> None:
     """List who is signed in."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_rows("/sessions", {"user": user})
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _SESSION_COLUMNS, "Nobody is signed in.")
+    show_rows(rows, _SESSION_COLUMNS, "Nobody is signed in.", as_json)
 
 
 @sessions.command("end")
@@ -135,10 +120,7 @@ def end_session(session: str, as_json: bool, **place: Any) -> None:
     """Sign somebody out."""
     with open_backend(read_settings(place)) as backend:
         row = backend.call("DELETE", f"/sessions/{quote(session, safe='')}")
-    if as_json:
-        print_json(row)
-    else:
-        click.echo("The session has ended.")
+    show_row(row, "The session has ended.", as_json)
 
 
 def _now_us() -> int:

@@ -12,6 +12,7 @@ from stentor.core.lazy import load
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Row = dict[str, Any]
+Columns = Iterable[tuple[str, Callable[[Row], str]]]
 
 NANO_PER_USD = 1_000_000_000
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -27,7 +28,7 @@ def print_json(value: Any) -> None:
     click.echo(msgspec.json.format(msgspec.json.encode(value)).decode())
 
 
-def print_rows(rows: Sequence[Row], columns: Iterable[tuple[str, Callable[[Row], str]]], empty: str) -> None:
+def print_rows(rows: Sequence[Row], columns: Columns, empty: str) -> None:
     """A table of rows; ``columns`` are headings and what to show. ``empty`` is said where there are none."""
     if not rows:
         click.echo(empty, err=True)
@@ -43,6 +44,22 @@ def print_rows(rows: Sequence[Row], columns: Iterable[tuple[str, Callable[[Row],
     if not console.is_terminal:
         console.width = 200
     console.print(table)
+
+
+def show_rows(rows: Sequence[Row], columns: Columns, empty: str, as_json: bool) -> None:
+    """A listing in the form that was asked for."""
+    if as_json:
+        print_json(rows)
+    else:
+        print_rows(rows, columns, empty)
+
+
+def show_row(row: Row, text: str, as_json: bool) -> None:
+    """What became of one thing: in words for people."""
+    if as_json:
+        print_json(row)
+    else:
+        click.echo(text)
 
 
 def printable(text: str) -> str:

@@ -7,7 +7,7 @@ import click
 
 from stentor.cli.backend import START_TIMEOUT_S, Backend, require_server
 from stentor.cli.options import place_options, read_settings
-from stentor.cli.render import Row, json_option, plain, print_json, print_rows, printable
+from stentor.cli.render import Row, json_option, plain, print_json, printable, show_row, show_rows
 
 FOLLOW_WAIT_S = 10
 
@@ -19,10 +19,7 @@ def ps(as_json: bool, **place: Any) -> None:
     """List what runs: the slots that hold an engine, and engines that failed."""
     rows = require_server(read_settings(place), "listing engines").list_slots()
     rows = [row for row in rows if row.get("status") != "empty"]
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _COLUMNS, "No engine is running.")
+    show_rows(rows, _COLUMNS, "No engine is running.", as_json)
 
 
 @click.group()
@@ -36,10 +33,7 @@ def slots() -> None:
 def list_slots(as_json: bool, **place: Any) -> None:
     """List all slots, empty ones too."""
     rows = require_server(read_settings(place), "listing slots").list_slots()
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _COLUMNS, "There are no slots.")
+    show_rows(rows, _COLUMNS, "There are no slots.", as_json)
 
 
 @slots.command("load")
@@ -56,10 +50,7 @@ def load(as_json: bool, config: str | None, data_dir: str | None, **given: Any) 
     body = {name: value for name, value in given.items() if value is not None}
     backend = require_server(read_settings({"config": config, "data_dir": data_dir}), "loading a model")
     row = backend.call("POST", "/slots/load", body, timeout_s=START_TIMEOUT_S)
-    if as_json:
-        print_json(row)
-    else:
-        click.echo(f"{row.get('model')} is loaded in slot {row.get('slot')}.")
+    show_row(row, f"{row.get('model')} is loaded in slot {row.get('slot')}.", as_json)
 
 
 @slots.command("unload")
@@ -83,10 +74,7 @@ def drain(slot: int, as_json: bool, **place: Any) -> None:
 def _end(slot: int, action: str, as_json: bool, place: dict[str, Any]) -> None:
     backend = require_server(read_settings(place), f"to {action} a slot")
     row = backend.call("POST", f"/slots/{slot}/{action}", {}, timeout_s=START_TIMEOUT_S)
-    if as_json:
-        print_json(row)
-    else:
-        click.echo(f"Slot {slot} is {row.get('status')}.")
+    show_row(row, f"Slot {slot} is {row.get('status')}.", as_json)
 
 
 @click.command()

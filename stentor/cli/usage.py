@@ -6,7 +6,7 @@ import click
 
 from stentor.cli.backend import open_backend
 from stentor.cli.options import place_options, read_settings
-from stentor.cli.render import Row, json_option, money_of, plain, print_json, print_rows, time_of
+from stentor.cli.render import Row, json_option, money_of, plain, show_rows, time_of
 
 
 @click.command()
@@ -23,10 +23,7 @@ def usage(limit: int, as_json: bool, config: str | None, data_dir: str | None, *
     given = {name: value for name, value in filters.items() if value is not None}
     with open_backend(read_settings({"config": config, "data_dir": data_dir})) as backend:
         rows = backend.list_usage(given, limit)
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _COLUMNS, "Nothing has been used yet.")
+    show_rows(rows, _COLUMNS, "Nothing has been used yet.", as_json)
 
 
 def _latency(row: Row) -> str:

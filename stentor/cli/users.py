@@ -7,7 +7,17 @@ import click
 
 from stentor.cli.backend import open_backend
 from stentor.cli.options import place_options, read_settings
-from stentor.cli.render import format_usd, json_option, money_of, plain, print_json, print_rows, time_of
+from stentor.cli.render import (
+    format_usd,
+    json_option,
+    money_of,
+    plain,
+    print_json,
+    print_rows,
+    show_row,
+    show_rows,
+    time_of,
+)
 from stentor.cli.values import Dollars
 from stentor.core.lazy import load
 
@@ -24,10 +34,7 @@ def list_users(as_json: bool, **place: Any) -> None:
     """List all users."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_users()
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _COLUMNS, "There are no users yet; the first start of the server makes the admin.")
+    show_rows(rows, _COLUMNS, "There are no users yet; the first start of the server makes the admin.", as_json)
 
 
 @users.command("create")
@@ -43,10 +50,7 @@ def create(name: str, as_json: bool, config: str | None, data_dir: str | None, *
     ask = {"name": name, "email": given["email"], "role": given["role"], "tier": tier}
     with open_backend(read_settings({"config": config, "data_dir": data_dir})) as backend:
         row = backend.add_user(ask)
-    if as_json:
-        print_json(row)
-        return
-    click.echo(f"User {name} is made (id {row.get('id')}, tier {tier}).")
+    show_row(row, f"User {name} is made (id {row.get('id')}, tier {tier}).", as_json)
 
 
 @users.command("topup")
@@ -111,10 +115,7 @@ def ledger(user: str, as_json: bool, **place: Any) -> None:
     """List what was paid in and taken off, newest first."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_rows(f"/users/{quote(user, safe='')}/ledger")
-    if as_json:
-        print_json(rows)
-        return
-    print_rows(rows, _LEDGER_COLUMNS, "Nothing was booked yet.")
+    show_rows(rows, _LEDGER_COLUMNS, "Nothing was booked yet.", as_json)
 
 
 _LEDGER_COLUMNS = (

@@ -11,10 +11,10 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection
 
 from stentor.accounting.days.folding import fold_block
-from stentor.accounting.days.uptime import DAY_US, KEEP_DAYS, UptimeDay, add_checks, list_days
+from stentor.accounting.days.uptime import KEEP_DAYS, UptimeDay, add_checks, list_days
 from stentor.control.books import LocalBooks
 from stentor.control.reading import Operation, Row, number_of
-from stentor.core.clock import Clock
+from stentor.core.clock import DAY_US, Clock
 from stentor.core.errors import NotLeader, Refused, StoreUnavailable
 from stentor.core.operator import Task
 from stentor.core.scheduler import Scheduler

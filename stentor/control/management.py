@@ -175,47 +175,6 @@ class Management:
 
         return UserView(await self._database.write(work), 0)
 
-    async def set_user_active(self, actor: Actor, user: str, active: bool) -> User:
-        """Let a user in or shut them out; shut out, all their keys stop at once."""
-        found, tier = await self._change_user(actor, user, {"active": active})
-        for key_id in self._books.roll.change_user(found, tier):
-            if not active:
-                self._books.tell_revoked(key_id)
-        return found
-
-    async def set_user_tier(self, actor: Actor, user: str, tier_id: str) -> User:
-        """Move a user to another tier; what was counted stays counted."""
-        found, tier = await self._change_user(actor, user, {"tier_id": tier_id})
-        self._books.roll.change_user(found, tier)
-        return found
-
-    async def _change_user(self, actor: Actor, user: str, change: dict[str, Any]) -> tuple[User, Tier]:
-        def work(connection: Connection) -> tuple[User, Tier]:
-            now_us = self._clock.now_us()
-            old = users.get_user(connection, user)
-            if "active" in change:
-                users.set_active(connection, old, change["active"], now_us)
-            else:
-                users.set_tier_of(connection, old, TierId(change["tier_id"]), now_us)
-            before = {name: getattr(old, name) for name in change}
-            record_change(connection, now_us, actor, "user_change", ("user", old.id), before=before, after=change)
-            found = users.get_user(connection, old.id)
-            return found, tiers.get_tier(connection, found.tier_id)
-
-        return await self._database.write(work)
-
-    async def set_password(self, actor: Actor, user: str, password: str) -> None:
-        """Set a user's console password."""
-        hashed = await self.hash_password(password)
-
-        def work(connection: Connection) -> None:
-            now_us = self._clock.now_us()
-            found = users.get_user(connection, user)
-            users.set_password(connection, found, hashed, False, now_us)
-            record_change(connection, now_us, actor, "user_password", ("user", found.id))
-
-        await self._database.write(work)
-
     async def check_password(self, user: str, password: str) -> User | None:
         """The user, if the password is theirs and they are let in; as slow for an unknown name."""
 

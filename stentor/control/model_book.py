@@ -148,13 +148,6 @@ class ModelBook:
             await asyncio.to_thread(self._config_path(spec).unlink, missing_ok=True)
             return spec
 
-    async def record(self, actor: Actor, action: str, subject: tuple[str, str], after: dict[str, Any]) -> None:
-        """Write down what was done beside the definitions."""
-        now_us = self._clock.now_us()
-        await self._database.write(
-            lambda connection: record_change(connection, now_us, actor, action, subject, after=after)
-        )
-
     async def renew(self, model: ModelId) -> None:
         """Have what runs of a model drain and come back, as its files are others now."""
         async with self._changing:

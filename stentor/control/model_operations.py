@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from stentor.control.downloads import Download, Downloads
+from stentor.control.management import Management
 from stentor.control.model_book import OPERATORS_OWN, ModelBook, make_spec
 from stentor.control.reading import Operation, Row, actor_of, number_of, page_of, read_body, text_of
 from stentor.control.remote_models import RemoteModels
@@ -38,8 +39,15 @@ class ModelOperations:
     """Models: what there is here and on the hub, and which of them are served."""
 
     def __init__(
-        self, book: ModelBook, downloads: Downloads, sources: Sources, folders: ModelFolders, remote: RemoteModels
+        self,
+        management: Management,
+        book: ModelBook,
+        downloads: Downloads,
+        sources: Sources,
+        folders: ModelFolders,
+        remote: RemoteModels,
     ) -> None:
+        self._management = management
         self._remote = remote
         self._book = book
         self._downloads = downloads
@@ -135,7 +143,7 @@ class ModelOperations:
                 await self._book.renew(model)
             await asyncio.to_thread(self._sources.snapshots.clean_old, before)
 
-        await self._book.record(actor_of(task), "model_update", ("model", spec.id), {"source": spec.source})
+        await self._management.record(actor_of(task), "model_update", ("model", spec.id), {"source": spec.source})
         return _describe_job(self._downloads.start(spec.source, anew=True, then=swap))
 
     # -- what there is ---------------------------------------------------------------------------------------------
@@ -178,7 +186,7 @@ class ModelOperations:
         source = offer.source if offer is not None else ask.source
         source = source or str(HubSource(ask.repo_id, ask.revision, ask.quant, ask.filename))
         _check_source(source, task)
-        await self._book.record(actor_of(task), "model_download", ("source", source), {})
+        await self._management.record(actor_of(task), "model_download", ("source", source), {})
         return _describe_job(self._downloads.start(source))
 
     async def list_downloads(self, task: Task) -> Row:
@@ -195,13 +203,13 @@ class ModelOperations:
     async def cancel_download(self, task: Task) -> Row:
         """End a download; what came is kept."""
         job = await self._downloads.cancel(task.params["id"])
-        await self._book.record(actor_of(task), "download_cancel", ("source", job.source), {})
+        await self._management.record(actor_of(task), "download_cancel", ("source", job.source), {})
         return _describe_job(job)
 
     async def retry_download(self, task: Task) -> Row:
         """Go on with a download that ended without success."""
         job = self._downloads.retry(task.params["id"])
-        await self._book.record(actor_of(task), "download_retry", ("source", job.source), {})
+        await self._management.record(actor_of(task), "download_retry", ("source", job.source), {})
         return _describe_job(job)
 
     # -- inside ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,12 @@
 """Time as a thing that is handed over, so that a test can hold it still."""
 
 import time
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
+
+DAY_US = 86_400_000_000
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock(Protocol):
@@ -23,3 +28,14 @@ class SystemClock:
         return time.time_ns() // 1000
 
     monotonic_s = staticmethod(time.monotonic)
+
+
+def time_text(time_us: int) -> str:
+    """UTC microseconds as RFC 3339 with six decimals and ``Z``."""
+    seconds, micros = divmod(time_us, 1_000_000)
+    return f"{_second_text(seconds)}.{micros:06d}Z"
+
+
+@lru_cache(256)
+def _second_text(seconds: int) -> str:
+    return (EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")

@@ -7,10 +7,10 @@ from typing import Any
 import msgspec
 from sqlalchemy import Connection
 
+from stentor.core.clock import time_text
 from stentor.core.errors import Refused
 from stentor.core.ids import new_uuid7
 from stentor.history import table
-from stentor.history.times import time_text
 from stentor.history.values import (
     Conversation,
     ConversationCreate,

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
 
+from stentor.core.clock import DAY_US
 from stentor.store import search
 from stentor.store.ring_schema import client_logs, conversation_templates, conversations, messages
 
@@ -246,6 +247,3 @@ def sum_logs(connection: Connection, project_id: str, since_us: int, until_us: i
         .group_by(*by)
     )
     return list(connection.execute(query))
-
-
-DAY_US = 86_400_000_000

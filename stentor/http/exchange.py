@@ -61,9 +61,10 @@ class Exchange(ABC):
     def find_body(self) -> bytes | None:
         """The whole body if all of it is here and none was read; None where it has to be waited for."""
 
-    @abstractmethod
     def respond(self, status: int, headers: Headers, body: bytes) -> None:
         """A whole answer."""
+        self.start(status, headers, len(body))
+        self.end(body)
 
     @abstractmethod
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:

@@ -126,10 +126,6 @@ class HttpExchange(Exchange):
         self.unread = 0
         return data
 
-    def respond(self, status: int, headers: Headers, body: bytes) -> None:
-        self.start(status, headers, len(body))
-        self.end(body)
-
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         lines = plain_lines(headers)
         if self.more_headers:

@@ -33,10 +33,6 @@ class _Within(Exchange):
         body, self._body = self._body, None
         return body
 
-    def respond(self, status: int, headers: Headers, body: bytes) -> None:
-        self.start(status, headers, len(body))
-        self.end(body)
-
     def start(self, status: int, headers: Headers, length: int | None = None) -> None:
         self.answer.status = status
         for name, value in headers:

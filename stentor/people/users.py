@@ -102,16 +102,6 @@ def change_user(connection: Connection, user: User, changes: dict[str, Any], now
     return get_user(connection, user.id)
 
 
-def set_active(connection: Connection, user: User, active: bool, now_us: int) -> None:
-    """Let a user in or lock them out, with all their keys."""
-    table.update_user(connection, user.id, {"active": active, "updated_us": now_us})
-
-
-def set_tier_of(connection: Connection, user: User, tier_id: TierId, now_us: int) -> None:
-    """Move a user to another tier."""
-    table.update_user(connection, user.id, {"tier_id": get_tier(connection, tier_id).id, "updated_us": now_us})
-
-
 def set_password(connection: Connection, user: User, password_hash: str, temporary: bool, now_us: int) -> None:
     """Store a new password's hash."""
     values = {"password_hash": password_hash, "password_temporary": temporary, "updated_us": now_us}
@@ -132,7 +122,5 @@ __all__ = [
     "get_user",
     "is_password",
     "list_users",
-    "set_active",
     "set_password",
-    "set_tier_of",
 ]

@@ -4,8 +4,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from stentor.core.clock import time_text
 from stentor.receipts.canonical import to_base64url
-from stentor.receipts.usage import PROFILE, time_text, usd_text
+from stentor.receipts.usage import PROFILE, usd_text
 
 NANO = 1_000_000_000
 

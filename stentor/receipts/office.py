@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from stentor.core.clock import Clock
+from stentor.core.clock import Clock, time_text
 from stentor.core.errors import Refused
 from stentor.receipts import table
 from stentor.receipts.batch import Item, certify, new_salt
@@ -16,7 +16,7 @@ from stentor.receipts.canonical import NotCanonical, leaf_hash, sign_receipt
 from stentor.receipts.keys import Keys, Purpose, Seals
 from stentor.receipts.log import ReceiptLog, Store
 from stentor.receipts.stored import decode_body, encode_body
-from stentor.receipts.usage import UsageRow, split_receipt_id, time_text, usage_leaf
+from stentor.receipts.usage import UsageRow, split_receipt_id, usage_leaf
 from stentor.receipts.verify import TrustedKey, Verification, receipt_name, verify_receipt
 
 Body = dict[str, Any]

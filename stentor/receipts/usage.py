@@ -2,15 +2,13 @@
 
 import hashlib
 import hmac
-from collections.abc import Mapping
-from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from stentor.core.clock import time_text
 from stentor.receipts.canonical import canonical_json, to_base64url
 
 PROFILE = "default"
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class UsageRow(NamedTuple):
@@ -49,17 +47,6 @@ def split_receipt_id(text: str) -> tuple[str, int] | None:
     if not text.startswith("rcpt_") or len(request_id) != 36 or not attempt.isascii() or not attempt.isdigit():
         return None
     return request_id, int(attempt[:9])
-
-
-def time_text(time_us: int) -> str:
-    """UTC microseconds as RFC 3339 with six decimals and ``Z``."""
-    seconds, micros = divmod(time_us, 1_000_000)
-    return f"{_second_text(seconds)}.{micros:06d}Z"
-
-
-@lru_cache(256)
-def _second_text(seconds: int) -> str:
-    return (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def usd_text(cost_nano: int) -> str:
@@ -146,8 +133,3 @@ def usage_leaf_bytes(row: UsageRow, salt_key: bytes) -> bytes:
         ),
         b',"usage_event":"', event.encode(), b'"}',
     ))  # fmt: skip
-
-
-def is_same(receipt: Mapping[str, Any], leaf: Mapping[str, Any]) -> bool:
-    """Whether a receipt says exactly what the leaf says."""
-    return {name: receipt.get(name) for name in leaf} == dict(leaf)

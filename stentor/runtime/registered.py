@@ -13,7 +13,7 @@ from stentor.runtime.spec import InvalidModel, ModelSpec, validate_spec
 
 def read_spec(fields: dict[str, Any]) -> ModelSpec:
     """A definition from plain values. Raises msgspec.ValidationError and InvalidModel."""
-    spec = msgspec.convert(fields, ModelSpec, dec_hook=_make_path)
+    spec = msgspec.convert(fields, ModelSpec, dec_hook=make_path)
     validate_spec(spec)
     return spec
 
@@ -25,7 +25,8 @@ def write_spec(spec: ModelSpec) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name == "id" or value != usual[name]}
 
 
-def _make_path(kind: type, value: Any) -> Any:
+def make_path(kind: type, value: Any) -> Any:
+    """For msgspec: a path where a definition has one. Raises TypeError."""
     if kind is not Path or not isinstance(value, str):
         raise TypeError(f"Expected a path, got {value!r}")
     return Path(value)

@@ -9,6 +9,7 @@ import msgspec
 
 from stentor.runtime.offers import OFFERS, fill_in
 from stentor.runtime.origins import id_from_source
+from stentor.runtime.registered import make_path
 from stentor.runtime.spec import EngineKind, InvalidModel, ModelSpec, validate_spec
 from stentor.settings.layers import MODELS_KEY, File, SettingsError, nearest
 
@@ -105,7 +106,7 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
     if engine_bin is not None and "command" not in entry:
         entry.setdefault("engine", "llama-server")
     try:
-        spec = msgspec.convert(entry, ModelSpec, dec_hook=_make_path)
+        spec = msgspec.convert(entry, ModelSpec, dec_hook=make_path)
         validate_spec(spec)
         return spec
     except InvalidModel as error:
@@ -116,12 +117,6 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
         key = shown.partition(".")[0]
         place = file.place(key, section) if key else file.place("", section)
         raise SettingsError(f"{shown or 'models'} ({place}): {problem}.") from None
-
-
-def _make_path(kind: type, value: Any) -> Any:
-    if kind is not Path or not isinstance(value, str):
-        raise TypeError(f"Expected a path, got {value!r}")
-    return Path(value)
 
 
 def _anchor(source: str, base: Path) -> str:

@@ -8,6 +8,7 @@ import msgspec
 from stentor.accounting.settings import AccountingSettings
 from stentor.audit.log import Actor
 from stentor.control.books import LocalBooks
+from stentor.control.changes import Changes, UserChange
 from stentor.control.management import Management
 from stentor.control.shared import start_books
 from stentor.control.wanted import KeyAsk, UserAsk
@@ -122,6 +123,10 @@ class House:
             OPERATOR,
             Tier(name, name, *(limits.get(field) for field in fields), prepaid),  # type: ignore[arg-type]
         )
+
+    async def change_user(self, user: str, **change: object) -> None:
+        changes = Changes(self.database, self.books, self.management, self.clock)
+        await changes.change_user(OPERATOR, user, UserChange(**change))  # type: ignore[arg-type]
 
     async def add_key(self, user: str, **more: object) -> KeyId:
         made = await self.management.add_key(OPERATOR, KeyAsk(user, **more))  # type: ignore[arg-type]

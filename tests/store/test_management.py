@@ -189,10 +189,10 @@ async def test_a_user_shut_out_loses_all_keys_at_once_and_gets_them_back(house, 
     await house.books.roll.find(key)
     heard: list[KeyId] = []
     house.books.on_revoked(heard.append)
-    await house.management.set_user_active(OPERATOR, ann, False)
+    await house.change_user(ann, active=False)
     assert heard == [key]
     assert (await refused(house.open(key))).code == "invalid_api_key"
-    await house.management.set_user_active(OPERATOR, ann, True)
+    await house.change_user(ann, active=True)
     await house.open(key)
 
 
@@ -201,17 +201,17 @@ async def test_passwords_are_checked_without_telling_names_apart(house) -> None:
     assert (await house.management.check_password("ann", "first password")).name == "ann"
     assert await house.management.check_password("ann", "other") is None
     assert await house.management.check_password("nobody", "first password") is None
-    await house.management.set_password(OPERATOR, "ann", "second password")
+    await house.change_user("ann", password="second password")
     assert await house.management.check_password("ann", "first password") is None
     assert await house.management.check_password("ann", "second password") is not None
-    assert (await refused(house.management.set_password(OPERATOR, "ann", "short"))).code == "invalid_request"
+    assert (await refused(house.change_user("ann", password="short"))).code == "invalid_request"
 
 
 async def test_a_user_moved_to_another_tier_has_its_limits_at_once(house, ann: str) -> None:
     await house.set_tier("sub", requests_per_minute=1)
     key = await house.add_key(ann)
     await house.open(key)
-    await house.management.set_user_tier(OPERATOR, ann, "sub")
+    await house.change_user(ann, tier="sub")
     await house.open(key)
     assert (await refused(house.open(key))).details["limit"] == 1
 

@@ -308,9 +308,9 @@ async def test_a_user_shut_out_at_one_node_is_out_at_the_other(pair) -> None:
     told: list[KeyId] = []
     second.books.on_revoked(told.append)
     await second.close(await second.open(key))
-    await first.management.set_user_active(OPERATOR, "ann", False)
+    await first.change_user("ann", active=False)
     await within(lambda: key in told)
-    await first.management.set_user_active(OPERATOR, "ann", True)
+    await first.change_user("ann", active=True)
     await within(lambda: second.books.roll.keys[key].user.terms.active)
     await second.close(await second.open(key))
 

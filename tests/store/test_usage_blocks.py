@@ -21,13 +21,12 @@ from stentor.accounting.usage import (
 )
 from stentor.accounting.usage import table as usage_table
 from stentor.control.summing import UsageSummer
-from stentor.core.clock import SystemClock
+from stentor.core.clock import DAY_US, SystemClock
 from stentor.core.ids import new_request_id
 from stentor.store.database import Database
 from stentor.store.leader import Leader
 
 START_US = 1_800_000_000_000_000
-DAY_US = 86_400_000_000
 SUBJECTS = ("user_id", "project_id", "key_id", "model", "status", "day_us")
 
 

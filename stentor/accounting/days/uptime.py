@@ -4,8 +4,8 @@ import msgspec
 from sqlalchemy import Connection
 
 from stentor.accounting.days import table
+from stentor.core.clock import DAY_US
 
-DAY_US = 86_400_000_000
 KEEP_DAYS = 90
 
 

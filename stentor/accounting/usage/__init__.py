@@ -7,6 +7,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from stentor.accounting.usage import table
+from stentor.core.clock import DAY_US
 
 Subject = Literal["user_id", "project_id", "key_id", "model", "status", "day_us"]
 Amount = Literal["billable_tokens", "cost_nano"]
@@ -143,9 +144,7 @@ def sum_project_usage(
     sums = table.sum_usage(connection, where, ("day_us", "model"))
     names = ("events", "cost_nano", "input_tokens", "output_tokens")
     places = [table.SUMS.index(name) for name in names]
-    return [
-        (key[0] // table.DAY_US, key[1], *(values[place] for place in places)) for key, values in sorted(sums.items())
-    ]
+    return [(key[0] // DAY_US, key[1], *(values[place] for place in places)) for key, values in sorted(sums.items())]
 
 
 def list_oldest_sums(connection: Connection, settled_before_us: int) -> list[tuple[tuple[str | int, ...], list[int]]]:

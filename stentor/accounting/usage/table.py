@@ -11,13 +11,13 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, or_, select
 
+from stentor.core.clock import DAY_US
 from stentor.store.schema import usage_blocks, usage_days, usage_events, usage_sums
 from stentor.store.upsert import upsert
 
 AnyRow = Row[*tuple[Any, ...]]
 
 BLOCK = 2000
-DAY_US = 86_400_000_000
 
 COLUMNS = tuple(column.name for column in usage_events.columns)
 SUBJECTS = ("user_id", "project_id", "key_id", "model", "status")

@@ -6,7 +6,7 @@ from stentor.control.ring.certified import Certified
 from stentor.control.ring.reading import choice_of, convert, number_of, read_body, read_time, unprocessable
 from stentor.control.ring.tenants import Tenants
 from stentor.control.ring.usage import RingUsage, Selection
-from stentor.core.clock import Clock
+from stentor.core.clock import Clock, time_text
 from stentor.core.errors import Refused
 from stentor.core.ids import new_uuid7
 from stentor.core.ring import RingAnswer, RingCall
@@ -15,7 +15,7 @@ from stentor.history.values import CertifiedLogs, UncertifiedLogs, UsageLogEntry
 from stentor.receipts.batch import preview
 from stentor.receipts.canonical import to_base64url
 from stentor.receipts.office import Body, ReceiptOffice
-from stentor.receipts.usage import time_text, usd_text
+from stentor.receipts.usage import usd_text
 from stentor.receipts.values import (
     FlatReceipt,
     GenerateRequest,

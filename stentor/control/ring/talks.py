@@ -9,11 +9,10 @@ from sqlalchemy import Connection
 from stentor.control.ring.reading import flag_of, number_of, optional_number, read_body, text_of, unprocessable
 from stentor.control.ring.tenants import Tenants
 from stentor.control.ring.usage import RingUsage
-from stentor.core.clock import Clock
+from stentor.core.clock import DAY_US, Clock
 from stentor.core.errors import Refused
 from stentor.core.ring import RingAnswer, RingCall
 from stentor.history import conversations, logs, templates
-from stentor.history.times import DAY_US
 from stentor.history.values import (
     ConversationCreate,
     ConversationLogRequest,

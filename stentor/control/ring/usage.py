@@ -7,11 +7,11 @@ from sqlalchemy import Connection
 from stentor.accounting.usage import UsageEvent, UsageFilter, list_usage, list_usage_by_names, sum_project_usage
 from stentor.control.ring.reading import choice_of, number_of, read_body, text_of, time_of
 from stentor.control.ring.tenants import Tenants
-from stentor.core.clock import Clock
+from stentor.core.clock import DAY_US, Clock, time_text
 from stentor.core.ring import RingAnswer, RingCall
 from stentor.history import logs
 from stentor.history.conversations import NANO, to_nano
-from stentor.history.times import DAY_US, Period, period_start, time_text
+from stentor.history.times import Period, period_start
 from stentor.history.values import (
     GroupUsage,
     OriginUsage,

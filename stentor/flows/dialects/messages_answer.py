@@ -6,10 +6,10 @@ import msgspec
 
 from stentor.flows.answer import PromptDetails, WireUsage
 from stentor.flows.client import AnswerHead
-from stentor.flows.dialects.chunks import Chunk, read_chunks, read_whole
-from stentor.flows.dialects.parts import Part, Parts
+from stentor.flows.dialects.chunks import read_whole
+from stentor.flows.dialects.parts import Part
 from stentor.flows.dialects.reading import Json
-from stentor.flows.dialects.voice import EVENT_STREAM, Occasion
+from stentor.flows.dialects.voice import EVENT_STREAM, PartsVoice
 
 _encode = msgspec.json.Encoder().encode
 # What stopped an answer, in their words. Engines don't tell a stop sequence from the end of a turn.
@@ -17,17 +17,11 @@ _STOP_REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filt
 _PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 
 
-class MessagesVoice:
+class MessagesVoice(PartsVoice):
     """One message; every part of the answer is a content block of its own."""
 
     media_type = EVENT_STREAM
     whole_type = b"application/json"
-
-    def __init__(self, occasion: Occasion) -> None:
-        self._occasion = occasion
-        self._parts = Parts(self)
-        self._out: list[bytes] = []
-        self._usage = WireUsage()
 
     # -- stream
 
@@ -37,11 +31,6 @@ class MessagesVoice:
         self._event("message_start", message=self._message(head, [], None, _usage(self._usage)))
         self._out.append(_PING)
         return b"".join(self._flush())
-
-    def take(self, frames: bytes) -> list[bytes]:
-        for chunk in read_chunks(frames):
-            self._take(chunk)
-        return self._flush()
 
     def end(self, frames: bytes) -> list[bytes]:
         self.take(frames)
@@ -56,16 +45,6 @@ class MessagesVoice:
 
     def failure(self, message: str, envelope: dict[str, Any]) -> bytes | None:
         return b"event: error\ndata: %b\n\n" % _encode(envelope)
-
-    def _take(self, chunk: Chunk) -> None:
-        for choice in chunk.choices:
-            self._parts.take(choice)
-        if chunk.usage is not None:
-            self._usage = chunk.usage
-
-    def _flush(self) -> list[bytes]:
-        out, self._out = self._out, []
-        return [b"".join(out)] if out else []
 
     def _event(self, kind: str, **fields: Any) -> None:
         self._out.append(b"event: %b\ndata: %b\n\n" % (kind.encode(), _encode({"type": kind, **fields})))

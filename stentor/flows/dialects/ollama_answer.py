@@ -8,10 +8,10 @@ import msgspec
 
 from stentor.flows.answer import WireUsage
 from stentor.flows.client import AnswerHead
-from stentor.flows.dialects.chunks import Chunk, Timings, read_chunks, read_timings, read_whole
-from stentor.flows.dialects.parts import Part, Parts
+from stentor.flows.dialects.chunks import Chunk, Timings, read_timings, read_whole
+from stentor.flows.dialects.parts import Part
 from stentor.flows.dialects.reading import Json
-from stentor.flows.dialects.voice import Occasion
+from stentor.flows.dialects.voice import Occasion, PartsVoice
 
 _encode = msgspec.json.Encoder().encode
 
@@ -21,19 +21,16 @@ def now_text() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat().replace("+00:00", "Z")
 
 
-class OllamaVoice:
+class OllamaVoice(PartsVoice):
     """One answer of ``/api/chat`` (``chat``) or ``/api/generate``; ``model`` is what the client calls the model."""
 
     media_type = b"application/x-ndjson"
     whole_type = b"application/json; charset=utf-8"
 
     def __init__(self, occasion: Occasion, model: str, *, chat: bool) -> None:
-        self._occasion = occasion
+        super().__init__(occasion)
         self._model = model
         self._chat = chat
-        self._parts = Parts(self)
-        self._out: list[bytes] = []
-        self._usage = WireUsage()
         self._timings = Timings()
         self._first_s: float | None = None
 
@@ -42,11 +39,6 @@ class OllamaVoice:
     def begin(self, head: AnswerHead) -> bytes:
         self._first_s = time.monotonic()
         return b""
-
-    def take(self, frames: bytes) -> list[bytes]:
-        for chunk in read_chunks(frames):
-            self._take(chunk)
-        return self._flush()
 
     def end(self, frames: bytes) -> list[bytes]:
         self.take(frames)
@@ -58,14 +50,8 @@ class OllamaVoice:
         return _encode(envelope) + b"\n"
 
     def _take(self, chunk: Chunk) -> None:
-        for choice in chunk.choices:
-            self._parts.take(choice)
-        self._usage = chunk.usage or self._usage
+        super()._take(chunk)
         self._timings = read_timings(chunk.timings) or self._timings
-
-    def _flush(self) -> list[bytes]:
-        out, self._out = self._out, []
-        return [b"".join(out)] if out else []
 
     def _line(self, said: Json, *, done: bool = False, logprobs: list[msgspec.Raw] | None = None) -> None:
         self._out.append(_encode(self._object(said, done=done, logprobs=logprobs)) + b"\n")

@@ -7,10 +7,10 @@ import msgspec
 
 from stentor.flows.answer import WireUsage
 from stentor.flows.client import AnswerHead
-from stentor.flows.dialects.chunks import Chunk, read_chunks, read_whole
-from stentor.flows.dialects.parts import Part, Parts
+from stentor.flows.dialects.chunks import read_whole
+from stentor.flows.dialects.parts import Part
 from stentor.flows.dialects.reading import Json
-from stentor.flows.dialects.voice import EVENT_STREAM, Occasion
+from stentor.flows.dialects.voice import EVENT_STREAM, Occasion, PartsVoice
 
 _encode = msgspec.json.Encoder().encode
 _PREFIXES = {"thinking": "rs", "text": "msg", "refusal": "msg", "call": "fc"}
@@ -18,22 +18,19 @@ _EVENTS = {"thinking": "reasoning_text", "text": "output_text", "refusal": "refu
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 
 
-class ResponsesVoice:
+class ResponsesVoice(PartsVoice):
     """One response; every part of the answer is an output item of its own."""
 
     media_type = EVENT_STREAM
     whole_type = b"application/json"
 
     def __init__(self, occasion: Occasion, echo: Json) -> None:
-        self._occasion = occasion
+        super().__init__(occasion)
         self._echo = echo
-        self._parts = Parts(self)
-        self._out: list[bytes] = []
         self._number = 0
         self._model = ""
         self._created = int(time.time())
         self._items: list[Json] = []
-        self._usage: WireUsage | None = None
 
     # -- stream
 
@@ -43,11 +40,6 @@ class ResponsesVoice:
         self._event("response.created", response=response)
         self._event("response.in_progress", response=response)
         return b"".join(self._flush())
-
-    def take(self, frames: bytes) -> list[bytes]:
-        for chunk in read_chunks(frames):
-            self._take(chunk)
-        return self._flush()
 
     def end(self, frames: bytes) -> list[bytes]:
         self.take(frames)
@@ -61,22 +53,12 @@ class ResponsesVoice:
         self._event("response.failed", response=response)
         return b"".join(self._flush())
 
-    def _take(self, chunk: Chunk) -> None:
-        for choice in chunk.choices:
-            self._parts.take(choice)
-        if chunk.usage is not None:
-            self._usage = chunk.usage
-
     def _finish(self) -> str:
         """Close what is open; the response's status."""
         if not self._parts.all:
             self._parts.add_empty_text()
         self._parts.finish()
         return "incomplete" if self._parts.finish_reason in _INCOMPLETE else "completed"
-
-    def _flush(self) -> list[bytes]:
-        out, self._out = self._out, []
-        return [b"".join(out)] if out else []
 
     def _event(self, kind: str, /, **fields: Any) -> None:
         data = _encode({"type": kind, "sequence_number": self._number, **fields})
@@ -161,8 +143,7 @@ def _content_part(part: Part, text: str, logprobs: list[msgspec.Raw] | None = No
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs or []}
 
 
-def _usage(usage: WireUsage | None) -> Json:
-    usage = usage or WireUsage()
+def _usage(usage: WireUsage) -> Json:
     cached = usage.prompt_tokens_details.cached_tokens if usage.prompt_tokens_details else 0
     reasoning = usage.completion_tokens_details.reasoning_tokens if usage.completion_tokens_details else 0
     return {

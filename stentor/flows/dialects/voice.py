@@ -3,7 +3,10 @@
 from typing import Any, NamedTuple, Protocol
 
 from stentor.core.ids import RequestId
+from stentor.flows.answer import WireUsage
 from stentor.flows.client import AnswerHead
+from stentor.flows.dialects.chunks import Chunk, read_chunks
+from stentor.flows.dialects.parts import Listener, Parts
 
 EVENT_STREAM = b"text/event-stream"
 
@@ -50,3 +53,28 @@ class Voice(Protocol):
     def whole(self, head: AnswerHead, body: bytes) -> bytes:
         """The answer for a client that wants no stream; ``body`` is a ``chat.completion``."""
         ...
+
+
+class PartsVoice(Listener):
+    """What the voices share that say an answer part by part: who inherits hears of the parts and puts its words out."""
+
+    def __init__(self, occasion: Occasion) -> None:
+        self._occasion = occasion
+        self._parts = Parts(self)
+        self._out: list[bytes] = []
+        self._usage = WireUsage()
+
+    def take(self, frames: bytes) -> list[bytes]:
+        """Some whole frames, before the answer is finished. Raises EngineRubbish."""
+        for chunk in read_chunks(frames):
+            self._take(chunk)
+        return self._flush()
+
+    def _take(self, chunk: Chunk) -> None:
+        for choice in chunk.choices:
+            self._parts.take(choice)
+        self._usage = chunk.usage or self._usage
+
+    def _flush(self) -> list[bytes]:
+        out, self._out = self._out, []
+        return [b"".join(out)] if out else []
