@@ -108,7 +108,8 @@ class Follower:
         if changed and (timer := self._timers.pop(key.id, None)) is not None:
             timer.cancel()
         ends_us = key.ends_us()
-        if not key.is_valid(now_us) or (changed and ends_us is None):
+        # A key that merely expired meanwhile ends by itself: what runs with it goes on, as at the node that made it.
+        if key.revoked_us is not None or (changed and (ends_us is None or ends_us <= now_us)):
             self._books.tell_revoked(key.id)
         elif changed and ends_us is not None:
             loop = asyncio.get_running_loop()

@@ -20,9 +20,9 @@ from stentor.core.ids import ModelId
 from stentor.core.scheduler import InstanceCard
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.origins import HubSource, SourceError, parse_source
-from stentor.runtime.registered import delete_registered, list_registered, put_registered, read_spec, write_spec
+from stentor.runtime.registered import delete_registered, list_registered, put_registered, write_spec
 from stentor.runtime.snapshots import write_whole
-from stentor.runtime.spec import InvalidModel, ModelSpec
+from stentor.runtime.spec import InvalidModel, ModelSpec, read_spec
 from stentor.store.database import Database
 
 OPERATORS_OWN = frozenset({"arguments", "binary", "chat_template", "command", "env", "health_path"})

@@ -1,6 +1,5 @@
 """Models that were registered while the server ran: kept in the store, one definition each."""
 
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -8,14 +7,7 @@ from sqlalchemy import Connection
 
 from stentor.core.ids import ModelId
 from stentor.runtime import table
-from stentor.runtime.spec import InvalidModel, ModelSpec, validate_spec
-
-
-def read_spec(fields: dict[str, Any]) -> ModelSpec:
-    """A definition from plain values. Raises msgspec.ValidationError and InvalidModel."""
-    spec = msgspec.convert(fields, ModelSpec, dec_hook=make_path)
-    validate_spec(spec)
-    return spec
+from stentor.runtime.spec import InvalidModel, ModelSpec, read_spec
 
 
 def write_spec(spec: ModelSpec) -> dict[str, Any]:
@@ -23,13 +15,6 @@ def write_spec(spec: ModelSpec) -> dict[str, Any]:
     fields = msgspec.to_builtins(spec, enc_hook=str)
     usual = msgspec.to_builtins(ModelSpec(id=spec.id), enc_hook=str)
     return {name: value for name, value in fields.items() if name == "id" or value != usual[name]}
-
-
-def make_path(kind: type, value: Any) -> Any:
-    """For msgspec: a path where a definition has one. Raises TypeError."""
-    if kind is not Path or not isinstance(value, str):
-        raise TypeError(f"Expected a path, got {value!r}")
-    return Path(value)
 
 
 def list_registered(connection: Connection) -> tuple[dict[ModelId, ModelSpec], list[str]]:

@@ -1,8 +1,9 @@
 """What an operator says about a model: one declarative value per model."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -184,6 +185,19 @@ def guess_type(name: str) -> ModelType:
     if re.search(r"embed|minilm|(?<![a-z])(?:bge|gte|e5)(?![a-z])", name, re.IGNORECASE):
         return "embedding"
     return "text"
+
+
+def read_spec(fields: Mapping[str, Any]) -> ModelSpec:
+    """A definition from plain values, paths as text. Raises msgspec.ValidationError or InvalidModel."""
+    spec = msgspec.convert(fields, ModelSpec, dec_hook=_make_path)
+    validate_spec(spec)
+    return spec
+
+
+def _make_path(kind: type, value: Any) -> Any:
+    if kind is not Path or not isinstance(value, str):
+        raise TypeError(f"Expected a path, got {value!r}")
+    return Path(value)
 
 
 def describe_served(spec: ModelSpec, context_size: int, learned: Learned | None = None) -> ServedModel:

@@ -9,8 +9,7 @@ import msgspec
 
 from stentor.runtime.offers import OFFERS, fill_in
 from stentor.runtime.origins import id_from_source
-from stentor.runtime.registered import make_path
-from stentor.runtime.spec import EngineKind, InvalidModel, ModelSpec, validate_spec
+from stentor.runtime.spec import EngineKind, InvalidModel, ModelSpec, read_spec
 from stentor.settings.layers import MODELS_KEY, File, SettingsError, nearest
 
 __all__ = [
@@ -106,9 +105,7 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
     if engine_bin is not None and "command" not in entry:
         entry.setdefault("engine", "llama-server")
     try:
-        spec = msgspec.convert(entry, ModelSpec, dec_hook=make_path)
-        validate_spec(spec)
-        return spec
+        return read_spec(entry)
     except InvalidModel as error:
         raise SettingsError(f"{error} ({file.place('', section)})") from None
     except msgspec.ValidationError as error:
