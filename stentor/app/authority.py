@@ -92,11 +92,8 @@ class Authority:
         self.credentials = Credentials(database, keyring, settings.vault, clock, self._check_address)
         self.remote = RemoteModels(database, books, self.credentials.find_provider, self._check_address, clock)
         folders = ModelFolders([*settings.model_dirs, settings.model_cache])
-        self.operations.add(
-            ModelOperations(
-                self.management, models.book, models.downloads, models.sources, folders, self.remote
-            ).table()
-        )
+        what = ModelOperations(self.management, models.book, models.downloads, models.sources, folders, self.remote)
+        self.operations.add(what.table())
         self.operations.add(CredentialOperations(self.credentials, self._look_at).table())
         scheduler.remotes.connect(self.credentials.find_provider, self._look_at)
         models.sources.hub.find_token = self.credentials.find_hf_token
