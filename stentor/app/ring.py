@@ -31,6 +31,7 @@ from stentor.vault.keyring import Keyring
 DOCUMENT_MAX_BYTES = 16 * 1024 * 1024
 FETCH_TIMEOUT_S = 15.0
 FORGET_EVERY_S = 3600.0
+KEYS_EVERY_S = 1.0  # among other nodes: how often it is looked whether one of them has changed a signing key
 LAST_ENTRIES_S = 2.0
 OWN = "stentor"
 
@@ -47,21 +48,26 @@ class RingParts(NamedTuple):
 
 
 class Ring:
-    """Make it with :meth:`open`. :meth:`run` numbers what is settled, until it is cancelled."""
+    """Make it with :meth:`open`. :meth:`run` numbers what is settled, until it is cancelled. ``seals``: other nodes
+    make keys, too.
+    """
 
-    def __init__(self, office: ReceiptOffice, sequencer: Sequencer, talks: RingTalks, leader: Leader) -> None:
+    def __init__(
+        self, office: ReceiptOffice, sequencer: Sequencer, talks: RingTalks, leader: Leader, seals: Keyring | None
+    ) -> None:
         self.office = office
         self.sequencer = sequencer
         self.operations: RingOperations
         self._talks = talks
         self._leader = leader
+        self._seals = seals
 
     @classmethod
     async def open(cls, settings: Settings, database: Database, keyring: Keyring, parts: RingParts) -> "Ring":
         """Take over the receipt log of ``database``. Raises StentorError."""
         books, scheduler, outbound, clock, log, leader = parts
         keys = await database.write(lambda c: Keys.open(c, keyring, settings.receipts, clock.now_us()))
-        receipt_log = await ReceiptLog.open(database, settings.receipts, clock)
+        receipt_log = await ReceiptLog.open(database, settings.receipts, clock, database.node_id)
         office = ReceiptOffice(database, receipt_log, keys, keyring.receipt_salt(), clock)
         sequencer = Sequencer(database, receipt_log, keyring.receipt_salt(), clock, log)
         office.wake = sequencer.wake
@@ -79,7 +85,7 @@ class Ring:
         usage = RingUsage(database, registry, tenants, clock)
         values = settings.values
         talks = RingTalks(database, usage, tenants, clock, values["HISTORY_LEVEL"], values["HISTORY_RETENTION_DAYS"])
-        ring = cls(office, sequencer, talks, leader)
+        ring = cls(office, sequencer, talks, leader, keyring if database.is_shared else None)
         receipts = RingReceipts(office, Certified(database, office), usage, tenants, clock)
         ring.operations = RingOperations(
             usage, talks, receipts, RingProofs(receipt_log, office), RingRegistry(registry)
@@ -91,6 +97,8 @@ class Ring:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.sequencer.run(), name="sequencer")
             tasks.create_task(self._forget(), name="retention")
+            if self._seals is not None:
+                tasks.create_task(self._follow_keys(self._seals), name="receipt-keys")
 
     async def _forget(self) -> None:
         while True:
@@ -98,6 +106,12 @@ class Ring:
                 if await self._leader.claim() is not None:  # whoever thinks so wrongly deletes what has to go anyway
                     await self._talks.forget_everywhere()
             await asyncio.sleep(FORGET_EVERY_S)
+
+    async def _follow_keys(self, seals: Keyring) -> None:
+        while True:
+            with contextlib.suppress(StoreUnavailable):
+                await self.office.follow_keys(seals)
+            await asyncio.sleep(KEYS_EVERY_S)
 
     async def close(self) -> None:
         """Number what was settled last, if that goes quickly; the next start does it otherwise."""

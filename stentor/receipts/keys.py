@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection
 
-from stentor.core.errors import StentorError
+from stentor.core.errors import Refused, StentorError
 from stentor.receipts import table
 from stentor.receipts.canonical import from_base64url, to_base64url
 from stentor.receipts.settings import ReceiptSettings
@@ -17,6 +17,8 @@ Purpose = Literal["receipt", "checkpoint"]
 PURPOSES: tuple[Purpose, ...] = ("receipt", "checkpoint")
 # How long a log still signs with the key before the current one: who trusts that one learns the new one by it.
 GRACE_US = 30 * 86_400 * 1_000_000
+# A key ends a little after the next one begins: what is being signed gets done, and other nodes learn of it.
+OVERLAP_US = 60 * 1_000_000
 _TABLE = "signing_keys"
 
 
@@ -77,7 +79,9 @@ class Keys:
         for purpose in PURPOSES:
             if purpose == "receipt" and given is not None:
                 keys._adopt(connection, given, settings.key_id, now_us)
-            elif keys._find_current(purpose) is None:
+                continue
+            current = keys._find_current(purpose)
+            if current is None or current.id not in private:  # it stood in the settings, and doesn't any more
                 keys._make(connection, seals, purpose, now_us)
         return keys
 
@@ -106,17 +110,23 @@ class Keys:
     def _replace(self, connection: Connection, made: PublicKey, data_key_id: str, sealed: bytes) -> None:
         current = self._find_current(made.purpose)
         if current is not None:
-            table.end_key(connection, current.id, made.from_us)
-            ended = current._replace(until_us=made.from_us)
+            ended = current._replace(until_us=made.from_us + OVERLAP_US)
+            table.end_key(connection, ended.id, made.from_us + OVERLAP_US)
             self._publics = [ended if known.id == current.id else known for known in self._publics]
         table.add_key(connection, _values(made, data_key_id, sealed))
         self._publics = [*self._publics, made]
 
     def rotated(self, connection: Connection, seals: Seals, purpose: Purpose, now_us: int) -> "Keys":
-        """These keys with a new one for ``purpose``; old signatures stay valid. In a write transaction."""
-        keys = Keys(list(self._publics), dict(self._private))
+        """The keys with a new one for ``purpose``; old signatures stay valid. In a write transaction."""
+        keys = self.reloaded(connection, seals)
         keys._make(connection, seals, purpose, now_us)
         return keys
+
+    def reloaded(self, connection: Connection, seals: Seals) -> "Keys":
+        """The keys as the database has them now: another node may have made one."""
+        rows = table.list_keys(connection)
+        new = {row.id: _unseal(seals, row) for row in rows if row.sealed and row.id not in self._private}
+        return Keys([_public(row) for row in rows], {**self._private, **new})
 
     def _find_current(self, purpose: Purpose) -> PublicKey | None:
         fitting = [key for key in self._publics if key.purpose == purpose and key.until_us is None]
@@ -129,9 +139,16 @@ class Keys:
         return found
 
     def signer(self) -> tuple[str, Ed25519PrivateKey]:
-        """Id and private half of the receipt key."""
+        """Id and private half of the receipt key. Raises Refused if another node alone has it."""
         current = self.current("receipt")
-        return current.id, self._private[current.id]
+        private = self._private.get(current.id)
+        if private is None:
+            raise Refused(
+                "internal_error",
+                f"The receipt key '{current.id}' stands in another node's settings alone. Give all nodes the same "
+                "STENTOR_RECEIPTS_PRIVATE_KEY_B64, or none.",
+            )
+        return current.id, private
 
     def checkpoint_signers(self, now_us: int) -> list[Ed25519PrivateKey]:
         """The current checkpoint key, then those that were in use within the last thirty days."""

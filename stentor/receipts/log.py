@@ -1,7 +1,8 @@
 """The log: one append-only Merkle tree of usage and receipts, its sequencer's state, and its signed checkpoints.
 
 Leaves are numbered here and nowhere else. Every append names the state it starts from (size and epoch), so that of two
-who think they are the sequencer one fails and stops, and an append that was written is never written again.
+who think they are the sequencer one fails and stops, and an append that was written is never written again. Nodes that
+share a database share the log: one numbers (``succession``), all of them prove and sign what the database holds.
 """
 
 import asyncio
@@ -13,21 +14,19 @@ from sqlalchemy import Connection
 
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused, StentorError
-from stentor.core.ids import new_uuid7
 from stentor.receipts import table
 from stentor.receipts.anchor import Anchor, read_anchor, write_anchor
 from stentor.receipts.merkle import (
-    EMPTY_ROOT,
     HASH_BYTES,
     TILE_HEIGHT,
     TILE_WIDTH,
     Appended,
     MissingTile,
-    Tree,
     plan_append,
 )
-from stentor.receipts.note import Checkpoint, is_name, previous_line, sign_note
+from stentor.receipts.note import Checkpoint, is_name, sign_note
 from stentor.receipts.settings import ReceiptSettings
+from stentor.receipts.succession import Claim, Claimant, claim_log, find_claim, holds_anchor, is_in_order, read_tree
 
 T = TypeVar("T")
 LogRow = table.LogRow
@@ -64,46 +63,43 @@ class SignedCheckpoint(NamedTuple):
     note: str
 
 
-def _tree(connection: Connection, log_id: int, size: int) -> Tree:
-    return Tree(size, lambda level, index: table.find_tile(connection, log_id, level, index))
-
-
 class ReceiptLog:
-    """The growing log of this server. Make it with :meth:`open`; one sequencer task appends to it."""
+    """The growing log of this server and of those that share its database. Make it with :meth:`open`; one sequencer
+    task appends to it.
+    """
 
-    def __init__(
-        self, store: Store, settings: ReceiptSettings, clock: Clock, row: table.LogRow, tails: tuple[bytes, ...]
-    ) -> None:
+    def __init__(self, store: Store, settings: ReceiptSettings, clock: Clock, claim: Claim, node_id: str) -> None:
         self._store = store
         self._settings = settings
         self._clock = clock
-        self._row = row
-        self._tails = tails
+        self._claim = claim
+        self._row = claim.row
+        self._node_id = node_id
+        self._anchor: Anchor | None = None
         self._signers: Callable[[int], list[Ed25519PrivateKey]] = lambda _: []
         self._signed: SignedCheckpoint | None = None
         self._signing = asyncio.Lock()
 
     @classmethod
-    async def open(cls, store: Store, settings: ReceiptSettings, clock: Clock) -> "ReceiptLog":
-        """Take the log over, or start one where there is none or where the database was put back in time."""
+    async def open(cls, store: Store, settings: ReceiptSettings, clock: Clock, node_id: str = "") -> "ReceiptLog":
+        """Join the log, or start one where there is none or where the database was put back in time.
+
+        ``node_id`` says who this is among the nodes that share the database; empty: nobody shares it.
+        """
         if settings.origin and not is_name(settings.origin):
             raise StentorError(
                 f"STENTOR_RECEIPTS_ORIGIN is '{settings.origin[:100]}', which can't name a log: write it without "
                 "blanks and plus signs, like 'stentor.example.org/log'."
             )
-        anchor = await asyncio.to_thread(read_anchor, settings.anchor)
-
-        def work(connection: Connection) -> tuple[table.LogRow, tuple[bytes, ...]]:
-            row = _choose_log(connection, settings, anchor, clock.now_us())
-            row = table.take_over_log(connection, row.id)
-            return row, _read_tails(connection, row)
-
-        row, tails = await store.write(work)
-        if anchor is None or anchor.origin != row.origin:
-            # From its first leaf on, a log without anchor is one that was put back in time.
-            begun = Anchor(row.origin, 0, EMPTY_ROOT.hex())
-            await asyncio.to_thread(write_anchor, settings.anchor, begun)
-        return cls(store, settings, clock, row, tails)
+        claimant = Claimant(node_id, settings.origin, await asyncio.to_thread(read_anchor, settings.anchor))
+        try:
+            claim = await store.write(lambda connection: claim_log(connection, claimant, clock.now_us()))
+        except MissingTile as error:
+            raise StentorError(f"The receipt log is damaged: {error}. Restore a backup.") from None
+        log = cls(store, settings, clock, claim, node_id)
+        log._anchor = claimant.anchor
+        await log._ensure_anchor()
+        return log
 
     def sign_with(self, signers: Callable[[int], list[Ed25519PrivateKey]]) -> None:
         """Where the keys for checkpoints come from; called with the time in UTC microseconds."""
@@ -112,8 +108,104 @@ class ReceiptLog:
 
     @property
     def row(self) -> table.LogRow:
-        """The log as this sequencer knows it."""
+        """The log as this server knows it; another node may have added to it since."""
         return self._row
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other nodes may add to it."""
+        return self._node_id != ""
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether this server numbers the leaves, as far as it knows."""
+        return self._claim.leads
+
+    # -- who numbers ---------------------------------------------------------------------------------------------------
+
+    async def leads(self) -> bool:
+        """Whether this server numbers the leaves: it takes the log over if nobody else does any more."""
+        if self._claim.leads or not self._node_id:
+            return True  # if it isn't so any more, the next append says it
+        claimant, known = self._claimant(), self._row
+
+        def look(connection: Connection) -> tuple[table.LogRow | None, bool]:
+            row = table.find_log(connection)
+            # What didn't change since the last time was in order then.
+            same = row is not None and row == known and table.is_led_by_another(connection, row, claimant.node_id)
+            return row, same or (row is not None and is_in_order(connection, row, claimant))
+
+        row, in_order = await self._store.read(look)
+        if row is None or not in_order:
+            return await self._take_part()
+        if row.size < known.size:
+            self._row = row
+        self._see(row)
+        return False
+
+    async def resync(self) -> bool:
+        """Read the state again after an append whose end is unknown; False if there is nothing more to do here."""
+        epoch = self._claim.row.epoch
+        claimant = self._claimant()
+
+        def look(connection: Connection) -> Claim | None:
+            found = find_claim(connection, claimant.node_id, epoch)
+            if found is None or claimant.anchor is None:
+                return found
+            return found if holds_anchor(connection, found.row, claimant.anchor) else None
+
+        found = await self._store.read(look)
+        if found is not None and found.row.id == self._claim.row.id:
+            self._claim, self._row = found, found.row
+            return True
+        self._claim = self._claim._replace(leads=False)
+        if self._node_id:
+            await self._take_part()
+        return self.is_shared
+
+    async def resign(self) -> None:
+        """Let another node number the leaves from now on: at the end, when everything is numbered."""
+        if self._node_id and self._claim.leads:
+            row, self._claim = self._claim.row, self._claim._replace(leads=False)
+            await self._store.write(lambda connection: table.leave_log(connection, row, self._node_id))
+
+    def _claimant(self) -> Claimant:
+        return Claimant(self._node_id, self._settings.origin, self._anchor)
+
+    async def _take_part(self) -> bool:
+        claimant = self._claimant()
+        self._claim = await self._store.write(lambda connection: claim_log(connection, claimant, self._clock.now_us()))
+        self._row = self._claim.row
+        await self._ensure_anchor()
+        return self._claim.leads
+
+    async def _ensure_anchor(self) -> None:
+        """From its first leaf on, a log without anchor is one that was put back in time."""
+        async with self._signing:
+            row = self._row
+            if self._anchor is not None and self._anchor.origin == row.origin:
+                return
+            root = await self._proven(lambda connection: read_tree(connection, row.id, row.size).root())
+            await self._set_anchor(Anchor(row.origin, row.size, root.hex()))
+
+    async def _set_anchor(self, anchor: Anchor) -> None:
+        await asyncio.to_thread(write_anchor, self._settings.anchor, anchor)
+        self._anchor = anchor
+
+    def _see(self, row: table.LogRow) -> None:
+        """The newest there is; reads end in any order."""
+        if (row.id, row.size, row.epoch) > (self._row.id, self._row.size, self._row.epoch):
+            self._row = row
+
+    async def refresh(self) -> None:
+        """Learn what others, or an append that is just being confirmed, have added."""
+        before = self._row
+        row = await self._store.read(table.find_log)
+        if row is None or (row.id, row.size) < (before.id, before.size):
+            # Put back in time while the server runs. Whoever looks next compares it with what was shown.
+            self._claim = self._claim._replace(leads=False)
+        else:
+            self._see(row)
 
     # -- appending: the sequencer alone --------------------------------------------------------------------------------
 
@@ -122,26 +214,15 @@ class ReceiptLog:
 
         Raises SequencerReplaced, and writes nothing, if the log isn't as this sequencer left it.
         """
-        row = self._row
-        planned = plan_append(row.size, self._tails, [entry.hash for entry in entries])
+        row, tails, leads = self._claim
+        if not leads:
+            raise SequencerReplaced
+        planned = plan_append(row.size, tails, [entry.hash for entry in entries])
         after = row._replace(size=planned.size, event_mark=event_mark)
         await self._store.write(lambda connection: _write(connection, row, after, planned, entries))
-        self._row, self._tails = after, planned.tails
+        self._claim = Claim(after, planned.tails, leads=True)
+        self._see(after)
         return planned.size
-
-    async def resync(self) -> bool:
-        """Read the state again after an append whose end is unknown; False if the log has another sequencer."""
-
-        def work(connection: Connection) -> tuple[table.LogRow, tuple[bytes, ...]] | None:
-            row = table.find_log(connection)
-            if row is None or (row.id, row.epoch) != (self._row.id, self._row.epoch):
-                return None
-            return row, _read_tails(connection, row)
-
-        found = await self._store.read(work)
-        if found is not None:
-            self._row, self._tails = found
-        return found is not None
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
@@ -150,31 +231,43 @@ class ReceiptLog:
 
         Before a new one is shown it is written to the anchor, so that no later start can sign a different history.
         """
+        if covering > self._row.size or (fresh and self.is_shared):
+            await self.refresh()
         signed = self._signed
-        if signed is not None and self._is_enough(signed.checkpoint.size, covering, fresh):
+        if signed is not None and self._is_enough(signed.checkpoint, covering, fresh):
             return signed
         async with self._signing:
             signed = self._signed
-            if signed is not None and self._is_enough(signed.checkpoint.size, covering, fresh):
+            if signed is not None and self._is_enough(signed.checkpoint, covering, fresh):
                 return signed
             return await self._sign()
 
-    def _is_enough(self, size: int, covering: int, fresh: bool) -> bool:
-        return size == self._row.size or (not fresh and covering <= size)
+    def _is_enough(self, signed: Checkpoint, covering: int, fresh: bool) -> bool:
+        if signed.origin != self._row.origin:
+            return False
+        return signed.size == self._row.size or (not fresh and covering <= signed.size)
 
     async def _sign(self) -> SignedCheckpoint:
         row = self._row
-        root = await self._proven(lambda connection: _tree(connection, row.id, row.size).root())
+        root = await self._proven(lambda connection: read_tree(connection, row.id, row.size).root())
         checkpoint = Checkpoint(row.origin, row.size, root, (row.previous,) if row.previous else ())
         note = sign_note(checkpoint.text(), row.origin, self._signers(self._clock.now_us()))
-        anchor = Anchor(row.origin, row.size, root.hex())
-        await asyncio.to_thread(write_anchor, self._settings.anchor, anchor)
+        await self._set_anchor(Anchor(row.origin, row.size, root.hex()))
         self._signed = SignedCheckpoint(checkpoint, note)
         return self._signed
 
+    async def checkpoint_of(self, log_id: int, covering: int) -> SignedCheckpoint:
+        """A signed checkpoint of at least ``covering`` leaves of the log ``log_id``, growing or not."""
+        if log_id > self._row.id:
+            await self.refresh()
+        if log_id == self._row.id:
+            return await self.checkpoint(covering)
+        rows = {row.id: row for row in await self._store.read(table.list_logs)}
+        return await self.old_checkpoint(rows[log_id])
+
     async def old_checkpoint(self, row: table.LogRow) -> SignedCheckpoint:
         """A checkpoint of a log that doesn't grow any more, as far as this database knows it."""
-        root = await self._store.read(lambda connection: _tree(connection, row.id, row.size).root())
+        root = await self._store.read(lambda connection: read_tree(connection, row.id, row.size).root())
         checkpoint = Checkpoint(row.origin, row.size, root, (row.previous,) if row.previous else ())
         return SignedCheckpoint(
             checkpoint, sign_note(checkpoint.text(), row.origin, self._signers(self._clock.now_us()))
@@ -184,6 +277,8 @@ class ReceiptLog:
 
     async def get_row(self, origin: str) -> table.LogRow:
         """The log of this origin; empty: the one that grows. Raises Refused."""
+        if self.is_shared:
+            await self.refresh()
         if origin in ("", self._row.origin):
             return self._row
         for row in await self._store.read(table.list_logs):
@@ -195,14 +290,14 @@ class ReceiptLog:
         """A leaf's hash, and the path from it to the root of the tree of ``size`` leaves."""
 
         def work(connection: Connection) -> tuple[bytes, list[bytes]]:
-            tree = _tree(connection, log_id, size)
+            tree = read_tree(connection, log_id, size)
             return tree.leaf(index), tree.inclusion(index)
 
         return await self._proven(work)
 
     async def prove_consistency(self, log_id: int, first: int, second: int) -> list[bytes]:
         """That the tree of ``first`` leaves is the beginning of that of ``second``."""
-        return await self._proven(lambda connection: _tree(connection, log_id, second).consistency(first))
+        return await self._proven(lambda connection: read_tree(connection, log_id, second).consistency(first))
 
     async def _proven(self, work: Callable[[Connection], T]) -> T:
         try:
@@ -225,7 +320,7 @@ class ReceiptLog:
         """The hashes of a range of leaves."""
 
         def work(connection: Connection) -> list[bytes]:
-            tree = _tree(connection, row.id, end)
+            tree = read_tree(connection, row.id, end)
             return [tree.leaf(index) for index in range(start, end)]
 
         return await self._proven(work)
@@ -243,57 +338,3 @@ def _write(
     for index, entry in numbered:
         if entry.receipt is not None:
             table.set_receipt_leaf(connection, entry.receipt, before.id, index)
-
-
-def _read_tails(connection: Connection, row: table.LogRow) -> tuple[bytes, ...]:
-    """The short last tile of each level."""
-    tails = []
-    level = 0
-    while level == 0 or row.size >> (TILE_HEIGHT * level):
-        count = row.size >> (TILE_HEIGHT * level)
-        short = count % TILE_WIDTH
-        tile = table.find_tile(connection, row.id, level, count // TILE_WIDTH) if short else b""
-        if len(tile) < short * HASH_BYTES:
-            raise MissingTile(level, count // TILE_WIDTH)
-        tails.append(tile[: short * HASH_BYTES])
-        level += 1
-    return tuple(tails)
-
-
-def _choose_log(connection: Connection, settings: ReceiptSettings, anchor: Anchor | None, now_us: int) -> table.LogRow:
-    """The log to go on with, or a new one that names the one before."""
-    row = table.find_log(connection)
-    base = settings.origin or _own_name(row)
-    if row is None and anchor is None:
-        return table.add_log(connection, base, "", 0, now_us)
-    if row is not None and _continues(connection, row, anchor) and _is_named(row.origin, base):
-        return row
-    old = _last_shown(connection, row, anchor)
-    mark = 0 if row is None else row.event_mark
-    return table.add_log(connection, f"{base}~{new_uuid7()[-12:]}", previous_line(old), mark, now_us)
-
-
-def _own_name(row: table.LogRow | None) -> str:
-    """The name that this database's logs have had from the first on."""
-    return f"stentor/{new_uuid7()}" if row is None else row.origin.partition("~")[0]
-
-
-def _is_named(origin: str, base: str) -> bool:
-    return origin == base or origin.startswith(f"{base}~")
-
-
-def _continues(connection: Connection, row: table.LogRow, anchor: Anchor | None) -> bool:
-    """Whether the database holds everything that was shown."""
-    if anchor is None:
-        return row.size == 0
-    if anchor.origin != row.origin or anchor.size > row.size:
-        return False
-    return _tree(connection, row.id, anchor.size).root().hex() == anchor.root
-
-
-def _last_shown(connection: Connection, row: table.LogRow | None, anchor: Anchor | None) -> Checkpoint:
-    if anchor is not None:
-        return Checkpoint(anchor.origin, anchor.size, bytes.fromhex(anchor.root))
-    assert row is not None
-    root = _tree(connection, row.id, row.size).root() if row.size else EMPTY_ROOT
-    return Checkpoint(row.origin, row.size, root)

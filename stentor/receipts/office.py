@@ -35,6 +35,7 @@ class ReceiptOffice:
         self.keys = keys
         self.wake: Callable[[], None] = _nobody_waits
         self._rotating = asyncio.Lock()
+        self._key_state: tuple[Any, ...] = ()
         receipt_log.sign_with(lambda now_us: self.keys.checkpoint_signers(now_us))
 
     # -- handing out -------------------------------------------------------------------------------------------------
@@ -85,11 +86,7 @@ class ReceiptOffice:
         if not log_id or index is None:
             return receipt
         log = self._receipt_log
-        if log_id == log.row.id:
-            signed = await log.checkpoint(index + 1)
-        else:
-            rows = {row.id: row for row in await self._store.read(table.list_logs)}
-            signed = await log.old_checkpoint(rows[log_id])
+        signed = await log.checkpoint_of(log_id, index + 1)
         _, path = await log.prove_inclusion(log_id, index, signed.checkpoint.size)
         proof = {"index": index, "checkpoint": signed.note, "inclusion": [_base64(node) for node in path]}
         return {**receipt, "log": proof}
@@ -193,6 +190,17 @@ class ReceiptOffice:
             keys, now_us = self.keys, self._clock.now_us()
             self.keys = await self._store.write(lambda connection: keys.rotated(connection, seals, purpose, now_us))
             self._receipt_log.sign_with(lambda at_us: self.keys.checkpoint_signers(at_us))
+
+    async def follow_keys(self, seals: Seals) -> None:
+        """Take up the keys that another node has made since the last time."""
+        state = await self._store.read(table.find_key_state)
+        if state == self._key_state:
+            return
+        async with self._rotating:
+            keys = self.keys
+            self.keys = await self._store.read(lambda connection: keys.reloaded(connection, seals))
+            self._receipt_log.sign_with(lambda at_us: self.keys.checkpoint_signers(at_us))
+        self._key_state = state
 
     def describe_keys(self) -> list[Body]:
         """The ``public-keys.json`` document: the current receipt key first."""

@@ -25,9 +25,12 @@ GATHER_S = 0.2  # how long settlements are gathered before they are numbered tog
 BATCH = 256  # leaves in one transaction: about two milliseconds of the writer's time
 BREATH = 16  # leaves that are made without letting others have the interpreter
 IDLE_S = 5.0  # how often it looks without having been woken
+LATE_S = 1.0  # among other nodes: how often the newest events are looked through for ones that were committed late
 SWEEP_S = 60.0
 SWEEP_US = 600 * 1_000_000
 SIGN_S = 10.0  # how often a log that grows gets a checkpoint nobody has asked for
+POLL_S = 0.5  # among other nodes: how often their work is looked for
+FOLLOW_S = 1.0  # how often a node that doesn't number notes how far the log has come
 RETRY_S = 1.0
 
 
@@ -42,6 +45,7 @@ class Sequencer:
         self._log = log
         self._awake = asyncio.Event()
         self._swept_s = 0.0
+        self._late_s = 0.0
         self._signed_s = 0.0
         self.replaced = False
 
@@ -53,7 +57,10 @@ class Sequencer:
         """Number what comes, until cancelled or replaced."""
         while not self.replaced:
             try:
-                await self.catch_up()
+                if await self._receipt_log.leads():
+                    await self.catch_up()
+                else:
+                    self._awake.clear()
                 await self._sign_in_time()
             except StoreUnavailable:
                 await asyncio.sleep(RETRY_S)
@@ -68,14 +75,17 @@ class Sequencer:
             await self._wait()
 
     async def finish(self) -> None:
-        """Number what waits, unless somebody else does: for an orderly end."""
-        if not self.replaced:
-            with contextlib.suppress(SequencerReplaced):
+        """Number what waits, unless somebody else does: for an orderly end. Then another node may go on."""
+        if self.replaced:
+            return
+        with contextlib.suppress(SequencerReplaced):
+            if await self._receipt_log.leads():
                 await self.catch_up()
+                await self._receipt_log.resign()
 
     async def _wait(self) -> None:
         try:
-            async with asyncio.timeout(IDLE_S):
+            async with asyncio.timeout(POLL_S if self._receipt_log.is_shared else IDLE_S):
                 await self._awake.wait()
         except TimeoutError:
             return
@@ -89,6 +99,9 @@ class Sequencer:
         if now_s - self._swept_s >= SWEEP_S:
             self._swept_s = now_s
             steps = [self._find_missed, *steps]
+        elif self._receipt_log.is_shared and now_s - self._late_s >= LATE_S:
+            self._late_s = now_s
+            steps = [self._find_late, *steps]
         added = 0
         for find in steps:
             while taken := await self._take(find):
@@ -111,6 +124,10 @@ class Sequencer:
         since_us = self._clock.now_us() - SWEEP_US
         return self._make_entries(table.list_missed_usage(connection, mark, since_us, BATCH)), mark
 
+    def _find_late(self, connection: Connection) -> tuple[list[Entry], int]:
+        mark = self._receipt_log.row.event_mark
+        return self._make_entries(table.list_late_usage(connection, mark, BATCH)), mark
+
     def _make_entries(self, rows: list[UsageRow]) -> list[Entry]:
         key = self._salt_key
         entries = []
@@ -127,6 +144,6 @@ class Sequencer:
 
     async def _sign_in_time(self) -> None:
         now_s = self._clock.monotonic_s()
-        if now_s - self._signed_s >= SIGN_S:
+        if now_s - self._signed_s >= (SIGN_S if self._receipt_log.is_leading else FOLLOW_S):
             self._signed_s = now_s
             await self._receipt_log.checkpoint(fresh=True)

@@ -3,7 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import BigInteger, Connection, Row, and_, bindparam, exists, func, insert, literal, select, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Row,
+    and_,
+    bindparam,
+    cast,
+    exists,
+    extract,
+    func,
+    insert,
+    literal,
+    select,
+    update,
+)
 
 from stentor.receipts.usage import UsageRow
 from stentor.store.bulk import BulkInsert
@@ -15,9 +29,10 @@ from stentor.store.ring_schema import (
     signing_keys,
     usage_leaves,
 )
-from stentor.store.schema import prices, usage_blocks, usage_events
+from stentor.store.schema import nodes, prices, usage_blocks, usage_events
 
 AnyRow = Row[*tuple[Any, ...]]
+LATE_IDS = 4096  # more than all nodes together have in groups that are being committed
 
 
 class KeyRow(NamedTuple):
@@ -33,7 +48,7 @@ class KeyRow(NamedTuple):
 
 
 class LogRow(NamedTuple):
-    """A log: ``previous`` is the note line that names the one before, or empty."""
+    """A log: ``previous`` is the note line that names the one before, or empty; ``leader`` the node that numbers."""
 
     id: int
     origin: str
@@ -42,6 +57,7 @@ class LogRow(NamedTuple):
     event_mark: int
     previous: str
     created_us: int
+    leader: str = ""
 
 
 class ReceiptRow(NamedTuple):
@@ -103,6 +119,12 @@ def list_keys(connection: Connection) -> list[KeyRow]:
     return [KeyRow(*row) for row in connection.execute(query.order_by(signing_keys.c.from_us, signing_keys.c.id))]
 
 
+def find_key_state(connection: Connection) -> tuple[Any, ...]:
+    """Changes when any signing key does."""
+    keys = signing_keys.c
+    return tuple(connection.execute(select(func.count(), func.max(keys.from_us), func.max(keys.until_us))).one())
+
+
 def add_key(connection: Connection, values: Mapping[str, Any]) -> None:
     """Insert a signing key."""
     connection.execute(insert(signing_keys).values(**values))
@@ -129,15 +151,31 @@ def list_logs(connection: Connection) -> list[LogRow]:
 
 def add_log(connection: Connection, origin: str, previous: str, event_mark: int, now_us: int) -> LogRow:
     """Start a log."""
-    values = {"size": 0, "epoch": 0, "event_mark": event_mark, "previous": previous, "created_us": now_us}
+    values = {"size": 0, "epoch": 0, "event_mark": event_mark, "previous": previous, "created_us": now_us, "leader": ""}
     row = connection.execute(insert(merkle_logs).values(origin=origin, **values).returning(*_LOG)).one()
     return LogRow(*row)
 
 
-def take_over_log(connection: Connection, log_id: int) -> LogRow:
+def is_led_by_another(connection: Connection, log: LogRow, node_id: str) -> bool:
+    """Whether another node than ``node_id`` numbers this log's leaves, and lives by the database's clock."""
+    if not node_id or log.leader in ("", node_id):
+        return False
+    now_us = cast(extract("epoch", func.clock_timestamp()) * 1_000_000, BigInteger)
+    query = select(literal(1)).where(nodes.c.id == log.leader, nodes.c.lease_until_us >= now_us)
+    return connection.execute(query).first() is not None
+
+
+def take_over_log(connection: Connection, log_id: int, node_id: str) -> LogRow:
     """Become the log's sequencer: whoever was it before can't append any more."""
-    statement = update(merkle_logs).where(merkle_logs.c.id == log_id).values(epoch=merkle_logs.c.epoch + 1)
+    statement = update(merkle_logs).where(merkle_logs.c.id == log_id)
+    statement = statement.values(epoch=merkle_logs.c.epoch + 1, leader=node_id)
     return LogRow(*connection.execute(statement.returning(*_LOG)).one())
+
+
+def leave_log(connection: Connection, log: LogRow, node_id: str) -> None:
+    """Be its sequencer no more, if it is."""
+    here = (merkle_logs.c.id == log.id, merkle_logs.c.epoch == log.epoch, merkle_logs.c.leader == node_id)
+    connection.execute(update(merkle_logs).where(*here).values(leader=""))
 
 
 def advance_log(connection: Connection, log: LogRow, size: int, event_mark: int) -> bool:
@@ -188,6 +226,13 @@ def list_missed_usage(connection: Connection, until_id: int, since_us: int, limi
     query = query.where(
         usage_events.c.id >= func.coalesce(first_id, covered, 1), usage_events.c.id <= until_id, ~_IS_LEAF
     )
+    return [UsageRow._make(row) for row in connection.execute(query.order_by(usage_events.c.id).limit(limit))]
+
+
+def list_late_usage(connection: Connection, until_id: int, limit: int) -> list[UsageRow]:
+    """Those of the last events up to the mark that no log has: nodes commit their groups in any order."""
+    query = select(*_USAGE).select_from(_PRICED)
+    query = query.where(usage_events.c.id > until_id - LATE_IDS, usage_events.c.id <= until_id, ~_IS_LEAF)
     return [UsageRow._make(row) for row in connection.execute(query.order_by(usage_events.c.id).limit(limit))]
 
 

@@ -29,7 +29,8 @@ signing_keys = Table(
     CheckConstraint("purpose IN ('receipt', 'checkpoint')", name="signing_keys_purpose"),
 )
 
-# One row an origin; the newest grows. ``epoch`` fences a sequencer that doesn't know yet that it was replaced.
+# One row an origin; the newest grows. ``leader`` is the node that numbers its leaves, empty where there is but one;
+# ``epoch`` fences a sequencer that doesn't know yet that it was replaced.
 merkle_logs = Table(
     "merkle_logs",
     metadata,
@@ -40,6 +41,7 @@ merkle_logs = Table(
     Column("event_mark", BigInteger, nullable=False),
     Column("previous", Text, nullable=False),
     Column("created_us", BigInteger, nullable=False),
+    Column("leader", Text, nullable=False),
 )
 
 merkle_tiles = Table(

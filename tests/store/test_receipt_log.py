@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from stentor.core.errors import Refused, StentorError, StoreUnavailable
-from stentor.receipts.keys import Keys, given_key
+from stentor.receipts.keys import OVERLAP_US, Keys, given_key
 from stentor.receipts.log import ReceiptLog, SequencerReplaced
 from stentor.receipts.merkle import is_consistent
 from stentor.receipts.note import list_signers, read_checkpoint
@@ -180,6 +180,28 @@ async def test_the_task_numbers_within_a_second(registry: Registry, wait_until) 
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_a_receipt_asked_for_while_its_append_is_confirmed_has_its_proof(registry: Registry) -> None:
+    """Readers see a commit before the sequencer hears of it."""
+    await registry.settle(1)
+    await registry.sequencer.catch_up()
+    await registry.receipt_log.checkpoint(fresh=True)
+    unsigned = {"id": "mine", "model": "x", "cost": {"amount": "1.00", "calculation": ""}}
+    await registry.office.issue("p", unsigned, "A")
+    store, found = registry.receipt_log._store, []
+
+    class Slow:
+        read = staticmethod(store.read)
+
+        @staticmethod
+        async def write(work):
+            await store.write(work)
+            found.append(await registry.office.get("p", "mine"))
+
+    registry.receipt_log._store = Slow
+    assert await registry.sequencer.catch_up() == 1
+    assert check_receipt(found[0], registry.public_keys())
 
 
 async def test_late_commits_with_lower_numbers_are_taken_by_the_sweep(registry: Registry, house: House) -> None:
@@ -468,5 +490,5 @@ async def test_keys_come_and_go_with_the_settings(house: House, settings: Receip
     third = await open_keys(private_key_b64="B" * 43)
     assert len(third.publics("receipt")) == 3
     assert third.publics("receipt")[0] == first.current("receipt")._replace(
-        until_us=third.publics("receipt")[1].from_us
+        until_us=third.publics("receipt")[1].from_us + OVERLAP_US
     )

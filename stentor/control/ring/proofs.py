@@ -27,11 +27,8 @@ class RingProofs:
     async def checkpoint(self, call: RingCall) -> RingAnswer:
         """The newest checkpoint, of this log or of one before it."""
         row = await self._row(call)
-        signed = (
-            await self._log.checkpoint(fresh=True)
-            if row.id == self._log.row.id
-            else await self._log.old_checkpoint(row)
-        )
+        growing = row.id == self._log.row.id
+        signed = await (self._log.checkpoint(fresh=True) if growing else self._log.old_checkpoint(row))
         return RingAnswer(signed.note.encode(), "text/plain; charset=utf-8", (("Cache-Control", "no-cache"),))
 
     async def inclusion(self, call: RingCall) -> RingAnswer:
@@ -43,11 +40,7 @@ class RingProofs:
         size = optional_number(call, "size")
         note = None
         if size is None:
-            signed = (
-                await self._log.checkpoint(index + 1)
-                if row.id == self._log.row.id
-                else await self._log.old_checkpoint(row)
-            )
+            signed = await self._log.checkpoint_of(row.id, min(index + 1, row.size))
             size, note = signed.checkpoint.size, signed.note
         if not index < size <= row.size:
             raise Refused("not_found", f"The log has {row.size} leaves: there is no leaf {index} in a tree of {size}.")

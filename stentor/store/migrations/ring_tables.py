@@ -49,6 +49,7 @@ def _merkle_logs() -> None:
         sa.Column("event_mark", sa.BigInteger(), nullable=False),
         sa.Column("previous", sa.Text(), nullable=False),
         sa.Column("created_us", sa.BigInteger(), nullable=False),
+        sa.Column("leader", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
         sa.UniqueConstraint("origin"),
     )
