@@ -72,6 +72,7 @@ class Authority:
         self.management = Management(database, books, keyring, clock)
         self.operations = Operations(self.management, scheduler)
         self.leader = Leader(database, "jobs")
+        self.outbound = Outbound(settings.egress)
         console = ConsoleParts(
             settings,
             database,
@@ -83,12 +84,12 @@ class Authority:
             scheduler,
             models.book,
             models.sources,
+            self.outbound,
             log,
         )
         self.sessions, self.jobs = add_console(self.operations, console)
         self.models = models
         self.ring: Ring
-        self.outbound = Outbound(settings.egress)
         self.credentials = Credentials(database, keyring, settings.vault, clock, self._check_address)
         self.remote = RemoteModels(database, books, self.credentials.find_provider, self._check_address, clock)
         folders = ModelFolders([*settings.model_dirs, settings.model_cache])

@@ -6,15 +6,18 @@ from stentor.app.configuration import configuration_rows
 from stentor.app.machine import ThisMachine
 from stentor.control.account import Account
 from stentor.control.account_operations import AccountOperations
+from stentor.control.alarms import Alarms
+from stentor.control.alert_operations import AlertOperations
 from stentor.control.books import LocalBooks
 from stentor.control.changes import Changes
-from stentor.control.jobs import Jobs, Retention, Uptime
+from stentor.control.jobs import Job, Jobs, Retention, Uptime
 from stentor.control.management import Management
 from stentor.control.model_book import ModelBook
 from stentor.control.money_operations import MoneyOperations
 from stentor.control.operations import Operations
 from stentor.control.people_operations import PeopleOperations
 from stentor.control.plans import Plans
+from stentor.control.postman import Postman, PostParts
 from stentor.control.report_operations import ReportOperations
 from stentor.control.reports import Reports
 from stentor.control.session_operations import SessionOperations
@@ -22,6 +25,7 @@ from stentor.control.sessions import Sessions
 from stentor.control.signups import Signups
 from stentor.control.slot_operations import Shelf, SlotOperations
 from stentor.core.clock import Clock
+from stentor.egress.outbound import Outbound
 from stentor.runtime.folders import ModelFolders
 from stentor.runtime.scheduler import LocalScheduler
 from stentor.runtime.sources import Sources
@@ -45,6 +49,7 @@ class ConsoleParts(NamedTuple):
     scheduler: LocalScheduler
     model_book: ModelBook
     sources: Sources
+    outbound: Outbound
     log: Log
 
 
@@ -70,6 +75,8 @@ def add_console(operations: Operations, parts: ConsoleParts) -> Console:
     machine = ThisMachine(settings.data_dir)
     uptime = Uptime(database, parts.leader, parts.scheduler, clock)
     retention = Retention(parts.leader, books, clock, settings.values["RETENTION_DAYS"])
+    post = PostParts(database, parts.leader, parts.keyring, parts.outbound, clock, parts.log)
+    postman = Postman(post)
     for table in (
         uptime.table(),
         PeopleOperations(management, changes, plans).table(),
@@ -78,6 +85,17 @@ def add_console(operations: Operations, parts: ConsoleParts) -> Console:
         ReportOperations(reports, management, signups, configuration_rows(settings)).table(),
         AccountOperations(account, management, changes, reports, parts.scheduler).table(),
         SlotOperations(parts.scheduler, management, shelf, machine).table(),
+        AlertOperations(post, postman).table(),
     ):
         operations.add(table)
-    return Console(sessions, Jobs(parts.leader, uptime, retention, parts.log))
+    thresholds = settings.values["ALERT_THRESHOLDS"]
+    alarms = Alarms(database, parts.leader, clock, thresholds, parts.scheduler.list_crash_loops)
+    jobs = (
+        Job("uptime_check", uptime.check, 60.0),
+        Job("usage_fold", retention.fold, 3600.0),
+        Job("limit_check", alarms.check_limits, 5.0),
+        Job("engine_check", alarms.check_engines, 5.0),
+        Job("alert_delivery", postman.deliver_due, 2.0),
+        Job("alert_fold", alarms.forget, 3600.0),
+    )
+    return Console(sessions, Jobs(parts.leader, parts.log, jobs))

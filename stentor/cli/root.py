@@ -5,6 +5,7 @@ import sys
 
 import click
 
+from stentor.cli.alerts import alerts, webhooks
 from stentor.cli.backups import backup, restore
 from stentor.cli.chat import chat
 from stentor.cli.configuration import config_command
@@ -73,6 +74,8 @@ for command in (
     providers,
     secrets,
     vault,
+    webhooks,
+    alerts,
 ):
     root.add_command(command)
 

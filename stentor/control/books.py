@@ -19,6 +19,7 @@ from stentor.accounting.prices import PriceList, load_prices
 from stentor.accounting.settings import AccountingSettings
 from stentor.accounting.settlement import Settlement, find_settled, write_settlements
 from stentor.accounting.tokens import count_both
+from stentor.control.alarms import note_absorbed
 from stentor.control.chain import (
     Member,
     choose_dearest,
@@ -82,7 +83,12 @@ class LocalBooks:
         return cls(database, places, await database.read(load_prices), settings, clock, log)
 
     def _settlement_work(self) -> SettlementWork:
-        return write_settlements
+        def write(connection: Connection, items: list[Settlement]) -> list[bool]:
+            fresh = write_settlements(connection, items)
+            note_absorbed(connection, items, fresh)
+            return fresh
+
+        return write
 
     async def return_spare(self) -> None:
         """Nothing is borrowed."""

@@ -5,8 +5,9 @@ Where several nodes share a database one of them does it, the leader.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
@@ -15,15 +16,13 @@ from stentor.accounting.days.uptime import KEEP_DAYS, UptimeDay, add_checks, lis
 from stentor.control.books import LocalBooks
 from stentor.control.reading import Operation, Row, number_of
 from stentor.core.clock import DAY_US, Clock
-from stentor.core.errors import NotLeader, Refused, StoreUnavailable
+from stentor.core.errors import NotLeader, Refused, StentorError, StoreUnavailable
 from stentor.core.operator import Task
 from stentor.core.scheduler import Scheduler
 from stentor.store.database import Database
 from stentor.store.leader import Leader
 from stentor.telemetry.logs import Log
 
-CHECK_S = 60.0
-FOLD_EVERY_S = 3600.0
 FOLD_PAUSE_S = 0.05
 
 
@@ -144,31 +143,37 @@ def _unknown(date: str) -> Row:
     return {"date": date, "status": "unknown", "uptime_percent": None, "avg_latency_ms": None, "avg_models": None}
 
 
-class Jobs:
-    """Runs both until it is cancelled; a job that fails is told of and tried again at its next turn."""
+class Job(NamedTuple):
+    """Something that is done every so often; a number that it returns is how much it found to do."""
 
-    def __init__(self, leader: Leader, uptime: Uptime, retention: Retention, log: Log) -> None:
+    name: str
+    work: Callable[[], Awaitable[object]]
+    every_s: float
+
+
+class Jobs:
+    """Runs all of them until it is cancelled; one that fails is told of and tried again at its next turn."""
+
+    def __init__(self, leader: Leader, log: Log, jobs: Sequence[Job]) -> None:
         self._leader = leader
-        self.uptime = uptime
-        self.retention = retention
         self._log = log
+        self._jobs = jobs
 
     async def run(self) -> None:
         """Go on for ever."""
-        await asyncio.gather(
-            self._leader.keep(),
-            self._repeat("uptime_check", self.uptime.check, CHECK_S),
-            self._repeat("usage_fold", self.retention.fold, FOLD_EVERY_S),
-        )
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._leader.keep(), name="leader")
+            for job in self._jobs:
+                group.create_task(self._repeat(job), name=job.name)
 
-    async def _repeat(self, name: str, work: Callable[[], Awaitable[object]], every_s: float) -> None:
+    async def _repeat(self, job: Job) -> None:
         while True:
             try:
-                done = await work()
+                done = await job.work()
                 if isinstance(done, int) and done:
-                    self._log.event("job_done", job=name, count=done)
-            except Refused as error:
-                self._log.event("job_failed", level="warning", job=name, cause=error)
+                    self._log.event("job_done", job=job.name, count=done)
             except NotLeader:
                 pass  # another node does it
-            await asyncio.sleep(every_s)
+            except StentorError as error:
+                self._log.event("job_failed", level="warning", job=job.name, cause=error)
+            await asyncio.sleep(job.every_s)

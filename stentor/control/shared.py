@@ -32,6 +32,7 @@ from stentor.accounting.price import Price, price_usage
 from stentor.accounting.prices import load_prices
 from stentor.accounting.settings import AccountingSettings
 from stentor.accounting.settlement import Settlement, write_shared
+from stentor.control.alarms import note_absorbed
 from stentor.control.books import LocalBooks, SettlementWork
 from stentor.control.following import Follower
 from stentor.control.owned import Closing
@@ -213,7 +214,9 @@ class SharedBooks(LocalBooks):
     def _settlement_work(self) -> SettlementWork:
         def write(connection: Connection, items: list[Settlement]) -> list[bool]:
             self._check_epoch(items)
-            return write_shared(connection, items, self._database.node_id)
+            fresh = write_shared(connection, items, self._database.node_id)
+            note_absorbed(connection, items, fresh)
+            return fresh
 
         return write
 

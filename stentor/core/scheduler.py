@@ -68,6 +68,15 @@ class EngineDoor(msgspec.Struct, frozen=True, array_like=True):
     token: str
 
 
+class CrashLoop(msgspec.Struct, frozen=True):
+    """An engine that isn't started again for a while, after it failed too often; ``reason`` is fit for clients."""
+
+    model: ModelId
+    instance: InstanceId
+    restarts: int
+    reason: str
+
+
 class LogPage(msgspec.Struct, frozen=True):
     """Lines of an engine's log; ``next`` is how many there were in all, the ``after`` of the page that follows."""
 

@@ -6,7 +6,7 @@ here is refused; a route without an access rule can't be written. Each area list
 
 from stentor.http import public_routes
 from stentor.http.account import routes as account_routes
-from stentor.http.admin import credentials, model_routes, people, prices, reports, sessions, slots
+from stentor.http.admin import alerts, credentials, model_routes, people, prices, reports, sessions, slots
 from stentor.http.admin import routes as admin_routes
 from stentor.http.dialects import routes as dialect_routes
 from stentor.http.openai import routes as openai_routes
@@ -22,6 +22,7 @@ SURFACE: tuple[Route, ...] = (
     *prices.ROUTES,
     *model_routes.ROUTES,
     *credentials.ROUTES,
+    *alerts.ROUTES,
     *ring_routes.ROUTES,
     *sessions.ROUTES,
     *slots.ROUTES,

@@ -3,7 +3,16 @@
 from collections.abc import Callable
 
 from stentor.core.ids import InstanceId, ModelId
-from stentor.core.scheduler import EngineDoor, InstanceCard, InstanceState, LogPage, ModelCard, ModelState, SlotCard
+from stentor.core.scheduler import (
+    CrashLoop,
+    EngineDoor,
+    InstanceCard,
+    InstanceState,
+    LogPage,
+    ModelCard,
+    ModelState,
+    SlotCard,
+)
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.instance import Instance
 from stentor.runtime.pool import Pool
@@ -105,6 +114,14 @@ class SchedulerViews:
     def instance_states(self) -> list[tuple[ModelId, InstanceState]]:
         """Model and state of every instance that was ever wanted."""
         return [(each.model, each.process.state) for each in self._instances.values()]
+
+    def list_crash_loops(self) -> list[CrashLoop]:
+        """Engines that failed too often and haven't been ready since."""
+        return [
+            CrashLoop(each.model, each.id, each.process.restarts, failure.public)
+            for each in self._instances.values()
+            if each.process.breaker.is_open and (failure := each.process.failure) is not None
+        ]
 
     def departures(self) -> dict[tuple[ModelId, Cause], int]:
         """How often an instance was sent away, by model and cause, since this server started."""

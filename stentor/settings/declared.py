@@ -275,6 +275,12 @@ _ACCESS = (
         default=False,
     ),
     Setting("SIGNUP", kinds.SWITCH, "Let people ask for an account.", default=True),
+    Setting(
+        "ALERT_THRESHOLDS",
+        kinds.PERCENTS,
+        "How much of a budget, spending or token limit is used when webhooks are told; empty tells nobody.",
+        default=(50, 80, 100),
+    ),
 )
 
 _RING = (

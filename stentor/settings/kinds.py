@@ -105,6 +105,11 @@ def _parse_words(raw: Any, _base: Path) -> tuple[str, ...]:
     return tuple(_split(raw))
 
 
+def _parse_percents(raw: Any, _base: Path) -> tuple[int, ...]:
+    items = raw if isinstance(raw, list) else _split(raw)
+    return tuple(sorted({_parse_integer(item, 1, 100) for item in items}))
+
+
 def _parse_networks(raw: Any, _base: Path) -> tuple[str, ...]:
     networks = []
     for item in _split(raw):
@@ -217,6 +222,7 @@ SWITCH = Kind("`on` \\| `off`", _parse_switch)
 PATH = Kind("path", _parse_path)
 PATHS = Kind("paths, separated by commas", _parse_paths)
 WORDS = Kind("words, separated by commas", _parse_words)
+PERCENTS = Kind("percents 1…100, separated by commas", _parse_percents)
 NETWORKS = Kind("networks (CIDR), separated by commas", _parse_networks)
 EGRESS = Kind("hosts, addresses and networks, separated by commas", _parse_egress)
 URL = Kind("http(s) address", _parse_url)

@@ -14,11 +14,17 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from stentor.egress.outbound import Outbound
+from stentor.egress.settings import EgressSettings
 from stentor.store.database import Database
 from stentor.store.settings import StoreSettings
+from stentor.telemetry.logs import Log
+from stentor.telemetry.settings import TelemetrySettings
 from stentor.vault.keyring import Keyring
 from stentor.vault.settings import VaultSettings
+from tests.receiver import Receiver, receiving
 from tests.store.house import OPERATOR, USD, FewPlaces, HeldClock, House
+from tests.store.watch import Watch
 
 __all__ = ["OPERATOR", "USD", "FewPlaces", "HeldClock", "House"]  # programs that tests run import them from here
 _schemas = itertools.count()
@@ -109,6 +115,22 @@ async def house(database: Database, clock: HeldClock, places: FewPlaces, tmp_pat
     await house.start_books()
     yield house
     house.management.close()
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    """Who is told."""
+    yield from receiving()
+
+
+@pytest.fixture
+async def watch(house: House) -> AsyncIterator[Watch]:
+    """What tells, allowed to reach this machine."""
+    outbound = Outbound(EgressSettings(allow=("127.0.0.1",)))
+    log = Log(TelemetrySettings(log_level="ERROR"))
+    yield Watch(house, outbound, log)
+    await outbound.close()
+    log.close()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from stentor.store.migrations import ring_tables
+from stentor.store.migrations.alerts import make_alert_tables
 from stentor.store.migrations.console import make_console_tables
 from stentor.store.migrations.nodes import make_node_tables
 from stentor.store.migrations.vault import make_vault_tables
@@ -37,6 +38,7 @@ def upgrade() -> None:
     _registered_models()
     _audit()
     make_vault_tables()
+    make_alert_tables()
     _providers()
     ring_tables.upgrade()
     _rows()
