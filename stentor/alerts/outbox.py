@@ -8,12 +8,13 @@ from sqlalchemy import Connection
 from stentor.alerts import table
 from stentor.alerts.thresholds import GRACE_US, choose_passed
 from stentor.alerts.values import Alert, message_body
+from stentor.core.clock import DAY_US
 from stentor.core.ids import new_uuid7
 
 ATTEMPTS_MAX = 8
 FIRST_PAUSE_S = 5
 LONGEST_PAUSE_S = 3600
-KEEP_US = 90 * 86_400_000_000
+KEEP_US = 90 * DAY_US
 FORGET_SLICE = 200
 
 

@@ -2,10 +2,11 @@
 
 import hashlib
 import hmac
-from datetime import UTC, datetime
 from typing import Any, Literal
 
 import msgspec
+
+from stentor.core.clock import time_text
 
 AlertEvent = Literal["budget_threshold", "engine_crash_loop", "absorbed_cost"]
 EVENTS: tuple[AlertEvent, ...] = ("budget_threshold", "engine_crash_loop", "absorbed_cost")
@@ -30,8 +31,7 @@ class Alert(msgspec.Struct, frozen=True):
 
 def message_body(alert_id: str, event: str, text: str, data: dict[str, Any], created_us: int) -> str:
     """The JSON that a hook gets, byte for byte at every attempt."""
-    created_at = datetime.fromtimestamp(created_us / 1e6, UTC).isoformat(timespec="milliseconds")
-    message = {"id": alert_id, "event": event, "created_at": created_at, "text": text, "data": data}
+    message = {"id": alert_id, "event": event, "created_at": time_text(created_us), "text": text, "data": data}
     return msgspec.json.encode(message).decode()
 
 

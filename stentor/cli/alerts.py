@@ -8,7 +8,7 @@ import click
 from stentor.cli.backend import open_backend
 from stentor.cli.credentials import read_secret
 from stentor.cli.options import place_options, read_settings
-from stentor.cli.render import Row, json_option, plain, print_json, print_rows, printable, time_of
+from stentor.cli.render import Row, json_option, plain, printable, show_row, show_rows, time_of
 
 EVENTS = click.Choice(["budget_threshold", "engine_crash_loop", "absorbed_cost"])
 TEST_S = 30.0
@@ -26,10 +26,7 @@ def list_webhooks(as_json: bool, **place: Any) -> None:
     """List all webhooks, and what became of what was sent last."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_rows("/webhooks")
-    if as_json:
-        print_json(rows)
-    else:
-        print_rows(rows, _WEBHOOKS, "There are no webhooks. Add one with `stentor webhooks add`.")
+    show_rows(rows, _WEBHOOKS, "There are no webhooks. Add one with `stentor webhooks add`.", as_json)
 
 
 @webhooks.command("add")
@@ -46,12 +43,10 @@ def add_webhook(name: str, url: str, events: tuple[str, ...], own: bool, as_json
         ask["secret"] = read_secret("Secret")
     with open_backend(read_settings(place)) as backend:
         row = backend.call("POST", "/webhooks", ask)
-    if as_json:
-        print_json(row)
-        return
-    click.echo(f"Webhook {name} is added. Try it with `stentor webhooks test {name}`.")
+    text = f"Webhook {name} is added. Try it with `stentor webhooks test {name}`."
     if row.get("secret"):
-        click.echo(f"Its messages are signed with this secret, shown only now:\n{row['secret']}")
+        text += f"\nIts messages are signed with this secret, shown only now:\n{row['secret']}"
+    show_row(row, text, as_json)
 
 
 @webhooks.command("remove")
@@ -62,7 +57,7 @@ def remove_webhook(name: str, as_json: bool, **place: Any) -> None:
     """Send no more alerts there; what still waited is dropped."""
     with open_backend(read_settings(place)) as backend:
         row = backend.call("DELETE", f"/webhooks/{quote(name, safe='')}")
-    print_json(row) if as_json else click.echo(f"Webhook {name} is gone.")
+    show_row(row, f"Webhook {name} is gone.", as_json)
 
 
 @webhooks.command("test")
@@ -73,7 +68,7 @@ def test_webhook(name: str, as_json: bool, **place: Any) -> None:
     """Send a message that means nothing, once."""
     with open_backend(read_settings(place)) as backend:
         row = backend.call("POST", f"/webhooks/{quote(name, safe='')}/test", timeout_s=TEST_S)
-    print_json(row) if as_json else click.echo(f"{name}: {printable(str(row.get('text')))}")
+    show_row(row, f"{name}: {printable(str(row.get('text')))}", as_json)
     if not row.get("ok"):
         click.get_current_context().exit(1)
 
@@ -91,10 +86,7 @@ def list_alerts(limit: int, as_json: bool, **place: Any) -> None:
     """List the newest alerts, and whether they arrived."""
     with open_backend(read_settings(place)) as backend:
         rows = backend.list_rows("/alerts", limit=limit)
-    if as_json:
-        print_json(rows)
-    else:
-        print_rows(rows, _ALERTS, "There were no alerts.")
+    show_rows(rows, _ALERTS, "There were no alerts.", as_json)
 
 
 def _last(row: Row) -> str:
