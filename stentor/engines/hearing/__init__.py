@@ -1,0 +1,1 @@
+"""What the engines that hear share: reading sound files, cutting them at silences, and how they answer."""

@@ -1,0 +1,206 @@
+"""Reading sound files that strangers sent: what they are by their content, how long they are, their samples.
+
+FFmpeg (through PyAV) reads far more than sound, some of it dangerous in a stranger's file: playlists and scripts that
+name other files or addresses. So the content decides the format among a few, nothing else is probed, only known codecs
+are opened, and FFmpeg sees a file that is open already, never a name. Everything is read a piece at a time, and no
+more samples come out than were asked for, however small the file is that promises them.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from stentor.core.lazy import load
+from stentor.engines.host import Problem
+
+RATE = 16_000
+_HEAD_BYTES = 64
+_READ_BYTES = 1 << 16
+_RATES = range(4_000, 384_001)
+_CHANNELS_MAX = 8
+_BROKEN_MAX = 50  # pieces in a row that can't be decoded, in a file whose beginning could be
+_CODECS = frozenset(
+    {
+        "aac", "aac_latm", "alac", "flac", "mp3", "mp3float", "mp2", "mp2float", "mp1", "mp1float", "opus", "libopus",
+        "vorbis", "libvorbis", "adpcm_ima_wav", "adpcm_ms", "gsm_ms", "pcm_alaw", "pcm_mulaw",
+    }
+)  # fmt: skip
+FORMATS = "wav, mp3, ogg, webm, flac or m4a"
+
+
+def find_format(head: bytes) -> str | None:
+    """FFmpeg's name of the format of a file that begins so, or None if it is none of ours."""
+    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
+        return "wav"
+    if head[:4] == b"OggS":
+        return "ogg"
+    if head[:4] == b"fLaC":
+        return "flac"
+    if head[:4] == b"\x1a\x45\xdf\xa3":
+        return "matroska"
+    if head[4:8] == b"ftyp":
+        return "mov"
+    if head[:3] == b"ID3":
+        return "mp3"
+    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
+        # The sync word of MPEG audio: layer bits 00 are AAC in its own frames.
+        return "mp3" if head[1] & 0x06 else "aac"
+    return None
+
+
+class Sound:
+    """One sound file, open. Use it as a context; every trouble with the file is a Problem."""
+
+    def __init__(self, path: str) -> None:
+        self._av = load("av")
+        self._file: BinaryIO = _open(Path(path))
+        try:
+            self._container = self._open_container()
+            self._stream = self._choose_stream()
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "Sound":
+        return self
+
+    def __exit__(self, *_details: object) -> None:
+        self._container.close()
+        self._file.close()
+
+    def _open_container(self) -> Any:
+        head = self._file.read(_HEAD_BYTES)
+        self._file.seek(0)
+        if not head:
+            raise Problem("bad_audio", "The file is empty.")
+        name = find_format(head)
+        if name is None:
+            raise Problem("bad_audio", f"The file is not sound that can be read: send {FORMATS}.")
+        try:
+            return self._av.open(
+                self._file,
+                format=name,
+                buffer_size=_READ_BYTES,
+                options={"protocol_whitelist": "none"},
+                metadata_errors="ignore",
+            )
+        except (self._av.FFmpegError, ValueError, OSError) as error:
+            raise _broken(name, error) from None
+
+    def _choose_stream(self) -> Any:
+        streams = self._container.streams.audio
+        if not streams:
+            raise Problem("bad_audio", "The file has no sound in it.")
+        stream = streams[0]
+        context = stream.codec_context
+        if context is None or not (context.name in _CODECS or context.name.startswith(("pcm_s", "pcm_u", "pcm_f"))):
+            name = "unknown" if context is None else context.name
+            raise Problem("bad_audio", f"The sound is packed as '{name[:40]}', which isn't read: send {FORMATS}.")
+        if context.sample_rate not in _RATES or not 1 <= context.channels <= _CHANNELS_MAX:
+            raise Problem(
+                "bad_audio",
+                f"The sound has {context.channels} channels at {context.sample_rate} Hz; {_RATES[0]} to {_RATES[-1]} "
+                f"Hz and at most {_CHANNELS_MAX} channels are read.",
+            )
+        return stream
+
+    def measure(self, max_s: float) -> float:
+        """Its length in seconds, by the lengths of its packets; by its samples where they don't say.
+
+        Raises Problem ``too_long`` beyond ``max_s``. The file has been read after that.
+        """
+        total_s = 0.0
+        try:
+            for packet in self._container.demux(self._stream):
+                if packet.size == 0:
+                    continue
+                if not packet.duration or packet.time_base is None:
+                    return self._count(max_s)
+                total_s += float(packet.duration * packet.time_base)
+                _check_length(total_s, max_s)
+        except (self._av.FFmpegError, OverflowError) as error:
+            if total_s == 0.0:
+                raise _broken("file", error) from None
+        return total_s
+
+    def _count(self, max_s: float) -> float:
+        self._container.seek(0)
+        return sum(len(samples) for samples in self.read(max_s)) / RATE
+
+    def read(self, max_s: float) -> Iterator[Any]:
+        """Its samples as 16 kHz mono, float32 from -1 to 1, a piece at a time.
+
+        Raises Problem: ``too_long`` beyond ``max_s``, ``bad_audio`` where nothing of it can be decoded.
+        """
+        resampler = self._av.AudioResampler(format="s16", layout="mono", rate=RATE)
+        most, count = int(max_s * RATE), 0
+        for frame in self._frames():
+            for samples in self._resample(resampler, frame):
+                count += len(samples)
+                if count > most:
+                    raise _too_long(count / RATE, max_s)
+                yield samples
+        for samples in self._resample(resampler, None):
+            yield samples[: max(0, most - count)]
+
+    def _frames(self) -> Iterator[Any]:
+        """Decoded frames. What is broken in the middle is left out; a file of which nothing can be read is refused."""
+        broken, found = 0, False
+        for packet in self._packets():
+            try:
+                frames = self._stream.codec_context.decode(packet)
+            except self._av.FFmpegError as error:
+                broken += 1
+                if broken > _BROKEN_MAX or (not found and packet.size == 0):
+                    raise _broken("file", error) from None
+                continue
+            for frame in frames:
+                if frame.sample_rate not in _RATES:
+                    raise Problem("bad_audio", f"The sound changes to {frame.sample_rate} Hz, which isn't read.")
+                broken, found = 0, True
+                yield frame
+        if not found:
+            raise Problem("bad_audio", "The file holds no sound that can be decoded: it is damaged, or has no length.")
+
+    def _packets(self) -> Iterator[Any]:
+        packets = self._container.demux(self._stream)
+        while True:
+            try:
+                packet = next(packets, None)
+            except self._av.FFmpegError:
+                return  # cut off in the middle: what came before is read
+            if packet is None:
+                return
+            yield packet
+
+    def _resample(self, resampler: Any, frame: Any) -> Iterator[Any]:
+        numpy = load("numpy")
+        try:
+            pieces = resampler.resample(frame)
+        except (self._av.FFmpegError, ValueError) as error:
+            raise _broken("sound", error) from None
+        for piece in pieces:
+            yield piece.to_ndarray().reshape(-1).astype(numpy.float32) / 32768.0
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise Problem("gone", f"The upload is not there any more: {error.strerror}.", 500) from None
+
+
+def _check_length(seconds: float, max_s: float) -> None:
+    if seconds > max_s:
+        raise _too_long(seconds, max_s)
+
+
+def _too_long(seconds: float, max_s: float) -> Problem:
+    return Problem(
+        "too_long", f"The sound is longer than the {max_s:g} s that are heard at once ({seconds:.0f} s or more)."
+    )
+
+
+def _broken(what: str, error: Exception) -> Problem:
+    reason = getattr(error, "strerror", None) or str(error)
+    return Problem("bad_audio", f"The {what} is damaged and can't be read as sound: {reason[:120]}.")

@@ -1,0 +1,143 @@
+"""The engine ``whisper``: faster-whisper (CTranslate2), with Silero's detector of speech from the same package."""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from stentor.core.lazy import load
+from stentor.engines.hearing.transcription import Ear, HearingEngine, HearOrder, Segment, Word
+from stentor.engines.hearing.windows import FRAME, Detector, Window
+from stentor.engines.host import BadModel, Problem, SpeechConfig, need, run
+
+_EXTRA = "whisper"
+# What is tried in turn where the words found are unlikely: Whisper's own ladder.
+_TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+_CONTEXT_SAMPLES = 64
+
+
+class Whisper:
+    """A loaded Whisper model."""
+
+    def __init__(self, config: SpeechConfig) -> None:
+        self._config = config
+        self._model: Any = None
+        self._vad: Any = None
+
+    def load(self) -> None:
+        """See :class:`~stentor.engines.hearing.transcription.Recognizer`."""
+        config = self._config
+        need("av", _EXTRA)
+        library = need("faster_whisper", _EXTRA)
+        try:
+            self._model = library.WhisperModel(
+                config.model_path,
+                device="auto",
+                compute_type="int8",
+                cpu_threads=config.threads_each,
+                num_workers=config.workers,
+                local_files_only=True,
+            )
+        except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
+            raise BadModel(f"faster-whisper can't load {config.model_path}: {error}") from None
+        self._vad = load("faster_whisper.vad").get_vad_model()
+
+    def begin(self, order: HearOrder) -> Ear:
+        """See :class:`~stentor.engines.hearing.transcription.Recognizer`."""
+        if not self._model.model.is_multilingual:
+            if order.task == "translate":
+                raise Problem("missing_ability", "This model knows English alone, so it can't translate.")
+            if order.language not in ("", "en"):
+                raise Problem("invalid_language", f"This model knows English alone, not '{order.language[:40]}'.")
+        elif order.language and order.language not in self._model.supported_languages:
+            known = ", ".join(sorted(self._model.supported_languages))
+            raise Problem("invalid_language", f"The language '{order.language[:40]}' is not known. Known are: {known}.")
+        return _WhisperEar(self._model, order)
+
+    def detector(self) -> Detector:
+        """See :class:`~stentor.engines.hearing.transcription.Recognizer`."""
+        return _Silero(self._vad.session)
+
+
+class _WhisperEar:
+    """One request."""
+
+    def __init__(self, model: Any, order: HearOrder) -> None:
+        self.language = order.language if model.model.is_multilingual else "en"
+        self.output_tokens: int | None = 0
+        self._model = model
+        self._order = order
+        self._end_of_text: int = model.hf_tokenizer.token_to_id("<|endoftext|>")
+
+    def hear(self, window: Window) -> Iterable[Segment]:
+        """See :class:`~stentor.engines.hearing.transcription.Ear`."""
+        order = self._order
+        found, said = self._model.transcribe(
+            window.samples,
+            task=order.task,
+            language=self.language or None,
+            beam_size=1,
+            best_of=1,
+            temperature=_TEMPERATURES if not order.temperature else [order.temperature],
+            initial_prompt=order.prompt or None,
+            condition_on_previous_text=False,
+            word_timestamps=order.words,
+        )
+        # What the first window is in, the rest is in: to find out costs as much as to hear.
+        self.language = self.language or said.language
+        return self._segments(found, window.start_s)
+
+    def _segments(self, found: Iterable[Any], start_s: float) -> Iterator[Segment]:
+        for each in found:
+            tokens = [token for token in each.tokens if token < self._end_of_text]
+            assert self.output_tokens is not None
+            self.output_tokens += len(tokens)
+            yield Segment(
+                start=round(start_s + each.start, 3),
+                end=round(start_s + each.end, 3),
+                text=each.text,
+                tokens=each.tokens,
+                seek=each.seek + round(start_s * 100),
+                temperature=each.temperature or 0.0,
+                avg_logprob=each.avg_logprob,
+                compression_ratio=each.compression_ratio,
+                no_speech_prob=each.no_speech_prob,
+                words=None if each.words is None else [_word(word, start_s) for word in each.words],
+            )
+
+
+def _word(word: Any, start_s: float) -> Word:
+    return Word(
+        word.word.strip(), round(start_s + word.start, 3), round(start_s + word.end, 3), round(word.probability, 4)
+    )
+
+
+class _Silero:
+    """Silero's detector, going on where it stopped."""
+
+    def __init__(self, session: Any) -> None:
+        numpy = load("numpy")
+        self._numpy = numpy
+        self._session = session
+        self._state = (numpy.zeros((1, 1, 128), numpy.float32), numpy.zeros((1, 1, 128), numpy.float32))
+        self._context = numpy.zeros(_CONTEXT_SAMPLES, numpy.float32)
+
+    def hear(self, samples: Any) -> Any:
+        """See :class:`~stentor.engines.hearing.windows.Detector`."""
+        whole = self._numpy.concatenate((self._context, samples))
+        frames = self._numpy.lib.stride_tricks.sliding_window_view(whole, FRAME + _CONTEXT_SAMPLES)[::FRAME]
+        h, c = self._state
+        likely, h, c = self._session.run(None, {"input": self._numpy.ascontiguousarray(frames), "h": h, "c": c})
+        self._state = (h, c)
+        self._context = samples[-_CONTEXT_SAMPLES:]
+        return likely.reshape(-1)
+
+
+def make(config: SpeechConfig) -> HearingEngine:
+    """The engine of this configuration."""
+    # A hub is for sources alone: nothing here may look for a file elsewhere.
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    return HearingEngine(config, Whisper(config))
+
+
+if __name__ == "__main__":
+    run(make)
