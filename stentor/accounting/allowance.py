@@ -178,19 +178,36 @@ def _largest(bounds: Bounds, fits: Callable[[Bounds], bool]) -> int:
 
 def _take(hold: Hold, now: Moment) -> None:
     account = hold.account
-    account.user.gauge.running += 1
-    account.gauge.running += 1
     if hold.counted:
         for window in account.request_windows:
             window.add(hold.admitted_s, 1)
         if account.pace is not None:
             account.pace.pass_one(now.steady_s)
+    _reserve(hold)
+
+
+def _reserve(hold: Hold) -> None:
+    account = hold.account
+    account.user.gauge.running += 1
+    account.gauge.running += 1
     for window in hold.token_windows:
         window.held += hold.tokens
     if hold.quota is not None:
         hold.quota.held += hold.tokens
     for meter in hold.money:
         meter.held += hold.nano
+
+
+def replace(hold: Hold, take: Callable[[], Hold]) -> Hold:
+    """What ``take`` reserves in place of ``hold``, in one step. Where it raises, ``hold`` stands as it was."""
+    _release(hold)
+    try:
+        fresh = take()
+    except BaseException:
+        _reserve(hold)
+        raise
+    fresh.counted, fresh.admitted_s = hold.counted, hold.admitted_s
+    return fresh
 
 
 def _release(hold: Hold) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
 from stentor.core.books import Books
 from stentor.core.scheduler import Scheduler
@@ -13,6 +14,7 @@ from stentor.egress.passage import EnginePassage
 from stentor.egress.settings import EgressSettings
 from stentor.flows.calls import Calls
 from stentor.flows.chat import ChatFlow
+from stentor.flows.hearing import HearingAttempt
 from stentor.flows.images import ImageFetcher
 from stentor.flows.inputs import InputsAttempt
 from stentor.flows.upstreams.remote import RemoteClient, Upstreams
@@ -27,9 +29,11 @@ from stentor.http.open_streams import OpenStreams
 from stentor.http.openai.keeping import KeptChat
 from stentor.http.openai.models import ModelEndpoints
 from stentor.http.openai.text import TextEndpoints
+from stentor.http.openai.transcriptions import TranscriptionEndpoints
 from stentor.http.passage import EnginePassageEndpoints
 from stentor.http.public import PublicEndpoints
 from stentor.http.ring.bridge import Bridge
+from stentor.http.spool import Spool
 from stentor.telemetry.logs import Log
 from stentor.telemetry.trace import Tracer
 from stentor.version import VERSION
@@ -65,6 +69,13 @@ class GatewayParts:
         flow = ChatFlow(books, self.engines, tracer, images=images)
         inputs = ChatFlow(books, self.engines, tracer, InputsAttempt)
         self._text = text = TextEndpoints(flow, inputs, self.calls, settings.body_max_bytes)
+        heard = ChatFlow(books, self.engines, tracer, HearingAttempt)
+        hearing = TranscriptionEndpoints(
+            TextEndpoints(heard, heard, self.calls, settings.body_max_bytes),
+            Spool(Path(settings.spool_dir)),
+            settings.audio_max_bytes,
+            settings.audio_max_s,
+        )
         models = ModelEndpoints(scheduler)
         self._streams = OpenStreams()
         self._passage = EnginePassage()
@@ -75,6 +86,8 @@ class GatewayParts:
             "embeddings": text.embeddings,
             "rerank": text.rerank,
             "tokenize": text.tokenize,
+            "transcription": hearing.transcription,
+            "translation": hearing.translation,
             "list_models": models.list_models,
             "get_model": models.get_model,
             "pass_on": passage.pass_on,

@@ -28,6 +28,7 @@ from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.http.gateway import HttpSettings
 from stentor.http.loopback import call_app
 from stentor.http.server import HttpServer, tls_context
+from stentor.http.spool import sweep
 from stentor.http.starting import starting_up
 from stentor.settings import Settings
 from stentor.settings.checks import is_loopback
@@ -86,6 +87,7 @@ class _Server:
         """From the first open to the last close."""
         settings = self._settings
         self._tls = tls_context(_tls_files(settings))
+        sweep(settings.spool_dir)
         first_socket = _listen(settings)
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(first_socket.close)
@@ -282,6 +284,9 @@ def _http_settings(settings: Settings) -> HttpSettings:
         ring_bridge=settings.values["RING_KEY_MODE"] == "bridge",
         trusted_proxies=settings.trusted_proxies,
         allow_insecure_admin=bool(settings.values["ALLOW_INSECURE_ADMIN"]),
+        audio_max_bytes=settings.values["AUDIO_MAX_MB"] << 20,
+        audio_max_s=settings.values["AUDIO_MAX_S"],
+        spool_dir=str(settings.spool_dir),
         tls=_tls_files(settings),
         own_hosts=(urlsplit(settings.public_url).netloc,) if settings.public_url else (),
     )

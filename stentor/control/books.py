@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from stentor.accounting.accounts import KeyAccount
-from stentor.accounting.allowance import Demand, Hold, admit, give_back, settle, take_back
+from stentor.accounting.allowance import Demand, Hold, admit, give_back, replace, settle, take_back
 from stentor.accounting.meters import Moment
 from stentor.accounting.plausible import correct_usage, is_plausible
 from stentor.accounting.price import Price, price_usage
@@ -33,7 +33,7 @@ from stentor.control.owned import Closing
 from stentor.control.places import Places, resolve_model
 from stentor.control.roll import Roll
 from stentor.control.running import Running, event_row
-from stentor.core.books import Close, Grant, Open, Settled, Usage
+from stentor.core.books import Close, Extend, Grant, Open, Settled, Usage
 from stentor.core.clock import Clock
 from stentor.core.errors import InDoubt, Refused
 from stentor.core.ids import KeyId, RequestId
@@ -237,6 +237,16 @@ class LocalBooks:
             self._places.release(place.instance, place.generation, suspect=False)
             raise key_ended()
         return place
+
+    async def extend(self, more: Extend) -> None:
+        """See :class:`~stentor.core.books.Books`."""
+        running = self._running.get((more.request_id, more.attempt))
+        if running is None or running.place is None or running.closing is not None:
+            raise Refused("conflict", f"Attempt {more.attempt} of request {more.request_id} is not open.")
+        now = Moment(self._clock.now_us(), self._clock.monotonic_s())
+        context = max(running.model.context_size, more.output + 1)
+        demand = Demand(0, more.output, 0, 1, context, False, more.audio_ms, more.characters)
+        running.hold = replace(running.hold, lambda: self._hold(running.account, demand, running.price, now))
 
     # -- close -------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from stentor.control.line import Line, RefusalWire, SessionQuestion, StartOrder, Withdrawal
-from stentor.core.books import Close, Grant, Open, Settled
+from stentor.core.books import Close, Extend, Grant, Open, Settled
 from stentor.core.errors import AuthorityLost, Refused
 from stentor.core.ids import KeyId, ModelId
 from stentor.core.operator import OperatorAnswer, OperatorCall
@@ -22,6 +22,7 @@ _ANSWERS: dict[str, Any] = {
     for name, kind in {
         "find_principal": Principal | None,
         "open": Grant,
+        "extend": None,
         "close": Settled,
         "find_problem": str | None,
         "list_models": list[ModelCard],
@@ -157,6 +158,10 @@ class AuthorityClient:
                 self._line.send(0, "withdraw", Withdrawal(number, ask.request_id, ask.attempt))
             raise
         return grant
+
+    async def extend(self, more: Extend) -> None:
+        """See ``Books.extend``."""
+        await self._ask("extend", more)[1]
 
     async def close(self, end: Close) -> Settled:
         """See ``Books.close``."""

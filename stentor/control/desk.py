@@ -12,7 +12,7 @@ import msgspec
 
 from stentor.control.line import Line, RefusalWire, SessionQuestion, StartOrder, Withdrawal
 from stentor.control.owned import OwnedBooks
-from stentor.core.books import Close, Open, Usage
+from stentor.core.books import Close, Extend, Open, Usage
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ModelId, RequestId
 from stentor.core.operator import OperatorAnswer, OperatorCall
@@ -20,6 +20,7 @@ from stentor.core.scheduler import Scheduler
 from stentor.core.sessions import SessionBook
 
 _decode_open = msgspec.msgpack.Decoder(Open).decode
+_decode_extend = msgspec.msgpack.Decoder(Extend).decode
 _decode_close = msgspec.msgpack.Decoder(Close).decode
 _decode_start = msgspec.msgpack.Decoder(StartOrder).decode
 _decode_withdrawal = msgspec.msgpack.Decoder(Withdrawal).decode
@@ -159,6 +160,8 @@ class Desk:
         books = self._books
         if name == "open":
             return await books.open(_decode_open(payload), self._owner)
+        if name == "extend":
+            return await books.extend(_decode_extend(payload))
         if name == "close":
             return await books.close(_decode_close(payload))
         if name == "find_principal":

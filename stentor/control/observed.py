@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from stentor.control.owned import Closing, OwnedBooks
-from stentor.core.books import Close, Grant, Open, Settled
+from stentor.core.books import Close, Extend, Grant, Open, Settled
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId
 from stentor.core.principal import Principal
@@ -67,6 +67,15 @@ class ObservedBooks:
         if grant is not None:
             self._open[ask.request_id, ask.attempt] = _Known(grant, ask.endpoint, owner)
         return grant
+
+    async def extend(self, more: Extend) -> None:
+        """See ``Books.extend``."""
+        try:
+            await self._books.extend(more)
+        except Refused as refusal:
+            known = self._open.get((more.request_id, more.attempt))
+            self._metrics.observe_refused(known.endpoint if known is not None else "", refusal.code)
+            raise
 
     async def close(self, end: Close) -> Settled:
         """See ``Books.close``."""

@@ -114,6 +114,15 @@ class SharedBooks(LocalBooks):
                 await self._ask_for(short.wants)
         raise Refused("overloaded", "Other servers are using up this account's limits. Try again.", retry_after_s=1.0)
 
+    async def extend(self, more: core.Extend) -> None:
+        """See :class:`~stentor.core.books.Books`."""
+        for _ in range(TRIES):
+            try:
+                return await super().extend(more)
+            except _Short as short:
+                await self._ask_for(short.wants)
+        raise Refused("overloaded", "Other servers are using up this account's limits. Try again.", retry_after_s=1.0)
+
     def try_open(self, ask: core.Open, owner: str = "") -> core.Grant | None:
         """See :class:`LocalBooks`."""
         try:

@@ -60,6 +60,16 @@ class Open(msgspec.Struct, frozen=True, array_like=True):
     characters: int = 0
 
 
+class Extend(msgspec.Struct, frozen=True, array_like=True):
+    """The most that an open attempt could use, now that it is known: it takes the place of what ``Open`` said."""
+
+    request_id: RequestId
+    attempt: int
+    output: int
+    audio_ms: int = 0
+    characters: int = 0
+
+
 class Grant(msgspec.Struct, frozen=True, array_like=True):
     """Permission to use one place of one instance: settle it with :class:`Close`, exactly once.
 
@@ -132,6 +142,14 @@ class Books(Protocol):
 
         Waits in the model's queue where all places are taken, at most until the queue's deadline. Raises
         :class:`~stentor.core.errors.Refused` naming the rule; a cancelled wait leaves nothing reserved.
+        """
+        ...
+
+    async def extend(self, more: Extend) -> None:
+        """Reserve what a request could use that was opened before that was known: how long a sound is, an engine says.
+
+        Raises :class:`~stentor.core.errors.Refused` naming the rule; then the attempt still holds what it held, and
+        has to be closed.
         """
         ...
 

@@ -49,3 +49,15 @@ class Client(Protocol):
     async def answer(self, head: AnswerHead, body: bytes) -> None:
         """Send a whole JSON answer."""
         ...
+
+
+class MediaClient(Client, Protocol):
+    """A client that takes other things than JSON and events."""
+
+    async def start_stream(self, head: AnswerHead, media_type: bytes = b"text/event-stream") -> None:
+        """Send status 200 and the headers of a stream."""
+        ...
+
+    async def answer(self, head: AnswerHead, body: bytes, media_type: bytes = b"application/json") -> None:
+        """Send a whole answer."""
+        ...

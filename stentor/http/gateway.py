@@ -40,7 +40,8 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     """``body_max_bytes`` bounds a JSON body; ``open_metrics``: the server listens on loopback alone.
 
     ``ring_bridge``: any text is a key on the LLMRing surface. ``own_hosts`` are hosts, with ports, that pages of ours
-    may come from beside the one that is asked. ``tls`` are the paths of certificate chain and private key.
+    may come from beside the one that is asked. ``audio_max_bytes`` and ``audio_max_s`` bound an upload of sound, which
+    lies in ``spool_dir`` meanwhile. ``tls`` are the paths of certificate chain and private key.
     """
 
     body_max_bytes: int = 32 * 1024 * 1024
@@ -51,6 +52,9 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxies: tuple[str, ...] = ()
     allow_insecure_admin: bool = False
     own_hosts: tuple[str, ...] = ()
+    audio_max_bytes: int = 100 * 1024 * 1024
+    audio_max_s: float = 7200.0
+    spool_dir: str = "data/tmp"
     tls: tuple[str, str] | None = None
 
 

@@ -111,7 +111,9 @@ def _operation(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
     if route.request is not None:
         operation["requestBody"] = {
             "required": True,
-            "content": {"application/json": {"schema": refs[id(route.request)]}},
+            "content": {
+                "multipart/form-data" if route.form else "application/json": {"schema": refs[id(route.request)]}
+            },
         }
     if route.access != "public":
         operation["security"] = [{"bearer": []}, {"apiKey": []}]

@@ -18,7 +18,8 @@ class Route(NamedTuple):
     media types that ``Accept`` may ask for instead, ``query`` the parameters after the question mark.
     A path parameter ``{rest}`` takes the rest of the path. ``managed`` routes are answered by the node authority, with
     the operation whose name is ``handler``. ``sign_in``: a password comes with it, so the way must be safe;
-    ``before_change``: a session may call it while its generated password must be changed first.
+    ``form``: the request is multipart/form-data; ``before_change``: a session may call it while its generated password
+    must be changed first.
     """
 
     method: str
@@ -38,6 +39,7 @@ class Route(NamedTuple):
     answers: bool = False
     sign_in: bool = False
     before_change: bool = False
+    form: bool = False
 
 
 def admin(method: str, path: str, handler: str, summary: str, request: Any = None, response: Any = None) -> Route:

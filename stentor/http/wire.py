@@ -227,6 +227,64 @@ class Tokens(msgspec.Struct, omit_defaults=True):
     pieces: list[str | list[int]] | None = None
 
 
+class TranscriptionForm(msgspec.Struct):
+    """The fields of the form; ``file`` is the sound: wav, mp3, ogg, webm, flac or m4a, whatever its name.
+
+    ``timestamp_granularities[]`` (``word``, ``segment``) goes with ``verbose_json``; ``stream`` with json and text.
+    """
+
+    file: bytes
+    model: str
+    language: str = ""
+    prompt: str = ""
+    response_format: Literal["json", "text", "srt", "vtt", "verbose_json"] = "json"
+    temperature: float = 0.0
+    stream: bool = False
+    timestamp_granularities: tuple[Literal["word", "segment"], ...] = ("segment",)
+
+
+class DurationUsage(msgspec.Struct):
+    """Seconds of sound, rounded up."""
+
+    seconds: int
+    type: Literal["duration"] = "duration"
+
+
+class TranscriptionSegment(msgspec.Struct):
+    """One stretch of speech; times in seconds, the figures are the recognizer's."""
+
+    id: int
+    seek: int
+    start: float
+    end: float
+    text: str
+    tokens: tuple[int, ...]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+
+
+class TranscriptionWord(msgspec.Struct):
+    """One word and when it was said, in seconds."""
+
+    word: str
+    start: float
+    end: float
+
+
+class Transcription(msgspec.Struct, omit_defaults=True):
+    """What was said; with ``verbose_json`` also when."""
+
+    text: str
+    usage: DurationUsage
+    task: Literal["transcribe", "translate"] | None = None
+    language: str | None = None
+    duration: float | None = None
+    segments: tuple[TranscriptionSegment, ...] | None = None
+    words: tuple[TranscriptionWord, ...] | None = None
+
+
 class Model(msgspec.Struct):
     """A model as the key sees it. ``context_size`` is tokens per request; ``state`` cold, starting, ready or failed.
 

@@ -71,6 +71,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         """The Unix socket over which the command line talks to a running server."""
         return self.data_dir / "run" / "admin.sock"
 
+    @property
+    def spool_dir(self) -> Path:
+        """Where uploads lie while they are worked on."""
+        return self.data_dir / "tmp"
+
     def __repr__(self) -> str:
         return f"Settings(data_dir={str(self.data_dir)!r}, host={self.host!r}, port={self.port})"
 

@@ -80,6 +80,8 @@ _SERVER = (
         default=1,
     ),
     Setting("BODY_MAX_MB", integer(1, 4096, "MiB"), "Largest request body.", default=32),
+    Setting("AUDIO_MAX_MB", integer(1, 65536, "MiB"), "Largest audio upload.", default=100),
+    Setting("AUDIO_MAX_S", integer(1, None, "s"), "Longest audio upload.", default=7200),
     Setting(
         "CORS_ORIGINS",
         kinds.WORDS,
@@ -334,8 +336,6 @@ _RING = (
 )
 
 _LATER = (
-    _later("AUDIO_MAX_MB", integer(1, 65536, "MiB"), "Largest audio upload.", default=100),
-    _later("AUDIO_MAX_S", integer(1, None, "s"), "Longest audio upload.", default=7200),
     _later("HF_INFERENCE_URL", kinds.URL, "Address of the hub's inference service."),
     _later(
         "CACHE_URL", kinds.TEXT, "Valkey or Redis, used as a cache only.", aliases=("LLMRING_REDIS_URL",), secret=True

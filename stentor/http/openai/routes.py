@@ -24,6 +24,16 @@ ROUTES: tuple[Route, ...] = (
         "POST", "/v1/tokenize", "tokenize", "key", "Cut a text into a model's tokens.", "inference",
         wire.TokenizeRequest, wire.Tokens, answers=True,
     ),
+    Route(
+        "POST", "/v1/audio/transcriptions", "transcription", "key", "Write down what is said.", "inference",
+        wire.TranscriptionForm, wire.Transcription, streams=True, form=True,
+        also=("text/plain", "text/vtt", "text/event-stream"),
+    ),
+    Route(
+        "POST", "/v1/audio/translations", "translation", "key", "Write down in English what is said.", "inference",
+        wire.TranscriptionForm, wire.Transcription, streams=True, form=True,
+        also=("text/plain", "text/vtt", "text/event-stream"),
+    ),
     Route("GET", "/v1/models", "list_models", "key", "The models this key may use.", "inference", None, wire.ModelList),
     Route("GET", "/v1/models/{model}", "get_model", "key", "One model.", "inference", None, wire.Model),
 )  # fmt: skip

@@ -1,0 +1,250 @@
+"""``/v1/audio/transcriptions`` and ``/v1/audio/translations``: what is said in an uploaded file.
+
+The books admit the request before anybody knows how long the sound is; the engine that it is given a place on measures
+it, and only then is the exact worst case reserved. The engine tells what is said a stretch at a time.
+"""
+
+import math
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Literal, cast
+
+import msgspec
+
+from stentor.core.books import Extend, Grant, Usage
+from stentor.core.errors import Refused
+from stentor.egress.engines import EngineUnreachable
+from stentor.flows.ask import Ask
+from stentor.flows.attempt import Attempt
+from stentor.flows.client import MediaClient
+from stentor.flows.failure import EngineFailed, EngineRefused
+from stentor.flows.transcripts import SpokenSegment, Transcript
+from stentor.flows.upstreams.remote import Answer
+
+PROBE_PATH, HEAR_PATH = "/v1/probe", "/v1/transcribe"
+HEARING_ENGINES = frozenset({"whisper", "sense_voice"})
+# Whisper writes at most 224 tokens for half a minute.
+_TOKENS_PER_S = 8
+_TOKENS_LEAST = 32
+_LINE_MAX_BYTES = 16 << 20
+# The engine's word for what is wrong with a request: our code, and the field that is to blame.
+_REFUSALS = {
+    "bad_audio": ("invalid_request", "file"),
+    "too_long": ("invalid_request", "file"),
+    "invalid_language": ("invalid_request", "language"),
+    "invalid_request": ("invalid_request", None),
+    "missing_ability": ("missing_ability", "model"),
+}
+_encode = msgspec.json.Encoder().encode
+
+
+class HearingAsk(Ask):
+    """A checked request for a transcript. ``path`` is the upload, ``form`` the response format."""
+
+    __slots__ = ("form", "granularities", "language", "max_s", "path", "prompt", "surface", "task", "temperature")
+
+    def __init__(self, surface: str, task: Literal["transcribe", "translate"], path: str, max_s: float) -> None:
+        self.surface = surface
+        self.task = task
+        self.path = path
+        self.max_s = max_s
+        self.needs = ("translation",) if task == "translate" else ("transcription",)
+        self.kind = "completion"
+        self.fields = {}
+        self.model = self.language = self.prompt = ""
+        self.form = "json"
+        self.temperature: float | None = None
+        self.granularities: frozenset[str] = frozenset({"segment"})
+        self.stream = self.include_usage = False
+        # Nothing is generated as far as is known by now: the engine has to look first.
+        self.output_asked = 0
+        self.answers = 1
+        self.input_bound = self.media = self.prefix = 0
+        self.images = ()
+
+    @property
+    def endpoint(self) -> str:
+        return self.surface
+
+
+class _Segment(SpokenSegment, tag_field="event", tag="segment"):
+    """A stretch of speech."""
+
+
+class _Progress(msgspec.Struct, tag_field="event", tag="progress"):
+    heard_s: float = 0.0
+
+
+class _Done(msgspec.Struct, tag_field="event", tag="done"):
+    duration_s: float
+    language: str
+    output_tokens: int | None
+
+
+class _Failed(msgspec.Struct, tag_field="event", tag="error"):
+    code: str
+    message: str
+
+
+class _Length(msgspec.Struct):
+    duration_s: float
+
+
+class _Problem(msgspec.Struct):
+    code: str = ""
+    message: str = ""
+
+
+class _ProblemBody(msgspec.Struct):
+    error: _Problem
+
+
+_Line = _Segment | _Progress | _Done | _Failed
+_decode_line = msgspec.json.Decoder(_Line).decode
+_decode_length = msgspec.json.Decoder(_Length).decode
+_decode_problem = msgspec.json.Decoder(_ProblemBody).decode
+
+
+class HearingAttempt(Attempt):
+    """One try at a :class:`HearingAsk`."""
+
+    _ask: HearingAsk
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._transcript = Transcript(self._ask.task, self._ask.granularities)
+        self._audio_ms = 0
+        self._tokens = 0
+
+    async def relay(self) -> None:
+        """Have it measured, reserve, have it heard, settle, answer. Raises EngineFailed, EngineRefused, Refused."""
+        grant = self._granted()
+        self._overhead_us = max(0, int((time.monotonic() - self.client.received_s) * 1_000_000) - grant.queued_us)
+        if grant.engine not in HEARING_ENGINES:
+            text = f"The engine of '{grant.model}' doesn't offer {self._ask.surface}; choose another model."
+            raise EngineRefused("missing_ability", text, param="model")
+        # As long as nothing was heard, nothing was used.
+        self._preparing = True
+        await self._measure(grant)
+        self._preparing = False
+        done = await self._hear(grant)
+        await self._finish_hearing(done)
+
+    async def _measure(self, grant: Grant) -> None:
+        ask = self._ask
+        order = {"path": ask.path, "max_s": ask.max_s}
+        try:
+            body = b"".join([chunk async for chunk in self._ask_engine(grant, PROBE_PATH, order)])
+            duration_s = _decode_length(body).duration_s
+        except msgspec.DecodeError as error:
+            raise EngineFailed("engine_rubbish", f"it can't say how long it is: {error}", suspect=True) from None
+        self._audio_ms = math.ceil(duration_s * 1000)
+        bound = _TOKENS_LEAST + math.ceil(duration_s * _TOKENS_PER_S)
+        try:
+            await self._books.extend(Extend(grant.request_id, grant.attempt, bound, self._audio_ms))
+        except Refused as refusal:
+            await self.settle_failed(EngineFailed(refusal.code, refusal.message, suspect=False))
+            raise
+
+    async def _hear(self, grant: Grant) -> _Done:
+        ask = self._ask
+        order = {
+            "path": ask.path,
+            "max_s": ask.max_s,
+            "task": ask.task,
+            "language": ask.language,
+            "prompt": ask.prompt,
+            "temperature": ask.temperature,
+            "words": "word" in ask.granularities,
+        }
+        held, done = b"", None
+        async for chunk in self._ask_engine(grant, HEAR_PATH, order):
+            *lines, held = (held + chunk).split(b"\n")
+            if len(held) > _LINE_MAX_BYTES:
+                raise EngineFailed("engine_rubbish", "its line has no end", suspect=True)
+            for line in lines:
+                done = await self._take(line) or done
+        if done is None:
+            raise EngineFailed("engine_broke_off", "its answer ended before it was finished", suspect=True)
+        return done
+
+    async def _take(self, line: bytes) -> _Done | None:
+        try:
+            found = _decode_line(line)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise EngineFailed("engine_rubbish", f"its line can't be read: {error}", suspect=True) from None
+        if isinstance(found, _Done):
+            return found
+        if isinstance(found, _Failed):
+            raise _refuse(found.code, found.message) or EngineFailed("engine_error", found.message, suspect=False)
+        if isinstance(found, _Segment):
+            self._note_first()
+            self._tokens += max(1, len(found.tokens))
+            delta = self._transcript.add(found)
+            if self._ask.stream and delta:
+                await self._begin_stream()
+                await self.client.write(self._transcript.delta_frame(delta))
+        return None
+
+    def _note_first(self) -> None:
+        if self._first_token_us is None:
+            self._first_token_us = int((time.monotonic() - self.client.received_s) * 1_000_000)
+
+    async def _begin_stream(self) -> None:
+        if not self.started:
+            self.started = True
+            await self.client.start_stream(self._head(None))
+
+    async def _finish_hearing(self, done: _Done) -> None:
+        self._call.closing = True
+        transcript = self._transcript
+        transcript.language, transcript.duration_s = done.language, done.duration_s
+        self._audio_ms = math.ceil(done.duration_s * 1000)
+        uncounted = done.output_tokens is None and transcript.text
+        usage = Usage(output_tokens=done.output_tokens or 0, audio_ms=self._audio_ms)
+        try:
+            settled = await self._settle("completed", usage, texts=("", transcript.text if uncounted else ""))
+        except Refused as refusal:
+            if not self.started:
+                raise
+            await self.client.fail_stream(refusal)
+            return
+        if self._ask.stream:
+            await self._begin_stream()
+            await self.client.end_stream(transcript.done_frame())
+            return
+        body, media_type = transcript.render(self._ask.form)
+        await cast(MediaClient, self.client).answer(self._head(settled.cost_nano), body, media_type)
+
+    async def _ask_engine(self, grant: Grant, path: str, order: dict[str, Any]) -> AsyncIterator[bytes]:
+        """The engine's answer as it comes. Raises EngineFailed, EngineRefused."""
+        try:
+            answer = await self._engines.post_json(grant.url + path, grant.token, _encode(order))
+        except EngineUnreachable as error:
+            raise EngineFailed("engine_unreachable", str(error), suspect=True) from None
+        try:
+            if answer.status != 200:
+                raise await _read_failure(answer)
+            while chunk := await answer.read():
+                yield chunk
+        except EngineUnreachable as error:
+            raise EngineFailed("engine_broke_off", str(error), suspect=True) from None
+        finally:
+            answer.release()
+
+    def _usage_so_far(self) -> Usage:
+        return Usage(output_tokens=self._tokens, audio_ms=self._audio_ms, estimated=True)
+
+
+async def _read_failure(answer: Answer) -> EngineRefused | EngineFailed:
+    try:
+        problem = _decode_problem(await answer.error_body()).error
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        problem = _Problem()
+    refused = _refuse(problem.code, problem.message) if answer.status < 500 else None
+    return refused or EngineFailed("engine_error", f"it answered status {answer.status}", suspect=answer.status != 503)
+
+
+def _refuse(code: str, message: str) -> EngineRefused | None:
+    known = _REFUSALS.get(code)
+    return None if known is None else EngineRefused(known[0], message[:500], param=known[1])

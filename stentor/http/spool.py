@@ -1,0 +1,84 @@
+"""Uploads on their way to an engine: each a file of its own in the data folder, gone when its request is over."""
+
+import asyncio
+import contextlib
+import os
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from stentor.core.errors import Refused
+
+PREFIX = "upload-"
+_STEP_BYTES = 1 << 20
+
+
+class Upload:
+    """A file that is being written, by its own hand alone: never more than a MiB of it is in memory."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.size_bytes = 0
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+
+    async def write(self, data: bytes) -> None:
+        """Append. Raises Refused when the disk takes no more."""
+        self._waiting.append(data)
+        self._waiting_bytes += len(data)
+        self.size_bytes += len(data)
+        if self._waiting_bytes >= _STEP_BYTES:
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Have everything in the file."""
+        data = b"".join(self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        try:
+            await asyncio.to_thread(_write_all, self._handle, data)
+        except OSError as error:
+            raise Refused(
+                "overloaded", f"The server can't take the upload: {error.strerror}.", retry_after_s=30.0
+            ) from None
+
+    def remove(self) -> None:
+        """Close and delete it."""
+        os.close(self._handle)
+        self.path.unlink(missing_ok=True)
+
+
+class Spool:
+    """The folder of uploads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Upload]:
+        """A new upload, removed at the end whatever happens. Raises Refused where it can't be made."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            upload = Upload(self._folder / f"{PREFIX}{secrets.token_hex(16)}")
+        except OSError as error:
+            raise Refused(
+                "overloaded", f"The server can't take uploads now: {error.strerror}.", retry_after_s=30.0
+            ) from None
+        try:
+            yield upload
+        finally:
+            upload.remove()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a server that was killed left behind. Only before the first request."""
+    for path in folder.glob(f"{PREFIX}*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _write_all(handle: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(handle, view) :]
