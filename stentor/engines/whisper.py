@@ -92,23 +92,23 @@ class _WhisperEar:
             assert self.output_tokens is not None
             self.output_tokens += len(tokens)
             yield Segment(
-                start=round(start_s + each.start, 3),
-                end=round(start_s + each.end, 3),
+                start=round(start_s + float(each.start), 3),
+                end=round(start_s + float(each.end), 3),
                 text=each.text,
                 tokens=each.tokens,
-                seek=each.seek + round(start_s * 100),
-                temperature=each.temperature or 0.0,
-                avg_logprob=each.avg_logprob,
-                compression_ratio=each.compression_ratio,
-                no_speech_prob=each.no_speech_prob,
+                seek=int(each.seek) + round(start_s * 100),
+                temperature=float(each.temperature or 0.0),
+                avg_logprob=float(each.avg_logprob),
+                compression_ratio=float(each.compression_ratio),
+                no_speech_prob=float(each.no_speech_prob),
                 words=None if each.words is None else [_word(word, start_s) for word in each.words],
             )
 
 
 def _word(word: Any, start_s: float) -> Word:
-    return Word(
-        word.word.strip(), round(start_s + word.start, 3), round(start_s + word.end, 3), round(word.probability, 4)
-    )
+    # Some of its numbers are numpy's.
+    start, end = round(start_s + float(word.start), 3), round(start_s + float(word.end), 3)
+    return Word(word.word.strip(), start, end, round(float(word.probability), 4))
 
 
 class _Silero:

@@ -1,0 +1,94 @@
+"""One server with real recognizers; after each test it must be at rest, with nothing left in its spool."""
+
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from stentor.runtime.offers import OFFERS
+from tests.http.harness import Gate, until
+from tests.kinds.models import CACHE, fetch
+from tests.serving import Answer, Server
+
+TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
+
+
+def table(**fields: object) -> str:
+    """A ``[[models]]`` table."""
+    return "[[models]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
+
+
+def form(content: bytes | None, filename: str = "sound.wav", **fields: Any) -> tuple[bytes, str]:
+    """A multipart body and its type; a list is a field that stands more than once."""
+    mark = uuid.uuid4().hex
+    parts: list[bytes] = []
+    for name, value in fields.items():
+        for each in value if isinstance(value, list) else [value]:
+            head = f'Content-Disposition: form-data; name="{name}"\r\n\r\n'
+            parts.append(f"--{mark}\r\n{head}{each}\r\n".encode())
+    if content is not None:
+        head = f'Content-Disposition: form-data; name="file"; filename="{filename}"\r\nContent-Type: audio/x\r\n\r\n'
+        parts.append(f"--{mark}\r\n{head}".encode() + content + b"\r\n")
+    return b"".join([*parts, f"--{mark}--\r\n".encode()]), f"multipart/form-data; boundary={mark}"
+
+
+class Hearing(Gate):
+    """The server, and uploads to it."""
+
+    def hear(
+        self, content: bytes | None, *, path: str = TRANSCRIPTIONS, key: str | None = None, **fields: Any
+    ) -> Answer:
+        """One upload; ``fields`` are the form's."""
+        body, kind = form(content, **{"model": "tiny", "language": "en", **fields})
+        return self.ask("POST", path, body, key=key, Content_Type=kind)
+
+    def spooled(self) -> list[str]:
+        """Uploads that lie in the data folder."""
+        return [path.name for path in (self.server.data_dir / "tmp").glob("*")]
+
+
+def start(folder: Path, config: str, **settings: str) -> Iterator[Hearing]:
+    """A server that must stop well."""
+    settings = {"DURABILITY": "process", "MODEL_CACHE": str(CACHE), "HF_ENDPOINT": "http://127.0.0.1:9", **settings}
+    with Server(folder, config, "--admin-key", **settings) as server:
+        gate = Hearing(server)
+        yield gate
+        gate.check_books()
+        stopped_well = server.stop()
+    assert stopped_well == 0
+    assert b"request_crashed" not in server.log, server.log.decode(errors="replace")
+
+
+@pytest.fixture(scope="session")
+def _hearing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hearing]:
+    for name in ("whisper-tiny.en", "whisper-base"):
+        fetch(OFFERS[name].source)
+    config = "\n".join(
+        [
+            table(id="tiny", source="whisper-tiny.en", parallel=4, threads=1),
+            table(id="base", source="whisper-base", parallel=2, threads=2),
+        ]
+    )
+    yield from start(
+        tmp_path_factory.mktemp("speech"), config, GATEWAY_WORKERS="2", AUDIO_MAX_MB="4", AUDIO_MAX_S="100"
+    )
+
+
+@pytest.fixture
+def gate(_hearing: Hearing) -> Iterator[Hearing]:
+    """The server: two gateway workers, uploads of at most 4 MiB and 100 s."""
+    yield _hearing
+    until(_hearing.running, lambda count: count == 0, 60)
+    until(lambda: _hearing.metric("stentor_open_requests"), lambda count: count == 0, 60)
+    assert _hearing.spooled() == []
+
+
+@pytest.fixture
+def client(gate: Hearing) -> Iterator[openai.OpenAI]:
+    """OpenAI's own client."""
+    with openai.OpenAI(base_url=gate.server.ready["base_url"], api_key=gate.key, max_retries=0) as made:
+        yield made
