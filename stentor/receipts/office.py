@@ -51,18 +51,14 @@ class ReceiptOffice:
                 receipt = decode_body(row.body)
                 return await self._with_proof(receipt, row.log_id, row.leaf_index)
         event = split_receipt_id(receipt_id)
-        found = None
-        if event is not None:
-            request_id, attempt = event
-            found = await self._store.read(
-                lambda connection: table.find_usage(connection, request_id, attempt, project_id)
-            )
+        found = None if event is None else await self._store.read(lambda c: _find_usage(c, *event, project_id))
         if found is None:
             raise Refused("not_found", f"There is no receipt '{receipt_id[:128]}'.")
-        return await self._of_usage(UsageRow._make(found[:-2]), found[-2], found[-1])
+        return await self._of_usage(*found)
 
-    async def _of_usage(self, row: UsageRow, log_id: int | None, index: int | None) -> Body:
+    async def _of_usage(self, row: UsageRow, leaf: tuple[int, int] | None) -> Body:
         receipt = self._sign(usage_leaf(row, self._salt_key))
+        log_id, index = leaf or (None, None)
         if log_id is not None and index is not None:
             held, _ = await self._receipt_log.prove_inclusion(log_id, index, index + 1)
             if held != leaf_hash(receipt):
@@ -259,6 +255,14 @@ class ReceiptOffice:
         if found is None:
             raise Refused("not_found", f"There is no receipt '{receipt_id[:128]}'.")
         return found
+
+
+def _find_usage(
+    connection: Connection, request_id: str, attempt: int, project_id: str | None
+) -> tuple[UsageRow, tuple[int, int] | None] | None:
+    """An event, and the log and index of its leaf."""
+    row = table.find_usage(connection, request_id, attempt, project_id)
+    return None if row is None else (row, table.find_usage_leaf(connection, row.id))
 
 
 def _nobody_waits() -> None:

@@ -3,18 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from sqlalchemy import (
     BigInteger,
     Connection,
-    Row,
+    Text,
     and_,
     bindparam,
     cast,
-    exists,
     extract,
     func,
     insert,
-    literal,
     select,
     update,
 )
@@ -27,11 +26,10 @@ from stentor.store.ring_schema import (
     receipt_items,
     receipts,
     signing_keys,
-    usage_leaves,
+    usage_runs,
 )
 from stentor.store.schema import nodes, prices, usage_blocks, usage_events
 
-AnyRow = Row[*tuple[Any, ...]]
 LATE_IDS = 4096  # more than all nodes together have in groups that are being committed
 
 
@@ -99,16 +97,31 @@ _USAGE = (
 _PRICED = usage_events.outerjoin(prices, prices.c.version == usage_events.c.price_version)
 _LOG = tuple(merkle_logs.c[name] for name in LogRow._fields)
 _RECEIPT = tuple(receipts.c[name] for name in ReceiptRow._fields)
-_IS_LEAF = exists(select(literal(1)).where(usage_leaves.c.usage_id == usage_events.c.id))
+# The end of the run that an event would stand in: runs don't overlap, so the one that begins before it is the one.
+_RUN_END = (
+    select(usage_runs.c.first_usage + usage_runs.c.leaves)
+    .where(usage_runs.c.first_usage <= usage_events.c.id)
+    .order_by(usage_runs.c.first_usage.desc())
+    .limit(1)
+    .scalar_subquery()
+)
+_IS_NO_LEAF = func.coalesce(_RUN_END, 0) <= usage_events.c.id
 # Made once: the sequencer asks several times a second, and making it takes longer than running it.
-_NEW_USAGE = (
+_new = (
     select(*_USAGE)
     .select_from(_PRICED)
-    .where(usage_events.c.id > bindparam("after_id", type_=BigInteger), ~_IS_LEAF)
+    .where(usage_events.c.id > bindparam("after_id", type_=BigInteger))
     .order_by(usage_events.c.id)
     .limit(bindparam("most", type_=BigInteger))
+    .subquery()
 )
-_insert_leaves = BulkInsert(usage_leaves, ("log_id", "leaf_index", "usage_id"))
+# All rows as one text: the driver hands the interpreter over at every row, which costs more than the row.
+_NEW_USAGE = {
+    "sqlite": select(func.json_group_array(func.json_array(*_new.c))),
+    "postgresql": select(cast(func.json_agg(func.json_build_array(*_new.c)), Text)),
+}
+_decode_usage = msgspec.json.Decoder(list[UsageRow], strict=False).decode  # SQLite's true is 1
+_insert_runs = BulkInsert(usage_runs, ("log_id", "first_leaf", "first_usage", "leaves"))
 
 # -- keys ------------------------------------------------------------------------------------------------------------
 
@@ -208,9 +221,9 @@ def write_tiles(connection: Connection, log_id: int, tiles: Mapping[tuple[int, i
 
 
 def list_new_usage(connection: Connection, after_id: int, limit: int) -> list[UsageRow]:
-    """Events beyond the mark that no log has, oldest first."""
-    found = connection.execute(_NEW_USAGE, {"after_id": after_id, "most": limit})
-    return [UsageRow._make(row) for row in found]
+    """Events beyond the mark, oldest first: what a log takes moves its mark with it."""
+    query = _NEW_USAGE[connection.dialect.name]
+    return _decode_usage(connection.execute(query, {"after_id": after_id, "most": limit}).scalar_one() or "[]")
 
 
 def list_missed_usage(connection: Connection, until_id: int, since_us: int, limit: int) -> list[UsageRow]:
@@ -224,7 +237,9 @@ def list_missed_usage(connection: Connection, until_id: int, since_us: int, limi
     covered = select(func.max(usage_blocks.c.end_id)).scalar_subquery()
     query = select(*_USAGE).select_from(_PRICED)
     query = query.where(
-        usage_events.c.id >= func.coalesce(first_id, covered, 1), usage_events.c.id <= until_id, ~_IS_LEAF
+        usage_events.c.id >= func.coalesce(first_id, covered, 1),
+        usage_events.c.id <= until_id,
+        _IS_NO_LEAF,
     )
     return [UsageRow._make(row) for row in connection.execute(query.order_by(usage_events.c.id).limit(limit))]
 
@@ -232,35 +247,64 @@ def list_missed_usage(connection: Connection, until_id: int, since_us: int, limi
 def list_late_usage(connection: Connection, until_id: int, limit: int) -> list[UsageRow]:
     """Those of the last events up to the mark that no log has: nodes commit their groups in any order."""
     query = select(*_USAGE).select_from(_PRICED)
-    query = query.where(usage_events.c.id > until_id - LATE_IDS, usage_events.c.id <= until_id, ~_IS_LEAF)
+    query = query.where(usage_events.c.id > until_id - LATE_IDS, usage_events.c.id <= until_id, _IS_NO_LEAF)
     return [UsageRow._make(row) for row in connection.execute(query.order_by(usage_events.c.id).limit(limit))]
 
 
 def add_usage_leaves(connection: Connection, log_id: int, leaves: Sequence[tuple[int, int]]) -> None:
     """Say which leaf (index) is which event (id)."""
-    if leaves:
-        _insert_leaves.run(connection, [(log_id, index, usage_id) for index, usage_id in leaves])
+    runs: list[tuple[int, int, int, int]] = []
+    first_leaf = first_usage = count = 0
+    for leaf_index, usage_id in leaves:
+        if count and leaf_index == first_leaf + count and usage_id == first_usage + count:
+            count += 1
+            continue
+        if count:
+            runs.append((log_id, first_leaf, first_usage, count))
+        first_leaf, first_usage, count = leaf_index, usage_id, 1
+    if count:
+        runs.append((log_id, first_leaf, first_usage, count))
+    if runs:
+        _insert_runs.run(connection, runs)
 
 
-def find_usage(connection: Connection, request_id: str, attempt: int, project_id: str | None) -> AnyRow | None:
-    """An event as :class:`UsageRow`'s columns, then its log and index (None: not yet); ``project_id`` None: any."""
+def find_usage(connection: Connection, request_id: str, attempt: int, project_id: str | None) -> UsageRow | None:
+    """An event; ``project_id`` None: any project's."""
     query = (
-        select(*_USAGE, usage_leaves.c.log_id, usage_leaves.c.leaf_index)
-        .select_from(_PRICED.outerjoin(usage_leaves, usage_leaves.c.usage_id == usage_events.c.id))
+        select(*_USAGE)
+        .select_from(_PRICED)
         .where(usage_events.c.request_id == request_id, usage_events.c.attempt == attempt)
     )
     if project_id is not None:
         query = query.where(usage_events.c.project_id == project_id)
-    return connection.execute(query).one_or_none()
+    row = connection.execute(query).one_or_none()
+    return None if row is None else UsageRow._make(row)
+
+
+def find_usage_leaf(connection: Connection, usage_id: int) -> tuple[int, int] | None:
+    """Log and index of an event's leaf; None: it is in no log yet."""
+    query = select(usage_runs).where(usage_runs.c.first_usage <= usage_id)
+    run = connection.execute(query.order_by(usage_runs.c.first_usage.desc()).limit(1)).one_or_none()
+    if run is None or usage_id >= run.first_usage + run.leaves:
+        return None
+    return run.log_id, run.first_leaf + usage_id - run.first_usage
 
 
 def list_usage_leaves(connection: Connection, log_id: int, start: int, end: int) -> list[tuple[int, UsageRow]]:
     """The events behind the leaves from ``start`` to before ``end``, by index."""
+    here = usage_runs.c.log_id == log_id
+    first = select(func.max(usage_runs.c.first_leaf)).where(here, usage_runs.c.first_leaf <= start).scalar_subquery()
+    place = (usage_runs.c.first_leaf + usage_events.c.id - usage_runs.c.first_usage).label("leaf_index")
+    of_run = and_(
+        usage_events.c.id >= usage_runs.c.first_usage,
+        usage_events.c.id < usage_runs.c.first_usage + usage_runs.c.leaves,
+    )
     query = (
-        select(usage_leaves.c.leaf_index, *_USAGE)
-        .select_from(_PRICED.join(usage_leaves, usage_leaves.c.usage_id == usage_events.c.id))
-        .where(usage_leaves.c.log_id == log_id, usage_leaves.c.leaf_index >= start, usage_leaves.c.leaf_index < end)
-        .order_by(usage_leaves.c.leaf_index)
+        select(place, *_USAGE)
+        .select_from(usage_runs.join(_PRICED, of_run))
+        .where(here, usage_runs.c.first_leaf >= func.coalesce(first, 0), usage_runs.c.first_leaf < end)
+        .where(place >= start, place < end)
+        .order_by(place)
     )
     return [(row[0], UsageRow._make(row[1:])) for row in connection.execute(query)]
 

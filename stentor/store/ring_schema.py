@@ -53,13 +53,16 @@ merkle_tiles = Table(
     Column("hashes", LargeBinary, nullable=False),
 )
 
-usage_leaves = Table(
-    "usage_leaves",
+# Events with consecutive numbers that are consecutive leaves: what is numbered together is one row, not hundreds.
+usage_runs = Table(
+    "usage_runs",
     metadata,
     Column("log_id", BigInteger, primary_key=True),
-    Column("leaf_index", BigInteger, primary_key=True),
-    Column("usage_id", BigInteger, nullable=False),
-    UniqueConstraint("usage_id", name="usage_leaves_usage"),
+    Column("first_leaf", BigInteger, primary_key=True),
+    Column("first_usage", BigInteger, nullable=False),
+    Column("leaves", BigInteger, nullable=False),
+    UniqueConstraint("first_usage", name="usage_runs_usage"),
+    CheckConstraint("leaves > 0", name="usage_runs_leaves"),
     sqlite_with_rowid=False,
 )
 
@@ -195,6 +198,6 @@ registry_documents = Table(
 )
 
 RING_TABLES = (
-    signing_keys, merkle_logs, merkle_tiles, usage_leaves, receipts, receipt_items,
+    signing_keys, merkle_logs, merkle_tiles, usage_runs, receipts, receipt_items,
     client_logs, conversations, messages, conversation_templates, registry_documents,
 )  # fmt: skip

@@ -105,6 +105,23 @@ async def test_many_batches_make_the_tree_that_the_leaves_say(registry: Registry
         assert is_consistent(first, 700, merkle_root(leaves[:first]), signed.checkpoint.root, proof)
 
 
+async def test_each_leaf_is_found_from_its_event_and_each_event_from_its_leaf(registry: Registry, house: House) -> None:
+    names: list[str] = []
+    for gap in (0, 7, 1000):  # numbers are lost where a transaction was undone
+        settled = await registry.settle(3)
+        ids = ", ".join(f"'{name.split('_')[1]}'" for name in settled)
+        lose = text(f"UPDATE usage_events SET id = id + {gap} WHERE request_id IN ({ids})")
+        await house.database.write(lambda connection, lose=lose: connection.execute(lose).rowcount)
+        await registry.sequencer.catch_up()
+        names += settled
+    indexes = [(await registry.office.get(None, name))["log"]["index"] for name in names]
+    assert sorted(indexes) == list(range(9))
+    for start, end in ((0, 9), (0, 1), (2, 4), (4, 5), (5, 9)):
+        entries = await registry.office.entries(registry.receipt_log.row, start, end, None)
+        told = [entry["content"]["id"] for entry in entries]
+        assert told == [names[indexes.index(index)] for index in range(start, end)]
+
+
 async def test_a_crash_between_settlement_and_append_loses_and_repeats_nothing(registry: Registry) -> None:
     first = await registry.settle(3)
     await registry.sequencer.catch_up()
@@ -153,7 +170,7 @@ async def test_of_two_sequencers_the_older_one_stops(registry: Registry, house: 
     await registry.settle(1)
     await asyncio.wait_for(registry.sequencer.run(), 5)  # ends by itself
     assert registry.sequencer.replaced
-    taken = await house.database.read(lambda c: c.execute(text("SELECT count(*) FROM usage_leaves")).scalar_one())
+    taken = await house.database.read(lambda c: c.execute(text("SELECT sum(leaves) FROM usage_runs")).scalar_one())
     assert taken == 6
     log.close()
 
@@ -211,10 +228,13 @@ async def test_late_commits_with_lower_numbers_are_taken_by_the_sweep(registry: 
     def forget_one(connection):
         connection.execute(text("UPDATE usage_events SET id = 100 + id"))
         connection.execute(text("UPDATE usage_events SET id = 1 WHERE id = 102"))
-        connection.execute(text("DELETE FROM usage_leaves WHERE usage_id = 2"))
-        connection.execute(text("UPDATE usage_leaves SET usage_id = 100 + usage_id"))
+        connection.execute(text("UPDATE usage_runs SET first_usage = 101, leaves = 1"))
+        third = "INSERT INTO usage_runs (log_id, first_leaf, first_usage, leaves)"
+        connection.execute(text(f"{third} SELECT log_id, 2, 103, 1 FROM usage_runs"))
+        connection.execute(text("UPDATE merkle_logs SET event_mark = 103"))
 
     await house.database.write(forget_one)
+    assert await registry.receipt_log.resync()
     assert await registry.sequencer.catch_up() == 0
     house.clock.advance(120)
     # A server that has the database for itself commits in the order of its numbers, and needn't look.
@@ -247,8 +267,8 @@ async def test_a_database_put_back_in_time_is_a_new_origin(registry: Registry, h
     shown = await registry.receipt_log.checkpoint(fresh=True)
 
     def put_back(connection):
-        mark = connection.execute(text("SELECT usage_id FROM usage_leaves WHERE leaf_index = 2")).scalar_one()
-        connection.execute(text("DELETE FROM usage_leaves WHERE leaf_index > 2"))
+        mark = connection.execute(text("SELECT first_usage + 2 FROM usage_runs")).scalar_one()
+        connection.execute(text("UPDATE usage_runs SET leaves = 3"))
         connection.execute(text("DELETE FROM usage_events WHERE id > :mark").bindparams(mark=mark))
         connection.execute(text("UPDATE merkle_logs SET size = 3, event_mark = :mark").bindparams(mark=mark))
 

@@ -13,7 +13,7 @@ def upgrade() -> None:
     _signing_keys()
     _merkle_logs()
     _merkle_tiles()
-    _usage_leaves()
+    _usage_runs()
     _receipts()
     _receipt_items()
     _client_logs()
@@ -66,14 +66,16 @@ def _merkle_tiles() -> None:
     )
 
 
-def _usage_leaves() -> None:
+def _usage_runs() -> None:
     op.create_table(
-        "usage_leaves",
+        "usage_runs",
         sa.Column("log_id", sa.BigInteger(), nullable=False),
-        sa.Column("leaf_index", sa.BigInteger(), nullable=False),
-        sa.Column("usage_id", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("log_id", "leaf_index"),
-        sa.UniqueConstraint("usage_id", name="usage_leaves_usage"),
+        sa.Column("first_leaf", sa.BigInteger(), nullable=False),
+        sa.Column("first_usage", sa.BigInteger(), nullable=False),
+        sa.Column("leaves", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("log_id", "first_leaf"),
+        sa.UniqueConstraint("first_usage", name="usage_runs_usage"),
+        sa.CheckConstraint("leaves > 0", name="usage_runs_leaves"),
         sqlite_with_rowid=False,
     )
 
