@@ -65,9 +65,9 @@ class LocalBooks:
         self._settings = settings
         self._clock = clock
         self._log = log
-        self._lane = database.lane(self._settlement_work(), self._delivered)
-        self._hold: Callable[[KeyAccount, Demand, Price, Moment], Hold] = admit
         self._running: dict[_Ident, Running] = {}
+        self._lane = database.lane(self._settlement_work(), self._delivered, self._running.__len__)
+        self._hold: Callable[[KeyAccount, Demand, Price, Moment], Hold] = admit
         # What was settled lately, in two halves: the older one is dropped when the younger is full.
         self._recent: dict[_Ident, Settlement] = {}
         self._older: dict[_Ident, Settlement] = {}

@@ -14,6 +14,7 @@ from sqlalchemy import (
     extract,
     func,
     insert,
+    literal,
     select,
     update,
 )

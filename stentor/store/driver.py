@@ -2,9 +2,10 @@
 
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, create_engine, event
@@ -13,6 +14,8 @@ from sqlalchemy.pool import NullPool, QueuePool
 
 from stentor.core.lazy import load
 from stentor.store.settings import StoreSettings
+
+T = TypeVar("T")
 
 # Before this version two connections that write and checkpoint at once can corrupt a write-ahead log.
 WAL_SAFE_VERSION = (3, 51, 3)
@@ -131,9 +134,26 @@ def writer_engine(path: Path, settings: StoreSettings) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        raw_of(connection).execute("BEGIN IMMEDIATE")
+        raw = raw_of(connection)
+        if not raw.in_transaction:  # it is not run_in_transaction's
+            raw.execute("BEGIN IMMEDIATE")
 
     return engine
+
+
+def run_in_transaction(connection: Connection, work: Callable[[Connection], T]) -> T:
+    """Run ``work`` in a transaction of the driver's own. When it raises, the transaction is still open.
+
+    SQLAlchemy begins its own when ``work`` runs a statement through it; the two are then one.
+    """
+    raw = raw_of(connection)
+    raw.execute("BEGIN IMMEDIATE")
+    result = work(connection)
+    if connection.in_transaction():
+        connection.commit()
+    else:
+        raw.execute("COMMIT")
+    return result
 
 
 def reader_engine(path: Path, settings: StoreSettings) -> Engine:
