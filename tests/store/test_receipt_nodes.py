@@ -133,9 +133,10 @@ async def count(node: Node, query: str) -> int:
 async def check_whole(node: Node, leaves: int) -> None:
     """Every event is one leaf of one log, and the tree is that of its leaves."""
     assert await count(node, "SELECT count(*) FROM merkle_logs") == 1
-    assert await count(node, "SELECT count(*) FROM usage_leaves") == leaves
-    assert await count(node, "SELECT count(DISTINCT usage_id) FROM usage_leaves") == leaves
-    assert await count(node, "SELECT count(DISTINCT leaf_index) FROM usage_leaves") == leaves
+    assert await count(node, "SELECT sum(leaves) FROM usage_runs") == leaves
+    each = "SELECT count(DISTINCT at) FROM usage_runs, generate_series({0}, {0} + leaves - 1) AS at"
+    assert await count(node, each.format("first_usage")) == leaves
+    assert await count(node, each.format("first_leaf")) == leaves
     shown = await node.show()
     hashes = await node.receipt_log.leaf_hashes(node.receipt_log.row, 0, leaves)
     assert (shown.size, shown.root) == (leaves, merkle_root(hashes))
@@ -287,7 +288,7 @@ async def test_events_that_were_committed_late_are_numbered(pair, clock: HeldClo
     move = text("UPDATE usage_events SET id = id + :by").bindparams
     await first.house.database.write(lambda c: c.execute(move(by=100)))
     await first.turn()
-    hide = text("DELETE FROM usage_leaves WHERE leaf_index = 0")
+    hide = text("UPDATE usage_runs SET first_leaf = 1, first_usage = first_usage + 1, leaves = leaves - 1")
     await first.house.database.write(lambda c: c.execute(hide))
     clock.advance(1)
     assert await first.turn() == 1
@@ -332,9 +333,12 @@ async def put_back(node: Node, size: int) -> None:
     """The database as it was when the log had so many leaves."""
 
     def work(connection: Connection) -> None:
-        last = text("SELECT usage_id FROM usage_leaves WHERE leaf_index = :at").bindparams(at=size - 1)
+        here = "FROM usage_runs WHERE first_leaf < :size ORDER BY first_leaf DESC LIMIT 1"
+        last = text(f"SELECT first_usage + :size - 1 - first_leaf {here}").bindparams(size=size)
         mark = connection.execute(last).scalar_one()
-        connection.execute(text("DELETE FROM usage_leaves WHERE leaf_index >= :size").bindparams(size=size))
+        connection.execute(text("DELETE FROM usage_runs WHERE first_leaf >= :size").bindparams(size=size))
+        cut = text("UPDATE usage_runs SET leaves = :size - first_leaf WHERE first_leaf + leaves > :size")
+        connection.execute(cut.bindparams(size=size))
         connection.execute(text("DELETE FROM usage_events WHERE id > :mark").bindparams(mark=mark))
         back = text("UPDATE merkle_logs SET size = :size, event_mark = :mark").bindparams(size=size, mark=mark)
         connection.execute(back)
