@@ -11,7 +11,7 @@ from stentor.app.ring import Ring, RingParts
 from stentor.control.books import LocalBooks
 from stentor.control.credential_operations import CredentialOperations
 from stentor.control.credentials import Credentials
-from stentor.control.downloads import Downloads
+from stentor.control.downloads import DemandedModels, Downloads
 from stentor.control.first_run import ensure_first_run, ensure_fixed_key
 from stentor.control.management import Management
 from stentor.control.model_book import ModelBook, open_registered
@@ -113,12 +113,12 @@ class Authority:
         own = {spec.id for spec in settings.runtime.models}
         models = (*settings.runtime.models, *(spec for spec in registered.values() if spec.id not in own))
         runtime = msgspec.structs.replace(settings.runtime, models=models)
-        scheduler = LocalScheduler(runtime, sources, settings.environ, clock, log)
+        downloads = Downloads(sources, settings.data_dir / "run" / "downloads.json", clock, log)
+        scheduler = LocalScheduler(runtime, DemandedModels(sources, downloads), settings.environ, clock, log)
         await ensure_prices(database, settings.runtime.models, clock)
         books = await start_books(database, scheduler, settings.accounting, clock, log)
         config_dir = settings.data_dir / "config"
         book = ModelBook(database, scheduler, settings.runtime.models, registered, config_dir, clock)
-        downloads = Downloads(sources, settings.data_dir / "run" / "downloads.json", clock, log)
         authority = cls(settings, database, keyring, scheduler, books, Models(book, downloads, sources), log)
         await authority.credentials.load()
         parts = RingParts(books, scheduler, authority.outbound, clock, log, authority.leader)

@@ -11,11 +11,14 @@ import msgspec
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused, StentorError
 from stentor.core.ids import new_uuid7
+from stentor.runtime.downloads import FetchCancelled, FetchError, Progress
 from stentor.runtime.snapshots import write_whole
 from stentor.telemetry.logs import Log
 
 AT_ONCE = 2
 KEPT = 200
+WAIT_S = 60.0
+RETRY_PATH = "/admin/api/downloads/{}/retry"
 State = Literal["queued", "running", "done", "failed", "cancelled", "interrupted"]
 _UNFINISHED = ("queued", "running")
 
@@ -23,11 +26,15 @@ _UNFINISHED = ("queued", "running")
 class Fetcher(Protocol):
     """Whoever fetches models."""
 
-    async def fetch(self, source: str, progress: Callable[[int, int], None] | None = None) -> Path:
+    def find(self, source: str) -> Path | None:
+        """The local file of a source if it is there."""
+        ...
+
+    async def fetch(self, source: str, progress: Progress | None = None) -> Path:
         """The local file of a source."""
         ...
 
-    async def update(self, source: str, progress: Callable[[int, int], None] | None = None) -> Path:
+    async def update(self, source: str, progress: Progress | None = None) -> Path:
         """The same, asked anew."""
         ...
 
@@ -131,6 +138,13 @@ class Downloads:
                     await self._changed.wait()
         return self.get(job_id)
 
+    def demand(self, source: str) -> Download:
+        """The job that fetches what a model needs to start: the one under way, the last one gone on with, or a new."""
+        last = next((job for job in self.list_all() if job.source == source), None)
+        if last is None or last.state == "done":
+            return self.start(source)
+        return last if last.state in _UNFINISHED else self.retry(last.id)
+
     async def finish(self, job: Download) -> Download:
         """Wait until a job has ended, however that was."""
         task = self._tasks.get(job.id)
@@ -181,7 +195,7 @@ class Downloads:
             job.done_bytes = job.total_bytes
             self._end(job, "done")
 
-    def _listen(self, job: Download) -> Callable[[int, int], None]:
+    def _listen(self, job: Download) -> Progress:
         since_s, before = self._clock.monotonic_s(), -1
 
         def hear(done: int, total: int) -> None:
@@ -221,6 +235,39 @@ class Downloads:
         with contextlib.suppress(OSError):
             self._file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_whole(self._file, msgspec.json.encode(unfinished))
+
+
+class DemandedModels:
+    """Where the scheduler gets models from: what isn't there becomes a download like those that operators begin.
+
+    It goes on when nobody waits for it any more, until it ends or is cancelled.
+    """
+
+    def __init__(self, sources: Fetcher, downloads: Downloads) -> None:
+        self._sources = sources
+        self._downloads = downloads
+
+    def find(self, source: str) -> Path | None:
+        """The file of ``source`` if it is there and unchanged. Raises StentorError."""
+        return self._sources.find(source)
+
+    async def fetch(self, source: str, progress: Progress | None = None) -> Path:
+        """The file of ``source``, after its download where it isn't there. Raises StentorError.
+
+        FetchCancelled, where somebody ended that.
+        """
+        if source.startswith("file:") or self.find(source) is not None:
+            return await self._sources.fetch(source)
+        job = self._downloads.demand(source)
+        while job.state in _UNFINISHED:
+            if progress is not None:
+                progress(job.done_bytes, job.total_bytes)
+            job = await self._downloads.wait(job.id, job.version, WAIT_S)
+        if job.state == "done" and job.path is not None:
+            return Path(job.path)
+        if job.state == "failed":
+            raise FetchError(job.problem)
+        raise FetchCancelled(f"The download of {source} was {job.state}; POST {RETRY_PATH.format(job.id)} goes on.")
 
 
 def _read_jobs(file: Path) -> list[Download]:

@@ -35,6 +35,10 @@ class FetchError(StentorError):
     """A model could not be fetched: names the source, the reason, and what to do. Nothing partial was kept."""
 
 
+class FetchCancelled(FetchError):
+    """Somebody ended the download on purpose: it isn't begun again before somebody asks for it."""
+
+
 class Requirement(msgspec.Struct, frozen=True):
     """One package in one exact version."""
 

@@ -26,6 +26,10 @@ class Owner(Protocol):
     note: str
     now: Callable[[], float]
 
+    def explain_fetch(self) -> str:
+        """How far the download of its file is."""
+        ...
+
     def find_demand(self, instance: "Instance", now_s: float) -> Demand:
         """How much room for ``instance`` is wanted."""
         ...
@@ -97,7 +101,7 @@ class Instance:
         self.places = process.places
         self.place = Place(self.id, self.generation, process.address.url, process.address.token, 0)
         self.idle_since_s = self.ready_at_s = self.pool.now()
-        self.pool.note = self.reason = ""
+        self.say(process.doubt)
 
     def _forget(self) -> None:
         """Nothing runs here any more."""
@@ -170,7 +174,7 @@ class Instance:
         """Go on working, unless the end has begun."""
         if self.leaving == "room" and not self.process.is_ending:
             self.leaving = ""
-            self.say("")
+            self.say(self.process.doubt)
             self.process.keep()
 
     def end(self) -> None:

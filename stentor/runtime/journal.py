@@ -62,6 +62,6 @@ class Journal:
             generation=process.generation,
             port=process.port or None,
             pid=process.pid,
-            reason=failure.public if failure else None,
+            reason=failure.public if failure else (process.doubt if process.state == "ready" else "") or None,
             delay_s=round(process.pause_s, 1) if failure else None,
         )

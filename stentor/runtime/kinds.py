@@ -12,7 +12,8 @@ import msgspec
 
 from stentor.runtime.gguf import GgufHeader, InvalidGguf, read_header, read_projector
 from stentor.runtime.launchers.base import LaunchRefused
-from stentor.runtime.spec import ABILITIES, ModelSpec, ModelType
+from stentor.runtime.probe import Props
+from stentor.runtime.spec import ABILITIES, Learned, ModelSpec, ModelType
 
 _SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 _QUANT = re.compile(r"[-._](?:u?d-)?(?:i?q\d\w*|b?f16|f32|fp16|fp32|mxfp4\w*)$", re.IGNORECASE)
@@ -119,6 +120,30 @@ def choose_abilities(
         abilities = tuple(ability for ability in abilities if ability != "image")
     shortenable = spec.matryoshka if spec.matryoshka is not None else header.architecture in _SHORTENABLE
     return (*abilities, "dimensions") if shortenable and "embedding" in abilities else abilities
+
+
+def reconcile(found: Learned, declared: ModelType | None, props: Props) -> tuple[Learned, str]:
+    """What a model is once its engine was asked, and in words where that contradicts its files or its declaration.
+
+    What the engine doesn't take is taken from the abilities: it would answer such requests with an error. What it takes
+    beyond is added, unless the operator declared the type.
+    """
+    said = (("image", "images", props.sees), ("audio", "sound", props.hears))
+    abilities, kind = found.abilities, found.type
+    doubts = []
+    for ability, word, takes in said:
+        if takes is False and ability in abilities:
+            abilities = tuple(each for each in abilities if each != ability)
+            doubts.append(f"its engine takes no {word}, other than its files say: such requests are refused")
+        elif takes and ability not in abilities and kind in _TEXTUAL:
+            if declared is not None:
+                doubts.append(f"its engine takes {word}, which its type '{declared}' rules out")
+                continue
+            doubts.append(f"its engine takes {word}, of which its files say nothing")
+            abilities = (*abilities, ability)
+    if abilities != found.abilities and declared is None and kind in _TEXTUAL:
+        kind = "omni" if "audio" in abilities else "vision" if "image" in abilities else "text"
+    return Learned(kind, abilities), "; ".join(doubts)
 
 
 def _find_projector(spec: ModelSpec, weights: Path, header: GgufHeader) -> tuple[Path | None, GgufHeader | None]:

@@ -34,6 +34,7 @@ class PoolParts(msgspec.Struct, frozen=True):
     clock: Clock
     queue_max: int
     queue_timeout_s: float
+    explain_fetch: Callable[[ModelSpec], str]
 
 
 class Pool:
@@ -52,6 +53,7 @@ class Pool:
         self._asked_at_s: list[float] = []
         self._make_process = make_process
         self._catalogue = parts.catalogue
+        self._explain_fetch = parts.explain_fetch
         self._late_s = parts.queue_timeout_s
         self._affinity = Affinity()
         self._stops = 0
@@ -131,7 +133,14 @@ class Pool:
             self._leave(waiter)
             raise
 
+    def explain_fetch(self) -> str:
+        """How far the download of its file is; empty where it isn't waited for."""
+        return "" if self.ready else self._explain_fetch(self.spec)
+
     def _explain_wait(self) -> str:
+        fetching = self.explain_fetch()
+        if fetching:
+            return fetching
         claiming = not self.ready and any(each.is_claiming for each in self.instances)
         return "waits for room beside other models" if claiming else ""
 

@@ -11,11 +11,12 @@ import msgspec
 from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
 from stentor.runtime.catalogue import Catalogue
+from stentor.runtime.downloads import Progress
 from stentor.runtime.estimate import estimate_bytes
-from stentor.runtime.kinds import Nature, find_nature
+from stentor.runtime.kinds import Nature, find_nature, reconcile
 from stentor.runtime.launchers.base import Launch, Launcher, LaunchOrder, LaunchRefused
-from stentor.runtime.memory import MIB, ContextPlan, choose_pooling, choose_threads, plan_memory
-from stentor.runtime.process import TakeRoom
+from stentor.runtime.memory import MIB, ContextPlan, choose_pooling, choose_threads, describe_bytes, plan_memory
+from stentor.runtime.process import EngineProcess, TakeRoom
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.sizes import Sizes
 from stentor.runtime.spec import SPEECH_TYPES, EngineKind, Learned, ModelSpec
@@ -25,7 +26,7 @@ from stentor.runtime.speech import Voice, find_voice
 class ModelSource(Protocol):
     """Where weights come from."""
 
-    async def fetch(self, source: str) -> Path:
+    async def fetch(self, source: str, progress: Progress | None = None) -> Path:
         """The local file or folder of ``source``, downloaded if need be. Raises StentorError."""
         ...
 
@@ -61,6 +62,8 @@ class Preparation:
         self._launchers = launchers
         self._sizes = sizes
         self._fetching: dict[str, asyncio.Lock] = {}
+        self._fetched: dict[str, tuple[int, int]] = {}
+        self._found: dict[ModelId, Learned] = {}
         self._rungs: dict[ModelId, int] = {}
 
     async def prepare(self, spec: ModelSpec, find_budget: Callable[[], int], take_room: TakeRoom) -> Launch:
@@ -129,12 +132,22 @@ class Preparation:
                     self._learn(find_nature(spec, path, quick=True))
 
     def _learn(self, nature: Nature) -> None:
-        self._catalogue.learn(ModelId(nature.spec.id), Learned(nature.spec.kind, nature.abilities))
+        model = ModelId(nature.spec.id)
+        self._found[model] = Learned(nature.spec.kind, nature.abilities)
+        self._catalogue.learn(model, self._found[model])
 
-    def note_context(self, model: ModelId, context_size: int | None) -> None:
-        """Say in the catalogue what a running engine really holds per request."""
-        if context_size is not None:
-            self._catalogue.correct_context(model, context_size)
+    def note_ready(self, model: ModelId, process: EngineProcess) -> None:
+        """Say in the catalogue what a running engine really holds per request, and what it takes beside text.
+
+        Where it says otherwise than the model's files, ``process.doubt`` says so.
+        """
+        if process.context_size is not None:
+            self._catalogue.correct_context(model, process.context_size)
+        if process.props is not None:
+            served, spec = self._catalogue.served(model), self._catalogue.specs[model]
+            found = self._found.get(model) or Learned(served.type, served.abilities)
+            learned, process.doubt = reconcile(found, spec.type, process.props)
+            self._catalogue.learn(model, learned)
 
     def note_out_of_memory(self, model: ModelId) -> None:
         """A start of the model ran out of memory: the next one is given less."""
@@ -143,6 +156,7 @@ class Preparation:
     def forget(self, model: ModelId) -> None:
         """The model was given another definition."""
         self._rungs.pop(model, None)
+        self._found.pop(model, None)
 
     def _choose_rung(self, spec: ModelSpec) -> Rung:
         rungs, number = list_rungs(spec), self._rungs.get(ModelId(spec.id), 0)
@@ -181,10 +195,27 @@ class Preparation:
             )
         return (ContextPlan(ctx, spec.parallel, needed_bytes),)
 
+    def explain_fetch(self, spec: ModelSpec) -> str:
+        """How far the download of a model's file is, as the end of a sentence; empty where none is under way."""
+        found = self._fetched.get(spec.source)
+        if found is None:
+            return ""
+        done_bytes, total_bytes = found
+        if not total_bytes:
+            return "is being downloaded"
+        share = min(99, 100 * done_bytes // total_bytes)
+        return f"is being downloaded ({share} % of {describe_bytes(total_bytes)})"
+
     async def _fetch(self, spec: ModelSpec) -> Path:
+        def hear(done_bytes: int, total_bytes: int) -> None:
+            self._fetched[spec.source] = (done_bytes, total_bytes)
+
         # Two instances of one model must not download it twice.
         async with self._fetching.setdefault(spec.source, asyncio.Lock()):
-            return await self._source.fetch(spec.source)
+            try:
+                return await self._source.fetch(spec.source, hear)
+            finally:
+                self._fetched.pop(spec.source, None)
 
 
 def list_rungs(spec: ModelSpec) -> tuple[Rung, ...]:

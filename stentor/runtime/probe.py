@@ -20,10 +20,31 @@ class EngineAddress(NamedTuple):
 
 
 class Props(msgspec.Struct, frozen=True):
-    """What an engine of the llama family says it holds: tokens per place, and places."""
+    """What an engine of the llama family says it holds: tokens per place, and places; ``sees`` and ``hears`` None
+    where it doesn't say."""
 
     context_size: int
     places: int
+    sees: bool | None = None
+    hears: bool | None = None
+
+
+class _Settings(msgspec.Struct):
+    n_ctx: int
+
+
+class _Modalities(msgspec.Struct):
+    vision: bool | None = None
+    audio: bool | None = None
+
+
+class _Props(msgspec.Struct):
+    default_generation_settings: _Settings
+    total_slots: int
+    modalities: _Modalities | None = None
+
+
+_decode_props = msgspec.json.Decoder(_Props).decode
 
 
 class Probe:
@@ -68,10 +89,11 @@ class Probe:
             status, answer = await self._ask("GET", engine, "/props", None, _HEALTH_TIMEOUT_S)
             if status != 200:
                 return None
-            props = msgspec.json.decode(answer)
-            return Props(int(props["default_generation_settings"]["n_ctx"]), int(props["total_slots"]))
-        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, KeyError, TypeError, ValueError):
+            props = _decode_props(answer)
+        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
+        takes = props.modalities or _Modalities()
+        return Props(props.default_generation_settings.n_ctx, props.total_slots, takes.vision, takes.audio)
 
     async def _ask(
         self, method: str, engine: EngineAddress, path: str, body: dict[str, Any] | None, timeout_s: float

@@ -20,12 +20,13 @@ from stentor.core.ids import InstanceId
 from stentor.core.scheduler import InstanceState
 from stentor.runtime.breaker import Breaker, choose_policy
 from stentor.runtime.child import LOG_LINES, describe_exit
+from stentor.runtime.downloads import FetchCancelled
 from stentor.runtime.failure import NoRoom, StartFailed, is_out_of_memory
 from stentor.runtime.host import EngineChild, Host
 from stentor.runtime.launchers.base import LOOPBACK, Launch, LaunchRefused
 from stentor.runtime.log_tail import LogTail
 from stentor.runtime.memory import ContextPlan
-from stentor.runtime.probe import EngineAddress
+from stentor.runtime.probe import EngineAddress, Props
 from stentor.runtime.room import Berth, Room
 from stentor.runtime.roster import TAG_VARIABLE, Roster
 from stentor.runtime.settings import RuntimeSettings
@@ -82,6 +83,8 @@ class EngineProcess:
         self.has_room = False
         self.load_s = 0.0
         self.reported_bytes = 0
+        self.props: Props | None = None
+        self.doubt = ""  # what its engine says otherwise than its files
         self.planned = asyncio.Event()
         self._found = spec
         self._parts = parts
@@ -293,6 +296,8 @@ class EngineProcess:
             raise
         except LaunchRefused as problem:
             raise StartFailed(problem.public, str(problem), permanent=True) from problem
+        except FetchCancelled as problem:
+            raise StartFailed("the download of its file was cancelled", str(problem), permanent=True) from problem
         except StentorError as problem:
             raise StartFailed("its model file could not be fetched", str(problem)) from problem
         except OSError as problem:
@@ -347,10 +352,10 @@ class EngineProcess:
 
     async def _learn(self, address: EngineAddress, launch: Launch) -> None:
         self.places, self.context_size = launch.places, launch.context_size
-        if self.spec.engine == "command":
-            return
-        props = await self._host.probe.find_props(address)
-        if props is not None:
+        # Of an operator's own program nothing is known but what they say of it, unless they leave it open.
+        asks = self.spec.engine != "command" or self.spec.type is None
+        self.props = props = await self._host.probe.find_props(address) if asks else None
+        if props is not None and self.spec.engine != "command":
             self.places = max(1, min(self.places, props.places))
             self.context_size = props.context_size
 

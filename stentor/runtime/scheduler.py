@@ -85,7 +85,10 @@ class LocalScheduler(SchedulerViews):
         limits = RoomLimits(memory_bytes=None if limit_mb is None else limit_mb * MIB, policy=settings.swap)
         self._room = Room(limits, slots, self._host, self._sizes, clock, self._journal.note_departure)
         self._parts = ProcessParts(settings, self._host, self._room, self._roster, clock)
-        self._pool_parts = PoolParts(self._room, self._catalogue, clock, settings.queue_max, settings.queue_timeout_s)
+        explain = self._preparation.explain_fetch
+        self._pool_parts = PoolParts(
+            self._room, self._catalogue, clock, settings.queue_max, settings.queue_timeout_s, explain
+        )
         self._numbers: dict[ModelId, itertools.count[int]] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -377,7 +380,7 @@ class LocalScheduler(SchedulerViews):
         for instance in pool.instances:
             self._instances.setdefault(instance.id, instance)
         if process.state == "ready" and not process.checking:
-            self._preparation.note_context(pool.model, process.context_size)
+            self._preparation.note_ready(pool.model, process)
             self._room.note_ready(process.instance, process.load_s)
         elif process.state == "failed" and process.failure is not None and process.failure.out_of_memory:
             self._preparation.note_out_of_memory(pool.model)

@@ -157,7 +157,7 @@ class SchedulerViews:
             source=spec.source,
             places=sum(instance.places for instance in pool.ready) or spec.parallel * spec.instances,
             ready_instances=len(pool.ready),
-            reason=failure.public if failure else pool.note,
+            reason=failure.public if failure else pool.explain_fetch() or pool.note,
             type=served.type,
         )
 
@@ -174,7 +174,7 @@ class SchedulerViews:
             places=instance.places,
             started_us=process.started_us,
             restarts=process.restarts,
-            reason=str(process.failure) if process.failure else instance.reason,
+            reason=str(process.failure) if process.failure else instance.pool.explain_fetch() or instance.reason,
             log_tail=tuple(process.log_tail),
             planned_bytes=self._slots.planned_for(instance.id),
             resident_bytes=self._room.find_resident_bytes(instance),

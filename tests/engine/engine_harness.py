@@ -37,7 +37,7 @@ class LocalFiles:
     def __init__(self) -> None:
         self.fetched: list[str] = []
 
-    async def fetch(self, source: str) -> Path:
+    async def fetch(self, source: str, progress: object = None) -> Path:
         self.fetched.append(source)
         await asyncio.sleep(0)
         return Path(source.removeprefix("file:"))

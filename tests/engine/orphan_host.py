@@ -20,7 +20,7 @@ from stentor.runtime.spec import ModelSpec
 
 
 class Files:
-    async def fetch(self, source: str) -> Path:
+    async def fetch(self, source: str, progress: object = None) -> Path:
         return Path(source.removeprefix("file:"))
 
     def find(self, source: str) -> Path | None:

@@ -27,7 +27,7 @@ class SlowSource:
         self._path = path
         self._failures = failures
 
-    async def fetch(self, source: str) -> Path:
+    async def fetch(self, source: str, progress: object = None) -> Path:
         self.asked += 1
         if self._failures:
             self._failures -= 1

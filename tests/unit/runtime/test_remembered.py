@@ -89,7 +89,7 @@ def test_the_ladder_has_only_rungs_that_change_something() -> None:
 
 
 class Shelf:
-    async def fetch(self, source: str) -> Path:
+    async def fetch(self, source: str, progress: object = None) -> Path:
         return Path(source.removeprefix("file:"))
 
 
