@@ -47,9 +47,10 @@ class Work(Protocol):
 
 
 class InputsAsk(Ask):
-    """A checked request without output. ``param`` is the field that holds the inputs."""
+    """A checked request without output. ``param`` is the field that holds the inputs; ``can_estimate``: where nobody
+    counts what they are, an estimate will do."""
 
-    __slots__ = ("begin", "param", "surface", "text")
+    __slots__ = ("begin", "can_estimate", "param", "surface", "text")
 
     begin: Callable[[Grant], Work]
     text: Callable[[], str]
@@ -60,7 +61,7 @@ class InputsAsk(Ask):
         self.kind = "completion"
         self.needs = needs
         self.param = param
-        self.stream = self.include_usage = False
+        self.stream = self.include_usage = self.can_estimate = False
         self.output_asked = 0
         self.answers = 1
         self.media = 0
@@ -82,20 +83,29 @@ class InputsAttempt(Attempt):
         grant = self._granted()
         self._overhead_us = max(0, int((time.monotonic() - self.client.received_s) * 1_000_000) - grant.queued_us)
         work = self._ask.begin(grant)
+        counts = await self._work(grant, work)
+        self._call.closing = True
+        # An upstream that doesn't say what it read isn't free for that.
+        counted = counts and (work.input_tokens or work.is_free)
+        usage = Usage(input_tokens=work.input_tokens) if counted else None
+        billable = not work.is_free
+        settled = await self._settle("completed", usage, texts=self._uncounted(usage), billable=billable)
+        await self.client.answer(self._head(settled.cost_nano), work.body(settled.usage))
+
+    async def _work(self, grant: Grant, work: Work) -> bool:
+        """Do the work; False where the engine can't, and an estimate will do. Raises EngineFailed, EngineRefused."""
         try:
             for step in work.steps():
                 work.take(await self._ask_engine(grant, step))
         except EngineRubbish as error:
             raise EngineFailed("engine_rubbish", str(error), suspect=True) from None
+        except EngineRefused as refusal:
+            if refusal.code == "missing_ability" and self._ask.can_estimate and not self._ask.media:
+                return False
+            raise
         except Refused as refusal:
-            if isinstance(refusal, EngineRefused):
-                raise
             raise EngineRefused(refusal.code, refusal.message, param=refusal.param) from None
-        self._call.closing = True
-        # An upstream that doesn't say what it read isn't free for that.
-        usage = Usage(input_tokens=work.input_tokens) if work.input_tokens or work.is_free else None
-        settled = await self._settle("completed", usage, texts=self._uncounted(usage))
-        await self.client.answer(self._head(settled.cost_nano), work.body(settled.usage))
+        return True
 
     async def _ask_engine(self, grant: Grant, step: Step) -> bytes:
         if grant.remote is not None:

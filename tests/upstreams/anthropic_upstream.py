@@ -88,9 +88,27 @@ class AnthropicUpstream:
         self.headers: dict[str, str] = {}
         self.pause_s = 0.0
 
+    def count(self, body: Json) -> Json:
+        """As ``/v1/messages/count_tokens`` answers: fields that it doesn't know are an error."""
+        extra = body.keys() - {
+            "model",
+            "messages",
+            "system",
+            "tools",
+            "tool_choice",
+            "thinking",
+            "output_config",
+            "path",
+        }
+        if extra or not body["messages"]:
+            raise AssertionError(f"{sorted(extra)}: Extra inputs are not permitted")
+        return {"input_tokens": len(json.dumps(body["messages"]).split()) + 3}
+
     def play(self, handler: BaseHTTPRequestHandler) -> None:
+        if handler.path.endswith("/count_tokens"):
+            self.body = self.count(self.seen[-1][1]) if self.status == 200 else self.body
         vectors = handler.path.endswith("/embeddings")
-        if self.status != 200 or vectors:
+        if self.status != 200 or vectors or handler.path.endswith("/count_tokens"):
             data = json.dumps(VECTORS if vectors and self.status == 200 else self.body).encode()
             handler.send_response(self.status)
             for name, text in self.headers.items():

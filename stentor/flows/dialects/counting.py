@@ -1,7 +1,7 @@
-"""How many tokens a chat's prompt has, template and tools included, as the model's engine counts them.
+"""How many tokens a chat's prompt has, template and tools included, as the model's engine or its upstream counts them.
 
-Counting is free: it is admitted, limited and booked as an event, but nothing was generated, and the prompt is paid for
-when it is asked.
+Where neither counts, the texts are counted here (cl100k), and the answer says that it is an estimate. Counting is free:
+it is admitted, limited and booked as an event, but nothing was generated, and the prompt is paid for when it is asked.
 """
 
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ from stentor.flows.answer import EngineRubbish
 from stentor.flows.ask import engine_body, prompt_text
 from stentor.flows.dialects.reading import TranslatedAsk
 from stentor.flows.inputs import InputsAsk, Step
+from stentor.flows.upstreams.remote import COUNT_PATH
 
-ENGINE_PATH = "/v1/chat/completions/input_tokens"
 
-
-class Count(msgspec.Struct):
-    """The answer, in the engine's words and in Anthropic's."""
+class Count(msgspec.Struct, omit_defaults=True):
+    """The answer, in the engine's words and in Anthropic's; ``estimated`` is ours."""
 
     input_tokens: int
+    estimated: bool = False
 
 
 _decode = msgspec.json.Decoder(Count).decode
@@ -34,6 +34,7 @@ def count_ask(chat: TranslatedAsk) -> InputsAsk:
     ask.prefix, ask.media, ask.input_bound = chat.prefix, chat.media, chat.input_bound
     ask.begin = lambda grant: _Counting(grant, chat)
     ask.text = lambda: prompt_text(chat)
+    ask.can_estimate = True
     return ask
 
 
@@ -46,12 +47,12 @@ class _Counting:
     def __init__(self, grant: Grant, chat: TranslatedAsk) -> None:
         self._grant = grant
         self._chat = chat
-        self._count = Count(0)
+        self._count: Count | None = None
 
     def steps(self) -> Iterator[Step]:
         grant = self._grant
         body = engine_body(self._chat, engine=grant.engine, upstream_model=grant.upstream_model, output_cap=1)
-        yield Step(ENGINE_PATH, body)
+        yield Step(COUNT_PATH, body)
 
     def take(self, answer: bytes) -> None:
         try:
@@ -60,4 +61,4 @@ class _Counting:
             raise EngineRubbish(f"its count can't be read: {error}") from None
 
     def body(self, usage: Usage) -> bytes:
-        return _encode(self._count)
+        return _encode(self._count or Count(usage.input_tokens, estimated=True))

@@ -11,6 +11,7 @@ import msgspec
 from stentor.flows.failure import EngineRefused
 
 _PASSED = ("temperature", "top_p", "top_k")
+_COUNTED = ("model", "messages", "system", "tools", "tool_choice", "output_config")
 _CHOICES = {"auto": "auto", "required": "any", "none": "none"}
 _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh"}
 
@@ -92,6 +93,7 @@ class _Ask(msgspec.Struct):
 
 
 _decode = msgspec.json.Decoder(_Ask).decode
+_decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_arguments = msgspec.json.Decoder(Json).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -120,6 +122,12 @@ def to_messages(body: bytes) -> bytes:
     _add_tools(ask, out)
     _add_output(ask, out)
     return _encode(out)
+
+
+def to_count(body: bytes) -> bytes:
+    """The same request's body for ``/v1/messages/count_tokens``: only what makes the prompt. Raises EngineRefused."""
+    fields = _decode_fields(to_messages(body))
+    return _encode({name: fields[name] for name in _COUNTED if name in fields})
 
 
 def _messages(messages: list[_Message]) -> tuple[str, list[Json]]:

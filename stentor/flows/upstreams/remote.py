@@ -17,13 +17,17 @@ from stentor.egress.targets import EgressRefused
 from stentor.egress.upstreams import read_retry_after, upstream_headers, upstream_url
 from stentor.flows.failure import EngineFailed, EngineRefused
 from stentor.flows.frames import FrameSplitter, FrameTooLarge, frame_data
-from stentor.flows.upstreams.anthropic_request import to_messages
+from stentor.flows.upstreams.anthropic_request import to_count, to_messages
 from stentor.flows.upstreams.anthropic_stream import MessageStream
 from stentor.flows.upstreams.errors import read_remote_error
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 _EVENTS = "text/event-stream"
+COUNT_PATH = "/v1/chat/completions/input_tokens"
+MESSAGES_COUNT_PATH = "/v1/messages/count_tokens"
+# What an upstream answers that doesn't count: one that speaks Anthropic's words by its address, another in its own way.
+_LACKS = {"anthropic": frozenset({404, 405, 501}), "openai": frozenset({400, 404, 405, 415, 422, 501})}
 _REASONS = {"unreachable": "upstream_unreachable", "timeout": "upstream_timeout"}
 
 
@@ -145,9 +149,13 @@ class RemoteClient:
     async def ask_whole(self, grant: Grant, path: str, body: bytes, limit_bytes: int) -> bytes:
         """POST something that is answered whole; returns the answer. Raises EngineFailed, EngineRefused."""
         terms = _terms(grant)
-        if terms.kind == "anthropic":
+        lacks: frozenset[int] = frozenset()
+        if path == COUNT_PATH:
+            # Counting has no OpenAI shape that all speak; servers that count at all know Anthropic's.
+            path, body, lacks = MESSAGES_COUNT_PATH, to_count(body), _LACKS[terms.kind]
+        elif terms.kind == "anthropic":
             raise EngineRefused("missing_ability", f"The model '{grant.model}' answers conversations alone.")
-        answer = await self._send(grant, terms, path, body)
+        answer = await self._send(grant, terms, path, body, lacks)
         parts: list[bytes] = []
         size = 0
         try:
@@ -162,7 +170,10 @@ class RemoteClient:
             answer.release()
         return b"".join(parts)
 
-    async def _send(self, grant: Grant, terms: RemoteTerms, path: str, body: bytes) -> OutboundAnswer:
+    async def _send(
+        self, grant: Grant, terms: RemoteTerms, path: str, body: bytes, lacks: frozenset[int] = frozenset()
+    ) -> OutboundAnswer:
+        """``lacks`` are the statuses of an upstream that has no such path."""
         try:
             answer = await self._outbound.send(
                 "POST",
@@ -182,6 +193,9 @@ class RemoteClient:
             text = await answer.read_at_most(ERROR_BODY_BYTES)
         finally:
             answer.release()
+        if answer.status in lacks:
+            text = f"The upstream of '{grant.model}' doesn't offer {path}; choose another model."
+            raise EngineRefused("missing_ability", text, param="model")
         raise read_remote_error(grant, answer.status, text, read_retry_after(answer))
 
 

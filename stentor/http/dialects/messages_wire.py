@@ -60,10 +60,14 @@ class AnthropicMessage(msgspec.Struct):
     usage: MessageUsage
 
 
-class MessageCount(msgspec.Struct):
-    """How long the prompt is, template and tools included, as the model's engine counts."""
+class MessageCount(msgspec.Struct, omit_defaults=True):
+    """How long the prompt is, template and tools included, as the model's engine or its upstream counts.
+
+    ``estimated``: neither does, and the texts were counted here.
+    """
 
     input_tokens: int
+    estimated: bool = False
 
 
 class AnthropicErrorObject(msgspec.Struct):
