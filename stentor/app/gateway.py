@@ -80,7 +80,7 @@ class GatewayParts:
         self._streams = OpenStreams()
         self._passage = EnginePassage()
         passage = EnginePassageEndpoints(scheduler, self._passage, self._streams, log, settings.body_max_bytes)
-        service = DialectService(flow, inputs, self.calls, settings.body_max_bytes)
+        self._dialects = DialectService(flow, inputs, self.calls, settings.body_max_bytes)
         self._handlers: dict[str, Handler] = {
             "completion": text.completion,
             "embeddings": text.embeddings,
@@ -91,7 +91,6 @@ class GatewayParts:
             "list_models": models.list_models,
             "get_model": models.get_model,
             "pass_on": passage.pass_on,
-            **dialect_handlers(service, scheduler),
         }
 
     def app(
@@ -107,6 +106,7 @@ class GatewayParts:
         public = PublicEndpoints(self._books, self._scheduler, render_metrics, VERSION)
         handlers: dict[str, Handler] = {
             **self._handlers,
+            **dialect_handlers(self._dialects, self._scheduler, operate),
             "health": public.health,
             "root": public.root,
             "metrics": public.metrics,

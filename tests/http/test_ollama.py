@@ -10,6 +10,7 @@ import pytest
 
 from tests.http.harness import Gate, marked
 from tests.scripted_engine import DEFAULT_TEXT, script
+from tests.serving import Server, scripted_model
 
 CHAT, GENERATE = "/api/chat", "/api/generate"
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -141,11 +142,38 @@ def test_logprobs(each):
 def test_preloading_asks_nothing(client, each):
     before = len(each.engine()._ask("GET", "/log"))
     assert client.generate("scripted").done_reason == "load"
-    assert client.generate("scripted", keep_alive=0).done_reason == "unload"
     assert client.chat("scripted", [], keep_alive="5m").done_reason == "load"
     assert len(each.engine()._ask("GET", "/log")) == before
+    refused = each.ask("POST", GENERATE, {"model": "scripted", "keep_alive": 0}, key=each.make_key()["key"])
+    assert (refused.status, "scope 'admin'" in refused.json()["error"]) == (403, True)
     with pytest.raises(ollama.ResponseError):
         client.generate("nothing-like-it")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_preloading_loads_and_unloads(tmp_path, workers):
+    """A request without a prompt is how Ollama's clients load a model, and with ``keep_alive`` 0 unload it."""
+    model = scripted_model("lazy", preload=False)
+    with Server(tmp_path, model, "--admin-key", slots=3, GATEWAY_WORKERS=workers) as server:
+        gate = Gate(server)
+        client = ollama.Client(f"http://127.0.0.1:{gate.port}", headers={"Authorization": f"Bearer {gate.key}"})
+
+        def running() -> list[str]:
+            return [each.model for each in client.ps().models]
+
+        assert running() == []
+        assert client.generate("lazy", keep_alive="10m").done_reason == "load"
+        assert running() == ["lazy:latest"]
+        (event,) = gate.admin("GET", "/usage")["data"]
+        assert (event["endpoint"], event["status"], event["cost_nano"]) == (GENERATE, "completed", 0)
+        assert client.generate("lazy", keep_alive=0).done_reason == "unload"
+        assert running() == []
+        assert [row["action"] for row in gate.admin("GET", "/audit")["data"]].count("model_stop") == 1
+        assert client.chat("lazy", said()).message.content == DEFAULT_TEXT
+        assert client.chat("lazy", [], keep_alive=0).done_reason == "unload"
+        assert client._request_raw("GET", "/api/version").json()["version"]
+        assert running() == []
+        client._client.close()
 
 
 async def test_the_asynchronous_client(each):

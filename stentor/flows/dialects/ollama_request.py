@@ -4,10 +4,12 @@ See https://github.com/ollama/ollama/blob/main/docs/api.md for the shapes. Optio
 threads, layers on a GPU) are accepted and mean nothing.
 """
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
+from stentor.core.books import Usage
 from stentor.flows.answer import NOTHING
 from stentor.flows.ask import bad_request
 from stentor.flows.dialects.reading import (
@@ -21,7 +23,7 @@ from stentor.flows.dialects.reading import (
     with_instructions,
 )
 from stentor.flows.embedding import read_embeddings
-from stentor.flows.inputs import InputsAsk
+from stentor.flows.inputs import InputsAsk, Step
 
 CHAT_PATH = "/api/chat"
 GENERATE_PATH = "/api/generate"
@@ -94,10 +96,11 @@ class _Show(msgspec.Struct):
 
 
 class Preload(msgspec.Struct, frozen=True):
-    """No question, only a model that should be at hand, or (``leave``) needn't be any more."""
+    """No question, only a model that should be at hand, or (``leave``) needn't be any more. ``path``: asked where."""
 
     model: str
     leave: bool
+    path: str
 
 
 class OllamaAsk(msgspec.Struct, frozen=True):
@@ -124,7 +127,7 @@ def read_chat(body: bytes) -> OllamaAsk | Preload:
     """Read a ``/api/chat`` body. Raises Refused (400) naming the field."""
     wanted = decode_body(_decode_chat, body)
     if not wanted.messages:
-        return _preload(wanted)
+        return _preload(wanted, CHAT_PATH)
     fields = {**_common(wanted), "messages": _messages(wanted.messages), "tools": wanted.tools or None}
     return OllamaAsk(translated(CHAT_PATH, fields), wanted.model)
 
@@ -134,7 +137,7 @@ def read_generate(body: bytes) -> OllamaAsk | Preload:
     wanted = decode_body(_decode_generate, body)
     _refuse_programs(wanted)
     if not wanted.prompt:
-        return _preload(wanted)
+        return _preload(wanted, GENERATE_PATH)
     fields = _common(wanted)
     if wanted.raw:
         if wanted.images:
@@ -175,8 +178,37 @@ def _embeddings(path: str, wanted: _Embed, text: str | list[str] | None) -> Inpu
     return ask
 
 
-def _preload(wanted: _Common) -> Preload:
-    return Preload(wanted.model, wanted.keep_alive in (0, "0", "0s", "0m"))
+def _preload(wanted: _Common, path: str) -> Preload:
+    return Preload(wanted.model, wanted.keep_alive in (0, "0", "0s", "0m"), path)
+
+
+def preload_ask(preload: Preload, answer: Callable[[], bytes]) -> InputsAsk:
+    """A request that asks its model for nothing: it is admitted, limited and booked, and waits for a place as others
+    do, so that the model is there afterwards. ``answer`` is made then."""
+    ask = InputsAsk(preload.path, (), "model")
+    ask.fields, ask.model, ask.input_bound = {}, plain_name(preload.model), 0
+    ask.begin = lambda _grant: _Nothing(answer)
+    ask.text = str
+    return ask
+
+
+class _Nothing:
+    """One try."""
+
+    input_tokens = 0
+    is_free = True
+
+    def __init__(self, answer: Callable[[], bytes]) -> None:
+        self._answer = answer
+
+    def steps(self) -> Iterable[Step]:
+        return ()
+
+    def take(self, answer: bytes) -> None:
+        """Nothing was asked."""
+
+    def body(self, usage: Usage) -> bytes:
+        return self._answer()
 
 
 def _refuse_programs(wanted: _Generate) -> None:

@@ -194,8 +194,8 @@ class RemoteClient:
         finally:
             answer.release()
         if answer.status in lacks:
-            text = f"The upstream of '{grant.model}' doesn't offer {path}; choose another model."
-            raise EngineRefused("missing_ability", text, param="model")
+            problem = f"The upstream of '{grant.model}' doesn't offer {path}; choose another model."
+            raise EngineRefused("missing_ability", problem, param="model")
         raise read_remote_error(grant, answer.status, text, read_retry_after(answer))
 
 

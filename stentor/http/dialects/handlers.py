@@ -3,16 +3,16 @@
 from stentor.core.scheduler import Scheduler
 from stentor.http.dialects.anthropic_messages import MessagesEndpoints
 from stentor.http.dialects.lmserv import LmservEndpoints
-from stentor.http.dialects.ollama import OllamaEndpoints
+from stentor.http.dialects.ollama import OllamaEndpoints, Operate
 from stentor.http.dialects.openai_responses import ResponsesEndpoints
 from stentor.http.dialects.service import DialectService
 from stentor.http.gateway import Handler
 
 
-def dialect_handlers(service: DialectService, scheduler: Scheduler) -> dict[str, Handler]:
-    """By the names in ``routes.py``."""
+def dialect_handlers(service: DialectService, scheduler: Scheduler, operate: Operate) -> dict[str, Handler]:
+    """By the names in ``routes.py``; ``operate`` has the node authority do what administrators ask for."""
     messages = MessagesEndpoints(service)
-    ollama = OllamaEndpoints(service, scheduler)
+    ollama = OllamaEndpoints(service, scheduler, operate)
     return {
         "create_response": ResponsesEndpoints(service).create,
         "create_message": messages.create,

@@ -2,9 +2,13 @@
 
 import datetime
 import hashlib
+from collections.abc import Awaitable, Callable
+from urllib.parse import quote
 
 import msgspec
 
+from stentor.core.errors import Refused
+from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
 from stentor.core.scheduler import ModelCard, Scheduler
 from stentor.flows.client import AnswerHead
@@ -20,17 +24,22 @@ OLLAMA_VERSION = "0.13.0"
 _CAPABILITIES = {
     "text": ("completion", "tools"), "image": ("vision",), "audio": ("audio",), "embedding": ("embedding",),
 }  # fmt: skip
+_ELSEWHERE = ("openai", "anthropic")  # there is nothing to load here
 _FOREVER = "9999-12-31T23:59:59Z"
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json; charset=utf-8")
 
 
+Operate = Callable[[OperatorCall], Awaitable[OperatorAnswer]]
+
+
 class OllamaEndpoints:
     """Answers, and what there is to ask."""
 
-    def __init__(self, service: DialectService, scheduler: Scheduler) -> None:
+    def __init__(self, service: DialectService, scheduler: Scheduler, operate: Operate) -> None:
         self._service = service
         self._scheduler = scheduler
+        self._operate = operate
 
     async def chat(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """POST /api/chat"""
@@ -51,12 +60,38 @@ class OllamaEndpoints:
         chat: bool,
     ) -> None:
         if isinstance(asked, ollama_request.Preload):
-            await self._find(principal, ollama_request.plain_name(asked.model))
-            answer = ollama_answer.preloaded(asked.model, chat=chat, leave=asked.leave)
-            await _respond(connection, _encode(answer))
+            await self._preload(connection, principal, asked, chat=chat)
             return
         voice = ollama_answer.OllamaVoice(occasion_of(connection), asked.model, chat=chat)
         await self._service.run(connection, principal, asked.ask, voice, "ollama")
+
+    async def _preload(
+        self, connection: Connection, principal: Principal, asked: ollama_request.Preload, *, chat: bool
+    ) -> None:
+        """Have a model loaded, by a request without a question, or unloaded."""
+
+        def answer() -> bytes:
+            return _encode(ollama_answer.preloaded(asked.model, chat=chat, leave=asked.leave))
+
+        card = await self._find(principal, ollama_request.plain_name(asked.model))
+        if asked.leave:
+            await self._unload(connection, principal, card)
+        elif card.engine not in _ELSEWHERE:
+            ask = ollama_request.preload_ask(asked, answer)
+            await self._service.run_inputs(connection, principal, ask, connection)
+            return
+        await _respond(connection, answer())
+
+    async def _unload(self, connection: Connection, principal: Principal, card: ModelCard) -> None:
+        """Stop a model as administrators do: what runs ends first. Others share it, so not every key may."""
+        if "admin" not in principal.scopes:
+            text = "Unloading a model needs the scope 'admin'; it leaves by itself when it is idle, or room is needed."
+            raise Refused("insufficient_scope", text)
+        path = f"/admin/api/models/{quote(card.id, safe='')}/stop"
+        address = connection.exchange.address or ""
+        stopped = await self._operate(OperatorCall("POST", path, b"", b"", principal, address))
+        if stopped.status != 200:
+            raise Refused("conflict", f"The model '{card.id}' could not be unloaded (status {stopped.status}).")
 
     async def embed(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """POST /api/embed"""
