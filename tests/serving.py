@@ -107,6 +107,7 @@ class Server:
         self.arguments = arguments
         self.settings = settings
         self.before: tuple[str, ...] = ()  # a command line that runs the server's
+        self.program: tuple[str, ...] = ("-m", "stentor")
         self.ready: dict[str, Any] = {}
         self.key = ""
         self.password = ""
@@ -141,8 +142,7 @@ class Server:
             [
                 *self.before,
                 sys.executable,
-                "-m",
-                "stentor",
+                *self.program,
                 "up",
                 "--json",
                 "--config",

@@ -17,7 +17,7 @@ KINDS = {
 
 
 @pytest.fixture(
-    scope="module",
+    scope="session",
     params=[pytest.param(name, marks=pytest.mark.xdist_group(f"books-{name}")) for name in KINDS],
 )
 def deployment(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,44 +61,56 @@ def exact_body(gate_file: Path, *, stream: bool) -> bytes:
 
 
 class Storm:
-    """So many requests at once; none of the admitted ends before all are decided."""
+    """Many requests at once; none of the admitted ends before :meth:`let_go`. ``nodes``: whom they ask, in turns."""
 
-    def __init__(self, deployment: "Deployment", key: str) -> None:
+    def __init__(self, folder: Path, nodes: Sequence[Gate], key: str) -> None:
         self.told: list[Told] = []
-        self._deployment = deployment
+        self._nodes = nodes
+        self._engines = [gate.engine() for gate in nodes]
         self._key = key
-        self._file = deployment.folder / f"go-{uuid.uuid4().hex}"
+        self._file = folder / f"go-{uuid.uuid4().hex}"
+        self._asks: list[asyncio.Task[None]] = []
 
     async def run(self, count: int = PARALLEL) -> None:
         """Ask, wait until all are decided, and let the admitted end."""
-        timeout = aiohttp.ClientTimeout(total=2 * DECIDED_S)
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
-        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout, headers=headers) as session:
-            asks = [asyncio.create_task(self._ask(session, number)) for number in range(count)]
-            try:
-                await self._wait_decided(asks)
-            finally:
-                self._file.touch()
-            await asyncio.gather(*asks)
+        self.begin(count)
+        try:
+            await self.wait_decided()
+        finally:
+            await self.let_go()
 
-    async def _ask(self, session: aiohttp.ClientSession, number: int) -> None:
-        nodes = self._deployment.nodes
-        told = Told(number % len(nodes))
+    def begin(self, count: int) -> None:
+        """Ask."""
+        self._asks = [asyncio.create_task(self._ask(number)) for number in range(count)]
+
+    async def wait_decided(self) -> None:
+        """Until each is refused, or held by an engine."""
+        async with asyncio.timeout(DECIDED_S):
+            while sum(ask.done() for ask in self._asks) + await asyncio.to_thread(self._held) < len(self._asks):
+                await asyncio.sleep(0.02)
+
+    async def let_go(self) -> None:
+        """Have the engines answer, and wait until all is over."""
+        self._file.touch()
+        await asyncio.gather(*self._asks)
+
+    def _held(self) -> int:
+        return sum(engine.running() for engine in self._engines)
+
+    async def _ask(self, number: int) -> None:
+        told = Told(number % len(self._nodes))
         self.told.append(told)
         stream = number % 4 < 2
-        url = f"http://127.0.0.1:{nodes[told.node].port}{CHAT}"
-        async with session.post(url, data=exact_body(self._file, stream=stream)) as response:
+        headers = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
+        url = f"http://127.0.0.1:{self._nodes[told.node].port}{CHAT}"
+        timeout = aiohttp.ClientTimeout(total=2 * DECIDED_S)
+        body = exact_body(self._file, stream=stream)
+        async with (
+            aiohttp.ClientSession(timeout=timeout, headers=headers) as session,
+            session.post(url, data=body) as response,
+        ):
             told.request_id = response.headers["x-request-id"]
             told.read(response.status, await response.read(), stream=stream)
-
-    async def _wait_decided(self, asks: list[asyncio.Task[None]]) -> None:
-        async with asyncio.timeout(DECIDED_S):
-            while True:
-                done = sum(ask.done() for ask in asks)
-                if done + await asyncio.to_thread(self._deployment.held) >= len(asks):
-                    return
-                await asyncio.sleep(0.02)
 
     @property
     def admitted(self) -> list[Told]:
@@ -116,19 +128,14 @@ class Deployment:
     def __init__(self, folder: Path, nodes: list[Gate]) -> None:
         self.folder = folder
         self.nodes = nodes
-        self._engines = [gate.engine() for gate in nodes]
 
     @property
     def first(self) -> Gate:
         return self.nodes[0]
 
-    def held(self) -> int:
-        """How many requests the engines hold."""
-        return sum(engine.running() for engine in self._engines)
-
     async def storm(self, key: str, count: int = PARALLEL) -> Storm:
-        """A storm that is over."""
-        storm = Storm(self, key)
+        """A storm on all nodes that is over."""
+        storm = Storm(self.folder, self.nodes, key)
         await storm.run(count)
         return storm
 
