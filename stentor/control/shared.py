@@ -143,8 +143,11 @@ class SharedBooks(LocalBooks):
             raise _Short(wants)
         # Something has nothing left: let the rules say which, as if the rest had been borrowed.
         with _as_if_lent(more, int(now.steady_s)):
-            give_back(admit(account, demand, price, now))
-        raise _Short(more)  # what is left does, with a shorter answer
+            hold = admit(account, demand, price, now)
+        if not more:
+            return hold  # what it has borrowed does, with a shorter answer
+        give_back(hold)
+        raise _Short(more)
 
     def _is_dry(self, want: Want, steady_s: float) -> bool:
         dry = self._dry.get(want.key)

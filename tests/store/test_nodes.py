@@ -126,6 +126,23 @@ async def test_a_budget_for_ten_admits_ten(pair, window: str) -> None:
     await first.check()
 
 
+async def test_an_answer_of_no_asked_length_is_cut_to_what_the_others_left(pair) -> None:
+    first, second = pair
+    await first.set_tier("payg", prepaid=True)
+    await first.add_user("ann", 14 * PRICE)
+    key = await first.add_key("ann")
+    await first.close(await first.open(key))
+    await first.books.return_spare()
+    for _ in range(10):
+        await second.close(await second.open(key))
+    await second.books.return_spare()
+    grant = await first.open(key, asked=None)  # it knows of one request alone, and thinks that there is plenty
+    assert grant.output_cap == (3 * PRICE - 1000) // 200
+    await first.close(grant, (10, grant.output_cap))
+    assert await second.balance("ann") == 0
+    await first.check()
+
+
 @pytest.mark.parametrize("rule", ["requests_per_minute", "tokens_per_minute", "concurrency"])
 async def test_a_tiers_limit_for_ten_admits_ten(pair, rule: str) -> None:
     first, _ = pair
