@@ -16,19 +16,22 @@ from stentor.control.first_run import ensure_first_run, ensure_fixed_key
 from stentor.control.management import Management
 from stentor.control.model_book import ModelBook, open_registered
 from stentor.control.model_operations import ModelOperations
+from stentor.control.neighbourhood import Neighbourhood, node_token
 from stentor.control.observed import ObservedBooks
 from stentor.control.operations import Operations
 from stentor.control.remote_models import RemoteModels, ensure_prices
 from stentor.control.ring.keys import ReceiptKeys
-from stentor.control.shared import start_books
+from stentor.control.shared import SharedBooks, start_books
 from stentor.control.summing import UsageSummer
 from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock, SystemClock
 from stentor.core.ids import ModelId
 from stentor.egress.outbound import Outbound
 from stentor.egress.upstreams import look_at_upstream
+from stentor.people.key_text import digest_key
 from stentor.runtime.folders import ModelFolders
-from stentor.runtime.remotes import Address
+from stentor.runtime.neighbours import PREFIX as NODE_PREFIX
+from stentor.runtime.remotes import Address, Provider
 from stentor.runtime.scheduler import LocalScheduler
 from stentor.runtime.sources import Sources
 from stentor.settings import Settings
@@ -96,7 +99,12 @@ class Authority:
         what = ModelOperations(self.management, models.book, models.downloads, models.sources, folders, self.remote)
         self.operations.add(what.table())
         self.operations.add(CredentialOperations(self.credentials, self._look_at).table())
-        scheduler.remotes.connect(self.credentials.find_provider, self._look_at)
+        scheduler.remotes.connect(self._find_provider, self._look_at)
+        pepper = keyring.pepper()
+        if isinstance(books, SharedBooks):
+            books.admit_nodes(digest_key(pepper, node_token(pepper, database.node_id)))
+        node_url = settings.values["NODE_URL"]
+        self.neighbourhood = Neighbourhood(database, pepper, scheduler.neighbours, node_url, log)
         models.sources.hub.find_token = self.credentials.find_hf_token
         self.summer = UsageSummer(self.leader, clock, shared=settings.store.is_postgres)
         self._watch_gauges()
@@ -126,6 +134,11 @@ class Authority:
         authority.books.on_settled = authority.ring.sequencer.wake
         authority.operations.add(ReceiptKeys(authority.ring.office, keyring, authority.management).table())
         return authority
+
+    def _find_provider(self, name: str) -> Provider | None:
+        if name.startswith(NODE_PREFIX):
+            return self.scheduler.neighbours.find_provider(name)
+        return self.credentials.find_provider(name)
 
     def _check_address(self, url: str) -> None:
         self.outbound.check(url)

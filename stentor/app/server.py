@@ -109,6 +109,8 @@ class _Server:
             summing = asyncio.create_task(authority.summer.run(), name="usage-summer")
             stack.push_async_callback(_finish, summing)
             stack.push_async_callback(_finish, asyncio.create_task(authority.jobs.run(), name="jobs"))
+            knowing = asyncio.create_task(authority.neighbourhood.run(), name="neighbourhood")
+            stack.push_async_callback(_finish, knowing)
             stack.push_async_callback(authority.scheduler.shutdown, 0.0)
             http = await self._start_http(authority, gateway, first_socket, door)
             await self._start_models(authority)

@@ -56,7 +56,7 @@ def _may_answer(model: ServedModel, step: int, ask: Open, prices: PriceList, now
 
 def get_member_price(model: ServedModel, prices: PriceList, now_us: int) -> Price:
     """What ``model`` costs. Raises Refused for a remote one without a price of its own: unknown is never free."""
-    if model.remote is None:
+    if model.remote is None or model.remote.ours:
         return prices.get_price(model.id, now_us)
     price = prices.find_own_price(model.id, now_us)
     if price is None:

@@ -157,6 +157,12 @@ class Roll:
             return account
         return await self._load(key_id, lambda connection: find_key(connection, key_id))
 
+    def install(self, account: KeyAccount, digest: bytes) -> None:
+        """Take in an account that isn't in the database."""
+        key_id = account.terms.principal.key_id
+        self.keys[key_id] = account
+        self._by_digest[digest] = key_id
+
     async def _load(self, name: bytes | KeyId, find: Callable[[Connection], ApiKey | None]) -> KeyAccount | None:
         task = self._loading.get(name)
         if task is None:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 from sqlalchemy import Connection
 
 from stentor.accounting.accounts import KeyAccount
@@ -35,6 +36,7 @@ from stentor.accounting.settlement import Settlement, write_shared
 from stentor.control.alarms import note_absorbed
 from stentor.control.books import LocalBooks, SettlementWork
 from stentor.control.following import Follower
+from stentor.control.neighbourhood import make_node_account
 from stentor.control.owned import Closing
 from stentor.control.places import Places
 from stentor.control.running import Running
@@ -95,6 +97,7 @@ class SharedBooks(LocalBooks):
         self._idle: dict[BucketKey, int] = {}
         self._dry: dict[BucketKey, tuple[int, float, float]] = {}
         self.follower: Follower | None = None
+        self._node_account: KeyAccount | None = None
         self._beating = asyncio.get_running_loop().create_task(self._beat_on(), name="node-beat")
 
     def stop(self) -> None:
@@ -102,6 +105,36 @@ class SharedBooks(LocalBooks):
         self._beating.cancel()
         if self.follower is not None:
             self.follower.stop()
+
+    # -- for other nodes -----------------------------------------------------------------------------------------------
+
+    def admit_nodes(self, key_digest: bytes) -> None:
+        """Let other nodes in with the key of this keyed hash: to engines of this machine, unmetered."""
+        self._node_account = make_node_account()
+        self.roll.install(self._node_account, key_digest)
+
+    def _admit(self, ask: core.Open, owner: str, account: KeyAccount) -> Running:
+        running = super()._admit(ask, owner, account)
+        if account is self._node_account and running.model.remote is not None:
+            give_back(running.hold)  # it would go from node to node
+            raise Refused("model_not_found", f"This node doesn't run '{running.model.id}' itself.", param="model")
+        return running
+
+    def _end_for_node(self, running: Running, end: core.Close) -> Closing:
+        """Give the place back, and nothing else: the node that admitted the request meters it."""
+        del self._running[end.request_id, end.attempt]
+        settlement = self._settle(running, msgspec.structs.replace(end, billable=False))
+        settlement.finish(fresh=True, failure=None)
+        written: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        written.set_result(True)
+        return Closing(settlement.settled, written)
+
+    def abandon(self, owner: str) -> None:
+        """See :class:`LocalBooks`."""
+        for ident, running in list(self._running.items()):
+            if running.owner == owner and running.account is self._node_account and running.place is not None:
+                self._end_for_node(running, core.Close(*ident, "failed", core.Usage(), "worker_lost"))
+        super().abandon(owner)
 
     # -- admission -----------------------------------------------------------------------------------------------------
 
@@ -197,7 +230,9 @@ class SharedBooks(LocalBooks):
     async def close(self, end: core.Close) -> core.Settled:
         """See :class:`~stentor.core.books.Books`."""
         running = self._running.get((end.request_id, end.attempt))
-        if running is not None and running.place is not None and not running.topped:
+        if running is not None and running.account is self._node_account:
+            end = msgspec.structs.replace(end, count_input="", count_output="")  # nobody is charged for it here
+        elif running is not None and running.place is not None and not running.topped:
             missing = self._find_missing(running, end)
             running.topped = True
             if missing:
@@ -208,6 +243,8 @@ class SharedBooks(LocalBooks):
     def begin_close(self, end: core.Close) -> Closing | None:
         """See :class:`LocalBooks`."""
         running = self._running.get((end.request_id, end.attempt))
+        if running is not None and running.place is not None and running.account is self._node_account:
+            return self._end_for_node(running, end)
         if (
             running is not None
             and running.place is not None

@@ -11,7 +11,8 @@ class RemoteTerms(msgspec.Struct, frozen=True, array_like=True):
     """How an upstream is spoken to. ``trusted``: the operator wrote its address into the settings file.
 
     ``first_byte_s`` is the wait for the first word of an answer, ``stall_s`` of silence within one. ``cap_field`` is
-    the field by which an OpenAI-compatible upstream wants the bound of its output.
+    the field by which an OpenAI-compatible upstream wants the bound of its output. ``ours``: it is another node of this
+    server, so the model is priced as one of this machine.
     """
 
     kind: RemoteKind
@@ -19,3 +20,4 @@ class RemoteTerms(msgspec.Struct, frozen=True, array_like=True):
     first_byte_s: float = 60.0
     stall_s: float = 60.0
     cap_field: str = "max_tokens"
+    ours: bool = False

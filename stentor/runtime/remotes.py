@@ -65,6 +65,7 @@ class Remote:
         self.idle = asyncio.Event()
         self.idle.set()
         self._find_provider = find_provider
+        self._address: Address | None = None
 
     def address(self) -> Address | None:
         """Where it is now; None while the vault has no provider of its name and kind."""
@@ -84,7 +85,7 @@ class Remote:
         return self._take(now_s, 0)
 
     def _take(self, now_s: float, queued_us: int) -> Place:
-        address = self.address()
+        address = self._address  # the one that was just found to be worth asking
         assert address is not None
         self.circuit.begin(now_s)
         self.running += 1
@@ -95,7 +96,10 @@ class Remote:
         """Why a request can't be sent now, or None."""
         if not self.enabled:
             return _unavailable(self.spec, "it was stopped by an administrator", 60.0)
-        if self.address() is None:
+        self._address = self.address()
+        if self._address is None:
+            if self.remote.terms().ours:
+                return _unavailable(self.spec, "no server that runs it is up", 5.0)
             return _unavailable(self.spec, f"there is no provider '{self.remote.provider}' of its kind", 60.0)
         if not self.circuit.allows(now_s):
             return _unavailable(self.spec, "its upstream doesn't answer", max(1.0, self.circuit.retry_s(now_s)))

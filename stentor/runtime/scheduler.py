@@ -26,6 +26,7 @@ from stentor.runtime.launchers.llama import LlamaLauncher
 from stentor.runtime.launchers.llama_server import LlamaServerLauncher
 from stentor.runtime.launchers.speech import SpeechLauncher
 from stentor.runtime.memory import MIB
+from stentor.runtime.neighbours import Neighbours
 from stentor.runtime.place import Place
 from stentor.runtime.pool import Pool, PoolParts
 from stentor.runtime.preparation import ModelSource, Preparation
@@ -96,6 +97,7 @@ class LocalScheduler(SchedulerViews):
         self._closed = asyncio.Event()
         self.remotes = Remotes(settings.queue_max, log)
         self.remotes.add(self._catalogue.specs.values())
+        self.neighbours = Neighbours(self._catalogue, self.remotes)
         for spec in self._catalogue.specs.values():
             if spec.remote is None:
                 self._add_pool(spec)
@@ -228,6 +230,7 @@ class LocalScheduler(SchedulerViews):
         instances, as many as were wanted before. Whoever waits for a dropped one is refused. ``anew``: what is put has
         changed though its definition hasn't, as its files have. Raises InvalidModel, and then nothing has changed.
         """
+        self.neighbours.give_way(put)
         before = dict(self._catalogue.specs)
         self._catalogue.change(put, drop)
         self._preparation.look(put)

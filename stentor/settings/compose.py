@@ -141,8 +141,8 @@ def compose(read: Read) -> Settings:
 
 def _allowed_hosts(values: Mapping[str, Any]) -> tuple[str, ...]:
     """What the operator allows, and the names that the server was told it has."""
-    public = urlsplit(values["PUBLIC_URL"] or "").hostname
-    return tuple(dict.fromkeys([*values["ALLOWED_HOSTS"], values["HOST"], *([public] if public else [])]))
+    named = [urlsplit(values[name] or "").hostname for name in ("PUBLIC_URL", "NODE_URL")]
+    return tuple(dict.fromkeys([*values["ALLOWED_HOSTS"], values["HOST"], *(name for name in named if name)]))
 
 
 def child_environ(environ: Mapping[str, str]) -> dict[str, str]:

@@ -54,9 +54,15 @@ _SERVER = (
     ),
     Setting("PUBLIC_URL", kinds.URL, "Address that clients use, where it differs from the one listened on."),
     Setting(
+        "NODE_URL",
+        kinds.URL,
+        "Address at which other servers on the same PostgreSQL database reach this one; where it is set, they serve "
+        "its models, too.",
+    ),
+    Setting(
         "ALLOWED_HOSTS",
         kinds.WORDS,
-        "Names that a request's `Host` may carry, beside loopback, `HOST` and `PUBLIC_URL`.",
+        "Names that a request's `Host` may carry, beside loopback, `HOST`, `PUBLIC_URL` and `NODE_URL`.",
         default=(),
     ),
     Setting("TLS_CERT", kinds.PATH, "Certificate chain (PEM) to serve HTTPS with; needs `TLS_KEY`."),

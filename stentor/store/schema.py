@@ -44,6 +44,7 @@ nodes = Table(
     Column("epoch", BigInteger, nullable=False),
     Column("group_no", BigInteger, nullable=False),
     Column("address", Text, nullable=False),
+    Column("models", Text, nullable=False, server_default="[]"),
     Column("started_us", BigInteger, nullable=False),
     Column("seen_us", BigInteger, nullable=False),
     Column("lease_until_us", BigInteger, nullable=False),

@@ -164,6 +164,7 @@ def _nodes() -> None:
         sa.Column("epoch", sa.BigInteger(), nullable=False),
         sa.Column("group_no", sa.BigInteger(), nullable=False),
         sa.Column("address", sa.Text(), nullable=False),
+        sa.Column("models", sa.Text(), server_default="[]", nullable=False),
         sa.Column("started_us", sa.BigInteger(), nullable=False),
         sa.Column("seen_us", sa.BigInteger(), nullable=False),
         sa.Column("lease_until_us", sa.BigInteger(), nullable=False),
