@@ -100,11 +100,7 @@ class Authority:
         self.operations.add(what.table())
         self.operations.add(CredentialOperations(self.credentials, self._look_at).table())
         scheduler.remotes.connect(self._find_provider, self._look_at)
-        pepper = keyring.pepper()
-        if isinstance(books, SharedBooks):
-            books.admit_nodes(digest_key(pepper, node_token(pepper, database.node_id)))
-        node_url = settings.values["NODE_URL"]
-        self.neighbourhood = Neighbourhood(database, pepper, scheduler.neighbours, node_url, log)
+        self.neighbourhood = self._meet_neighbours(books)
         models.sources.hub.find_token = self.credentials.find_hf_token
         self.summer = UsageSummer(self.leader, clock, shared=settings.store.is_postgres)
         self._watch_gauges()
@@ -134,6 +130,13 @@ class Authority:
         authority.books.on_settled = authority.ring.sequencer.wake
         authority.operations.add(ReceiptKeys(authority.ring.office, keyring, authority.management).table())
         return authority
+
+    def _meet_neighbours(self, books: LocalBooks) -> Neighbourhood:
+        pepper = self.keyring.pepper()
+        if isinstance(books, SharedBooks):
+            books.admit_nodes(digest_key(pepper, node_token(pepper, self.database.node_id)))
+        url = self.settings.values["NODE_URL"]
+        return Neighbourhood(self.database, pepper, self.scheduler.neighbours, url, self._log)
 
     def _find_provider(self, name: str) -> Provider | None:
         if name.startswith(NODE_PREFIX):

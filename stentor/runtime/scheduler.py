@@ -26,7 +26,6 @@ from stentor.runtime.launchers.llama import LlamaLauncher
 from stentor.runtime.launchers.llama_server import LlamaServerLauncher
 from stentor.runtime.launchers.speech import SpeechLauncher
 from stentor.runtime.memory import MIB
-from stentor.runtime.neighbours import Neighbours
 from stentor.runtime.place import Place
 from stentor.runtime.pool import Pool, PoolParts
 from stentor.runtime.preparation import ModelSource, Preparation
@@ -97,7 +96,6 @@ class LocalScheduler(SchedulerViews):
         self._closed = asyncio.Event()
         self.remotes = Remotes(settings.queue_max, log)
         self.remotes.add(self._catalogue.specs.values())
-        self.neighbours = Neighbours(self._catalogue, self.remotes)
         for spec in self._catalogue.specs.values():
             if spec.remote is None:
                 self._add_pool(spec)

@@ -1,5 +1,6 @@
 """What operators and clients see of the scheduler: cards, counts, doors and logs; nothing is changed here."""
 
+import functools
 from collections.abc import Callable
 
 from stentor.core.ids import InstanceId, ModelId
@@ -15,6 +16,7 @@ from stentor.core.scheduler import (
 )
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.instance import Instance
+from stentor.runtime.neighbours import Neighbours
 from stentor.runtime.pool import Pool
 from stentor.runtime.remotes import Remotes
 from stentor.runtime.room import Cause, Room
@@ -33,6 +35,11 @@ class SchedulerViews:
         self._instances: dict[InstanceId, Instance] = {}
         self._room: Room
         self.remotes: Remotes
+
+    @functools.cached_property
+    def neighbours(self) -> Neighbours:
+        """The models of other nodes, which this scheduler serves like remote ones."""
+        return Neighbours(self._catalogue, self.remotes)
 
     def resolve(self, name: str, allowed: frozenset[str]) -> ServedModel:
         """The model that ``name`` means among ``allowed`` ids (empty: all). Raises Refused ``model_not_found``."""
