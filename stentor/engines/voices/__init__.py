@@ -1,0 +1,1 @@
+"""The models that speak, each behind :class:`~stentor.engines.synthesis.Synthesizer`."""

@@ -1,0 +1,149 @@
+"""Kokoro-82M: one ONNX model and many voices (style vectors), phonemes by espeak-ng (kokoro-onnx)."""
+
+import io
+import tempfile
+import threading
+import zipfile
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from stentor.core.errors import StentorError
+from stentor.core.lazy import load
+from stentor.engines.synthesis import Voice
+from stentor.engines.voices.piper import session_options
+
+RATE_HZ = 24_000
+# What the model itself can do; beyond it the sound is stretched.
+SLOWEST, QUICKEST = 0.5, 2.0
+PAUSE_S = 0.2
+_STYLE = (-1, 1, 256)
+# The first letter of a voice says what it speaks: tag, and espeak-ng's name.
+_LANGUAGES = {
+    "a": ("en-US", "en-us"),
+    "b": ("en-GB", "en-gb"),
+    "e": ("es", "es"),
+    "f": ("fr-FR", "fr-fr"),
+    "h": ("hi", "hi"),
+    "i": ("it", "it"),
+    "j": ("ja", "ja"),
+    "p": ("pt-BR", "pt-br"),
+    "z": ("zh", "cmn"),
+}
+_FIRST = ("af_heart", "af_bella", "af_sarah")
+
+
+def find_kokoro_files(folder: Path) -> tuple[Path, list[Path]]:
+    """The model and the files of its voices, in a folder or in ``voices`` below it. Raises StentorError."""
+    models = sorted(folder.glob("*.onnx"))
+    if len(models) != 1:
+        raise StentorError(f"{folder} holds {len(models)} files *.onnx; a Kokoro model is one.")
+    voices = sorted(path for where in (folder, folder / "voices") for path in where.glob("*") if _holds_voices(path))
+    if not voices:
+        raise StentorError(f"{folder} holds no voices: a file voices*.npz (or .bin), or a folder voices/ of *.bin.")
+    return models[0], voices
+
+
+def _holds_voices(path: Path) -> bool:
+    return path.suffix in (".npz", ".bin") and path.is_file()
+
+
+def read_kokoro_voices(files: list[Path]) -> tuple[Voice, ...]:
+    """The voices in ``files`` by their names alone, the ones that English speakers expect first."""
+    names = {name for path in files for name in _names_in(path)}
+    order = sorted(names, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
+    return tuple(Voice(name, language_of(name)[0]) for name in order)
+
+
+def _names_in(path: Path) -> list[str]:
+    if not zipfile.is_zipfile(path):
+        return [path.stem]
+    with zipfile.ZipFile(path) as archive:
+        return [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def language_of(voice: str) -> tuple[str, str]:
+    """The tag of the language that a voice speaks, and espeak-ng's name for it."""
+    return _LANGUAGES.get(voice[:1], ("en-US", "en-us"))
+
+
+class KokoroSynthesizer:
+    """The loaded model."""
+
+    rate_hz = RATE_HZ
+
+    def __init__(self, folder: Path, threads: int) -> None:
+        """Raises ImportError without the library, StentorError for files that don't make a model."""
+        model, files = find_kokoro_files(folder)
+        self.voices = read_kokoro_voices(files)
+        library: Any = load("kokoro_onnx")
+        runtime: Any = load("onnxruntime")
+        self._numpy: Any = load("numpy")
+        try:
+            self._styles = {name: style for path in files for name, style in self._read_styles(path)}
+            session = runtime.InferenceSession(
+                str(model), sess_options=session_options(runtime, threads), providers=["CPUExecutionProvider"]
+            )
+            with tempfile.NamedTemporaryFile(suffix=".npz") as none:  # it wants a file of voices, and gets arrays
+                self._numpy.savez(none)
+                none.flush()
+                self._kokoro = library.Kokoro.from_session(session, none.name)
+        except (KeyError, TypeError, ValueError, RuntimeError, OSError) as problem:
+            raise StentorError(f"{model} can't be loaded as a Kokoro model: {problem}") from None
+        self._turn = threading.Lock()
+
+    def _read_styles(self, path: Path) -> Iterator[tuple[str, Any]]:
+        numpy = self._numpy
+        if not zipfile.is_zipfile(path):
+            yield path.stem, numpy.fromfile(path, dtype="<f4").reshape(_STYLE)
+            return
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                style = numpy.load(io.BytesIO(archive.read(name)), allow_pickle=False)
+                yield name.removesuffix(".npy"), style.astype("float32").reshape(_STYLE)
+
+    def speak(self, text: str, voice: Voice, speed: float, place: int) -> "Iterator[array[int]]":
+        """See :class:`~stentor.engines.synthesis.Synthesizer`. ``text`` with nothing to pronounce is a short silence."""
+        if not text.strip():
+            return
+        own = min(max(speed, SLOWEST), QUICKEST)
+        with self._turn:
+            levels = self._create(text, voice, own)
+        samples = self._numpy.clip(levels * 32767.0, -32768, 32767).astype("<i2").tobytes()
+        if speed != own:
+            samples = _stretch(samples, speed / own)
+        yield array("h", samples + bytes(2 * round(PAUSE_S / speed * RATE_HZ)))
+
+    def _create(self, text: str, voice: Voice, speed: float) -> Any:
+        style = self._styles[voice.id]
+        phonemes = self._kokoro.tokenizer.phonemize(text, language_of(voice.id)[1])
+        if not phonemes.strip():
+            return self._numpy.zeros(0, dtype="float32")
+        levels, _ = self._kokoro.create(phonemes, style, speed, is_phonemes=True)
+        return levels
+
+
+def _stretch(samples: bytes, tempo: float) -> bytes:
+    """``samples`` quicker by ``tempo`` (0.5 to 100) at the same pitch (FFmpeg's atempo)."""
+    av: Any = load("av")
+    graph = av.filter.Graph()
+    source = graph.add_abuffer(format="s16", sample_rate=RATE_HZ, layout="mono")
+    tempo_filter, sink = graph.add("atempo", f"{tempo:.6f}"), graph.add("abuffersink")
+    source.link_to(tempo_filter)
+    tempo_filter.link_to(sink)
+    graph.configure()
+    frame = av.AudioFrame(format="s16", layout="mono", samples=len(samples) // 2)
+    if not frame.samples:
+        return b""
+    frame.sample_rate = RATE_HZ
+    frame.planes[0].update(samples)
+    graph.push(frame)
+    graph.push(None)
+    parts: list[bytes] = []
+    while True:
+        try:
+            made = graph.pull()
+        except (av.error.EOFError, av.error.BlockingIOError):
+            return b"".join(parts)
+        parts.append(bytes(made.planes[0])[: 2 * made.samples])
