@@ -4,11 +4,12 @@ import io
 import math
 import struct
 from array import array
+from itertools import pairwise
 
 import av
 import pytest
 
-from stentor.engines.encoding import FORMATS, UNKNOWN_LENGTH, choose_rate, make_encoder, wav_head
+from stentor.engines.speaking.encoding import FORMATS, UNKNOWN_LENGTH, choose_rate, make_encoder, wav_head
 
 CODECS = {"mp3": "mp3float", "opus": "opus", "aac": "aac", "flac": "flac", "wav": "pcm_s16le"}
 
@@ -37,7 +38,7 @@ def read_back(data: bytes) -> tuple[str, int, list[float]]:
 def pitch(levels: list[float], rate_hz: int) -> float:
     """By its upward crossings of zero, in the middle."""
     middle = levels[len(levels) // 4 : -len(levels) // 4]
-    ups = sum(1 for before, after in zip(middle, middle[1:], strict=False) if before < 0 <= after)
+    ups = sum(1 for before, after in pairwise(middle) if before < 0 <= after)
     return ups * rate_hz / len(middle)
 
 

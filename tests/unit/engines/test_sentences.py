@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stentor.engines.sentences import split_sentences
+from stentor.engines.speaking.sentences import split_sentences
 
 
 def pieces(text: str, most: int = 400, first: int = 400) -> list[str]:
@@ -51,7 +51,9 @@ def test_the_first_piece_is_short_so_that_it_is_there_soon() -> None:
     assert max(map(len, rest)) > 120
 
 
-@given(st.text(max_size=600) | st.lists(st.sampled_from([*"aB1 .,!?\n。、", "Mr. ", "word "]), max_size=300).map("".join))
+@given(
+    st.text(max_size=600) | st.lists(st.sampled_from([*"aB1 .,!?\n。、", "Mr. ", "word "]), max_size=300).map("".join)
+)
 def test_joined_they_are_the_text_and_none_is_too_long(text: str) -> None:
     made = list(split_sentences(text, 50, 20))
     assert "".join(made) == text

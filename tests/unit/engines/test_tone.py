@@ -7,8 +7,8 @@ from array import array
 
 import pytest
 
-from stentor.engines.encoding import little_endian
-from stentor.engines.voices.tone import speak_tones
+from stentor.engines.speaking.encoding import little_endian
+from stentor.engines.tone import speak_tones
 
 RATE = 16_000
 EACH = 2_880  # 180 ms

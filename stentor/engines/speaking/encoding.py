@@ -17,6 +17,7 @@ PCM_RATE_HZ = 24_000
 UNKNOWN_LENGTH = 0xFFFFFFFF
 WAV_HEAD_BYTES = 44
 
+
 class Encoder(Protocol):
     """Samples in, bytes out. ``finish`` once, at the end."""
 

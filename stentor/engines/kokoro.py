@@ -1,4 +1,4 @@
-"""Kokoro-82M: one ONNX model and many voices (style vectors), phonemes by espeak-ng (kokoro-onnx)."""
+"""The engine ``kokoro``: Kokoro-82M, one ONNX model and many voices, phonemes by espeak-ng (kokoro-onnx)."""
 
 import io
 import tempfile
@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from stentor.core.errors import StentorError
 from stentor.core.lazy import load
-from stentor.engines.synthesis import Voice
-from stentor.engines.voices.piper import session_options
+from stentor.engines.host import BadModel, SpeechConfig, need, run
+from stentor.engines.speaking.onnx import session_options
+from stentor.engines.speaking.synthesis import SpeakingEngine, Voice
 
 RATE_HZ = 24_000
+_EXTRA = "kokoro"
 # What the model itself can do; beyond it the sound is stretched.
 SLOWEST, QUICKEST = 0.5, 2.0
 PAUSE_S = 0.2
@@ -35,13 +36,13 @@ _FIRST = ("af_heart", "af_bella", "af_sarah")
 
 
 def find_kokoro_files(folder: Path) -> tuple[Path, list[Path]]:
-    """The model and the files of its voices, in a folder or in ``voices`` below it. Raises StentorError."""
+    """The model and the files of its voices, in a folder or in ``voices`` below it. Raises BadModel."""
     models = sorted(folder.glob("*.onnx"))
     if len(models) != 1:
-        raise StentorError(f"{folder} holds {len(models)} files *.onnx; a Kokoro model is one.")
+        raise BadModel(f"{folder} holds {len(models)} files *.onnx; a Kokoro model is one.")
     voices = sorted(path for where in (folder, folder / "voices") for path in where.glob("*") if _holds_voices(path))
     if not voices:
-        raise StentorError(f"{folder} holds no voices: a file voices*.npz (or .bin), or a folder voices/ of *.bin.")
+        raise BadModel(f"{folder} holds no voices: a file voices*.npz (or .bin), or a folder voices/ of *.bin.")
     return models[0], voices
 
 
@@ -74,10 +75,11 @@ class KokoroSynthesizer:
     rate_hz = RATE_HZ
 
     def __init__(self, folder: Path, threads: int) -> None:
-        """Raises ImportError without the library, StentorError for files that don't make a model."""
+        """Raises BadModel for files that don't make a model, and without the library."""
+        need("av", _EXTRA)
+        library = need("kokoro_onnx", _EXTRA)
         model, files = find_kokoro_files(folder)
         self.voices = read_kokoro_voices(files)
-        library: Any = load("kokoro_onnx")
         runtime: Any = load("onnxruntime")
         self._numpy: Any = load("numpy")
         try:
@@ -90,7 +92,7 @@ class KokoroSynthesizer:
                 none.flush()
                 self._kokoro = library.Kokoro.from_session(session, none.name)
         except (KeyError, TypeError, ValueError, RuntimeError, OSError) as problem:
-            raise StentorError(f"{model} can't be loaded as a Kokoro model: {problem}") from None
+            raise BadModel(f"{model} can't be loaded as a Kokoro model: {problem}") from None
         self._turn = threading.Lock()
 
     def _read_styles(self, path: Path) -> Iterator[tuple[str, Any]]:
@@ -104,7 +106,7 @@ class KokoroSynthesizer:
                 yield name.removesuffix(".npy"), style.astype("float32").reshape(_STYLE)
 
     def speak(self, text: str, voice: Voice, speed: float, place: int) -> "Iterator[array[int]]":
-        """See :class:`~stentor.engines.synthesis.Synthesizer`. ``text`` with nothing to pronounce is a short silence."""
+        """See :class:`~stentor.engines.speaking.synthesis.Synthesizer`. What can't be pronounced is a pause."""
         if not text.strip():
             return
         own = min(max(speed, SLOWEST), QUICKEST)
@@ -147,3 +149,12 @@ def _stretch(samples: bytes, tempo: float) -> bytes:
         except (av.error.EOFError, av.error.BlockingIOError):
             return b"".join(parts)
         parts.append(bytes(made.planes[0])[: 2 * made.samples])
+
+
+def make(config: SpeechConfig) -> SpeakingEngine:
+    """The engine of this configuration."""
+    return SpeakingEngine(lambda: KokoroSynthesizer(Path(config.model_path), config.threads))
+
+
+if __name__ == "__main__":
+    run(make)

@@ -1,9 +1,9 @@
-"""The tone synthesizer: a sine for each character, always the same bytes for the same text. Needs no library.
+"""The engine ``tone``: a sine for each character, always the same bytes for the same text. Needs no library.
 
 16 kHz mono s16; each character lasts 180 ms (divided by the speed), at an amplitude of 0.35 of full scale:
-220 Hz · 2^(n/12) with n the letter's place in a…z, digits after them, plus (i mod 5) · 12 Hz with i the character's place
-in the text, faded in and out over 5 ms. Letters beyond a…z sound as what they derive from (é as e), others by their code
-point. A space, and whatever is neither letter nor digit, is silence.
+220 Hz · 2^(n/12) with n the letter's place in a…z, digits after them, plus (i mod 5) · 12 Hz with i the character's
+place in the text, faded in and out over 5 ms. Letters beyond a…z sound as what they derive from (é as e), others by
+their code point. A space, and whatever is neither letter nor digit, is silence.
 """
 
 import math
@@ -11,7 +11,8 @@ import unicodedata
 from array import array
 from collections.abc import Iterator
 
-from stentor.engines.synthesis import Voice
+from stentor.engines.host import SpeechConfig, run
+from stentor.engines.speaking.synthesis import SpeakingEngine, Voice
 
 RATE_HZ = 16_000
 CHARACTER_S = 0.180
@@ -30,7 +31,7 @@ def frequency_of(character: str, place: int) -> float:
     note = _ALPHABET.find(unicodedata.normalize("NFKD", character.lower())[0])
     if note < 0:
         note = ord(character) % len(_ALPHABET)
-    return _BASE_HZ * 2.0 ** (note / 12.0) + (place % 5) * _WOBBLE_HZ
+    return _BASE_HZ * math.pow(2.0, note / 12.0) + (place % 5) * _WOBBLE_HZ
 
 
 def samples_of(character: str, place: int, speed: float = 1.0) -> "array[int]":
@@ -58,9 +59,19 @@ def speak_tones(text: str, first_place: int = 0, speed: float = 1.0) -> Iterator
 class ToneVoice:
     """The synthesizer as an engine has it."""
 
-    rate_hz = RATE_HZ
-    voices = (Voice("tone", "und"),)
+    def __init__(self) -> None:
+        self.rate_hz = RATE_HZ
+        self.voices = (Voice("tone", "und"),)
 
     def speak(self, text: str, voice: Voice, speed: float, place: int) -> "Iterator[array[int]]":
-        """See :class:`~stentor.engines.synthesis.Synthesizer`."""
+        """See :class:`~stentor.engines.speaking.synthesis.Synthesizer`."""
         return speak_tones(text, place, speed)
+
+
+def make(_config: SpeechConfig) -> SpeakingEngine:
+    """The engine of this configuration."""
+    return SpeakingEngine(ToneVoice)
+
+
+if __name__ == "__main__":
+    run(make)

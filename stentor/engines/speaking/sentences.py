@@ -19,11 +19,16 @@ _BREAK = re.compile(
 )
 # Words that end in a full stop without ending a sentence, in the languages that voices mostly speak.
 _ABBREVIATIONS = frozenset(
-    "mr mrs ms dr prof sr jr st mt vs etc inc ltd co corp no nos vol fig figs approx dept est gen col lt sgt capt rev "
-    "hon e.g i.e a.m p.m u.s u.k u.n ph.d cf ca al bzw usw ggf z.b d.h u.a s.o s.u nr str hr fr dipl ing evtl inkl "
-    "max min bspw m mme mlle av bd p.ex c.-à-d sra srta ud uds ee.uu pág núm dott sig sig.ra jan feb mar apr jun jul "
-    "aug sep sept oct nov dec mon tue wed thu fri sat sun".split()
-)
+    {
+        "mr", "mrs", "ms", "dr", "prof", "sr", "jr", "st", "mt", "vs", "etc", "inc", "ltd", "co", "corp", "no",
+        "nos", "vol", "fig", "figs", "approx", "dept", "est", "gen", "col", "lt", "sgt", "capt", "rev", "hon",
+        "e.g", "i.e", "a.m", "p.m", "u.s", "u.k", "u.n", "ph.d", "cf", "ca", "al", "bzw", "usw", "ggf", "z.b",
+        "d.h", "u.a", "s.o", "s.u", "nr", "str", "hr", "fr", "dipl", "ing", "evtl", "inkl", "max", "min", "bspw",
+        "m", "mme", "mlle", "av", "bd", "p.ex", "c.-à-d", "sra", "srta", "ud", "uds", "ee.uu", "pág", "núm", "dott",
+        "sig", "sig.ra", "jan", "feb", "mar", "apr", "jun", "jul", "aug", "sep", "sept", "oct", "nov", "dec", "mon",
+        "tue", "wed", "thu", "fri", "sat", "sun",
+    }
+)  # fmt: skip
 _CLAUSE = re.compile(r"[,;:،、，；：—–](?:\s+|(?<=[、，；：]))")
 _LOOK_BACK = 40  # characters before a full stop that say what it means
 _SPACE = re.compile(r"\s+")
@@ -92,6 +97,6 @@ def _find_cut(text: str, limit: int) -> int:
     if best > limit // 4:
         return best
     for mark in _SPACE.finditer(text, 0, limit + 1):
-        if 0 < mark.start() and mark.end() <= limit:
+        if mark.start() > 0 and mark.end() <= limit:
             best = mark.end()
     return best or limit

@@ -1,4 +1,4 @@
-"""Voices of Piper: a VITS model as ONNX with a JSON file beside it, phonemes by the espeak-ng inside piper-tts."""
+"""The engine ``piper``: a VITS model as ONNX with a JSON file beside it, phonemes by the espeak-ng inside piper-tts."""
 
 import threading
 from array import array
@@ -8,9 +8,12 @@ from typing import Any
 
 import msgspec
 
-from stentor.core.errors import StentorError
 from stentor.core.lazy import load
-from stentor.engines.synthesis import Voice
+from stentor.engines.host import BadModel, SpeechConfig, need, run
+from stentor.engines.speaking.onnx import session_options
+from stentor.engines.speaking.synthesis import SpeakingEngine, Voice
+
+_EXTRA = "piper"
 
 
 class _Language(msgspec.Struct, frozen=True):
@@ -29,22 +32,22 @@ class _Description(msgspec.Struct):
 
 
 def find_piper_files(place: Path) -> tuple[Path, Path]:
-    """The model and its description, of a file or of a folder with one voice. Raises StentorError."""
+    """The model and its description, of a file or of a folder with one voice. Raises BadModel."""
     models = sorted(place.glob("*.onnx")) if place.is_dir() else [place]
     if len(models) != 1:
-        raise StentorError(f"{place} holds {len(models)} files *.onnx; a Piper voice is one, with its .onnx.json.")
+        raise BadModel(f"{place} holds {len(models)} files *.onnx; a Piper voice is one, with its .onnx.json.")
     description = models[0].with_name(models[0].name + ".json")
     if not description.is_file():
-        raise StentorError(f"{description} is missing: the description that every Piper voice has beside its model.")
+        raise BadModel(f"{description} is missing: the description that every Piper voice has beside its model.")
     return models[0], description
 
 
 def read_piper_voices(description: bytes, fallback: str) -> tuple[Voice, ...]:
-    """The speakers of a voice, the default first. Raises StentorError."""
+    """The speakers of a voice, the default first. Raises BadModel."""
     try:
         found = msgspec.json.decode(description, type=_Description)
     except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-        raise StentorError(f"The description of the voice can't be read: {problem}.") from None
+        raise BadModel(f"The description of the voice can't be read: {problem}.") from None
     language = (found.language.code or found.espeak.voice or "und").replace("_", "-")
     speakers = sorted(found.speaker_id_map, key=lambda name: found.speaker_id_map[name])
     return tuple(Voice(name, language) for name in speakers or [found.dataset or fallback])
@@ -54,18 +57,19 @@ class PiperSynthesizer:
     """One loaded voice."""
 
     def __init__(self, place: Path, threads: int) -> None:
-        """Raises ImportError without the library, StentorError for files that don't make a voice."""
+        """Raises BadModel for files that don't make a voice, and without the library."""
+        need("av", _EXTRA)
+        self._library: Any = need("piper", _EXTRA)
         model, description = find_piper_files(place)
         text = description.read_bytes()
         self.voices = read_piper_voices(text, model.stem)
-        self._library: Any = load("piper")
         self._voice = _load_voice(self._library, model, text, threads)
         self.rate_hz = int(self._voice.config.sample_rate)
         # One text has all threads of the session; several at once would only share them.
         self._turn = threading.Lock()
 
     def speak(self, text: str, voice: Voice, speed: float, place: int) -> "Iterator[array[int]]":
-        """See :class:`~stentor.engines.synthesis.Synthesizer`."""
+        """See :class:`~stentor.engines.speaking.synthesis.Synthesizer`."""
         config = self._voice.config
         wanted = self._library.SynthesisConfig(
             speaker_id=config.speaker_id_map.get(voice.id),
@@ -88,14 +92,14 @@ def _load_voice(library: Any, model: Path, description: bytes, threads: int) -> 
             str(model), sess_options=session_options(runtime, threads), providers=["CPUExecutionProvider"]
         )
     except (KeyError, TypeError, ValueError, RuntimeError) as problem:
-        raise StentorError(f"{model} can't be loaded as a Piper voice: {problem}") from None
+        raise BadModel(f"{model} can't be loaded as a Piper voice: {problem}") from None
     return library.PiperVoice(session=session, config=config)
 
 
-def session_options(runtime: Any, threads: int) -> Any:
-    """Options by which ONNX Runtime uses ``threads`` threads and lets them sleep between two texts."""
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return options
+def make(config: SpeechConfig) -> SpeakingEngine:
+    """The engine of this configuration."""
+    return SpeakingEngine(lambda: PiperSynthesizer(Path(config.model_path), config.threads))
+
+
+if __name__ == "__main__":
+    run(make)

@@ -1,1 +1,0 @@
-"""The models that speak, each behind :class:`~stentor.engines.synthesis.Synthesizer`."""
