@@ -79,8 +79,11 @@ class Ask:
     """A checked request for text. ``fields`` are the client's fields, raw; the rest is what admission needs.
 
     ``prefix`` is a number for how it begins, the same for every turn of a conversation. ``images`` are those that
-    it names instead of sending them.
+    it names instead of sending them. ``audio_ms`` and ``characters`` bound what is heard and spoken.
     """
+
+    audio_ms = 0
+    characters = 0
 
     __slots__ = (
         "answers",

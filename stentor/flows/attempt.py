@@ -88,6 +88,8 @@ class Attempt:
             prefix_key=crc32(principal.project_id.encode(), ask.prefix),
             media=ask.media,
             step=step,
+            audio_ms=ask.audio_ms,
+            characters=ask.characters,
         )
         try:
             self.grant = await self._books.open(wanted)

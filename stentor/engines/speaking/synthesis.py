@@ -2,7 +2,7 @@
 
 ``POST /v1/audio/speech`` answers an event stream, as OpenAI's ``stream_format: "sse"`` has it, with two counts more:
 ``{"type":"speech.audio.delta","audio":<base64>,"characters":…,"audio_ms":…}`` says how much of the text is spoken with
-it, and how long that is; ``speech.audio.done`` ends a speech that is whole.
+it, and how long that is; ``speech.audio.done`` ends a speech that is whole, and holds the same for the last of it.
 """
 
 import difflib
@@ -125,22 +125,16 @@ class Speech:
                 data = self._encoder.feed(samples)
                 if data:
                     yield self._deltas(data)
-        usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
-        yield self._deltas(self._encoder.finish()) + _frame({"type": "speech.audio.done", "usage": usage})
+        yield self._frame("speech.audio.done", self._encoder.finish())
 
     def _deltas(self, data: bytes) -> bytes:
         """``data`` in frames; what was spoken since the last one counts with the first of them."""
-        frames = []
-        for start in range(0, max(len(data), 1), DELTA_BYTES):
-            counts = (self._characters, self._samples * 1000 // self._synthesizer.rate_hz)
-            characters, audio_ms = counts[0] - self._told[0], counts[1] - self._told[1]
-            self._told = counts
-            audio = b64encode(data[start : start + DELTA_BYTES]).decode()
-            frames.append(
-                _frame({"type": "speech.audio.delta", "audio": audio, "characters": characters, "audio_ms": audio_ms})
-            )
-        return b"".join(frames)
+        starts = range(0, len(data), DELTA_BYTES)
+        return b"".join(self._frame("speech.audio.delta", data[start : start + DELTA_BYTES]) for start in starts)
 
-
-def _frame(event: dict[str, object]) -> bytes:
-    return b"data: " + _encode(event) + b"\n\n"
+    def _frame(self, kind: str, data: bytes) -> bytes:
+        counts = (self._characters, self._samples * 1000 // self._synthesizer.rate_hz)
+        characters, audio_ms = counts[0] - self._told[0], counts[1] - self._told[1]
+        self._told = counts
+        event = {"type": kind, "audio": b64encode(data).decode(), "characters": characters, "audio_ms": audio_ms}
+        return b"data: " + _encode(event) + b"\n\n"

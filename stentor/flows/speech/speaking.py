@@ -1,0 +1,174 @@
+"""One try at a speech: the engine's events in, sound out as it is made, settled before the last of it goes out.
+
+An engine says with each piece how many characters of the text are spoken and how long the sound is; what was spoken
+until a client left, or an engine failed, is known by that. An upstream elsewhere says neither: its sound is passed on as
+it comes, and its text counts as spoken from the first byte on.
+"""
+
+import base64
+import binascii
+import time
+
+import msgspec
+
+from stentor.core.books import Grant, Usage
+from stentor.egress.engines import EngineAnswer, EngineUnreachable
+from stentor.egress.outbound import OutboundFailed
+from stentor.flows.attempt import Attempt
+from stentor.flows.failure import EngineFailed, EngineRefused
+from stentor.flows.frames import FrameSplitter, FrameTooLarge, frame_data
+from stentor.flows.speech.delivery import AsJson, make_way
+from stentor.flows.speech.request import PATH, SpeechAsk
+
+WHOLE_MAX_BYTES = 128 * 1024 * 1024
+
+
+class _Event(msgspec.Struct):
+    type: str
+    audio: str = ""
+    characters: int = 0
+    audio_ms: int = 0
+
+
+class _Problem(msgspec.Struct, frozen=True):
+    code: str = ""
+    message: str = ""
+
+
+class _ProblemBody(msgspec.Struct):
+    error: _Problem = _Problem()
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_problem = msgspec.json.Decoder(_ProblemBody).decode
+
+
+class SpeechAttempt(Attempt):
+    """One try at a :class:`SpeechAsk`."""
+
+    _ask: SpeechAsk
+
+    async def relay(self) -> None:
+        """Have it spoken, pass it on, settle, end it. Raises EngineFailed, EngineRefused."""
+        grant = self._granted()
+        self._overhead_us = max(0, int((time.monotonic() - self.client.received_s) * 1_000_000) - grant.queued_us)
+        self._way = make_way(self._ask.delivery)
+        self._spoken = [0, 0]
+        last = await (self._relay_engine(grant) if grant.remote is None else self._relay_remote(grant))
+        await self._end(last)
+
+    async def _relay_engine(self, grant: Grant) -> bytes:
+        body = self._ask.engine_body(grant.upstream_model)
+        try:
+            answer = await self._engines.post_json(grant.url + PATH, grant.token, body)
+        except EngineUnreachable as error:
+            raise EngineFailed("engine_unreachable", str(error), suspect=True) from None
+        try:
+            if answer.status != 200:
+                raise await _read_problem(answer, grant)
+            return await self._relay_events(answer)
+        except EngineUnreachable as error:
+            raise EngineFailed("engine_broke_off", str(error), suspect=True) from None
+        except (FrameTooLarge, binascii.Error, msgspec.DecodeError) as error:
+            raise EngineFailed("engine_rubbish", f"its speech can't be read: {error}", suspect=True) from None
+        finally:
+            answer.release()
+
+    async def _relay_events(self, answer: EngineAnswer) -> bytes:
+        """Pass on what is spoken; returns the last of it, which is held back."""
+        splitter = FrameSplitter()
+        while chunk := await answer.read():
+            out: list[bytes] = []
+            for frame in splitter.feed(chunk):
+                data = frame_data(frame)
+                if data is None:
+                    continue
+                event = _decode_event(data)
+                sound = base64.b64decode(event.audio, validate=True)
+                if event.type == "speech.audio.done":
+                    await self._pass(out)
+                    self._count(event)
+                    return sound
+                self._count(event)
+                out.append(sound)
+            await self._pass(out)
+        raise EngineFailed("engine_broke_off", "its speech ended before it was whole", suspect=True)
+
+    def _count(self, event: _Event) -> None:
+        self._spoken[0] += max(0, event.characters)
+        self._spoken[1] += max(0, event.audio_ms)
+
+    async def _relay_remote(self, grant: Grant) -> bytes:
+        answer = await self._engines.remote.ask_sound(grant, PATH, self._ask.engine_body(grant.upstream_model))
+        held = b""
+        try:
+            while chunk := await answer.read():
+                self._spoken[0] = len(self._ask.text)
+                await self._pass([held])
+                held = chunk
+        except OutboundFailed as error:
+            raise EngineFailed("upstream_broke_off", str(error), suspect=True) from None
+        finally:
+            answer.release()
+        if not held:
+            raise EngineFailed("upstream_rubbish", "it answered without any sound", suspect=True)
+        return held
+
+    async def _pass(self, sounds: list[bytes]) -> None:
+        data = b"".join(self._way.piece(sound) for sound in sounds)
+        if isinstance(self._way, AsJson) and self._way.size > WHOLE_MAX_BYTES:
+            raise EngineRefused(
+                "invalid_request",
+                f"This speech is over {WHOLE_MAX_BYTES // 2**20} MiB, too much for one JSON answer. Send less text, or "
+                "leave out 'Accept: application/json' to have the sound itself.",
+                param="input",
+            )
+        if not data:
+            return
+        if not self.started:
+            await self._start()
+        await self.client.write(data)
+
+    async def _start(self) -> None:
+        self.started = True
+        self._first_token_us = int((time.monotonic() - self.client.received_s) * 1_000_000)
+        await self.client.start_stream(self._head(None))
+
+    async def _end(self, last: bytes) -> None:
+        self._call.closing = True
+        self._spoken[0] = len(self._ask.text)
+        usage = self._usage_so_far()
+        settled = await self._settle("completed", usage, texts=self._uncounted(usage))
+        data = self._way.end(last, settled.usage)
+        if isinstance(self._way, AsJson):
+            await self.client.answer(self._head(settled.cost_nano), data)
+            return
+        if not self.started:
+            await self._start()
+        await self.client.end_stream(data)
+
+    def _usage_so_far(self) -> Usage:
+        return Usage(characters=self._spoken[0], audio_ms=self._spoken[1])
+
+    def _uncounted(self, usage: Usage | None) -> tuple[str, str]:
+        return self._ask.text, ""
+
+    def _relayed(self) -> tuple[Usage, str]:
+        usage = self._usage_so_far()
+        # How far an upstream came in the text before it failed, nobody knows.
+        return (usage if self._granted().remote is None else Usage(audio_ms=usage.audio_ms)), ""
+
+
+async def _read_problem(answer: EngineAnswer, grant: Grant) -> EngineRefused | EngineFailed:
+    body = await answer.error_body()
+    if answer.status in (404, 405, 501):
+        text = f"The engine of '{grant.model}' doesn't offer {PATH}; choose another model."
+        return EngineRefused("missing_ability", text, param="model")
+    try:
+        problem = _decode_problem(body).error
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        problem = _Problem()
+    if 400 <= answer.status < 500 and answer.status not in (401, 403, 408, 429):
+        param = problem.code if problem.code in ("voice", "response_format") else None
+        return EngineRefused("invalid_request", problem.message[:1000] or "The engine gave no reason.", param=param)
+    return EngineFailed("engine_error", f"it answered status {answer.status}", suspect=answer.status >= 500)

@@ -1,0 +1,58 @@
+"""``/v1/audio/speech`` and ``/v1/audio/voices``: from the connection to the flow and back."""
+
+from stentor.core.errors import Refused
+from stentor.core.principal import Principal
+from stentor.core.scheduler import Scheduler
+from stentor.flows.calls import Calls
+from stentor.flows.chat import ChatFlow
+from stentor.flows.client import AnswerHead
+from stentor.flows.speech.delivery import media_type_of
+from stentor.flows.speech.request import SpeechAsk, read_speech
+from stentor.http.connection import Connection
+from stentor.http.errors import error_frame
+from stentor.http.openai.text import labels_of
+
+
+class _Listener:
+    """Who hears a speech, behind ``stentor.flows.client.Client``."""
+
+    def __init__(self, connection: Connection, ask: SpeechAsk) -> None:
+        self.request_id = connection.request_id
+        self.received_s = connection.received_s
+        self._connection = connection
+        self._is_events = ask.delivery == "sse"
+        self._media_type = media_type_of(ask.form, ask.delivery).encode()
+        self.write = connection.write
+        self.end_stream = connection.end_stream
+        self.answer = connection.answer
+
+    async def start_stream(self, head: AnswerHead) -> None:
+        await self._connection.start_stream(head, self._media_type)
+
+    async def fail_stream(self, refusal: Refused) -> None:
+        # Sound can't say that it ends early: the connection closes without its last chunk.
+        if self._is_events:
+            await self._connection.write(error_frame(refusal))
+        await self._connection.cut()
+
+
+class SpeechEndpoints:
+    """Texts spoken aloud."""
+
+    def __init__(self, flow: ChatFlow, scheduler: Scheduler, calls: Calls, body_max_bytes: int) -> None:
+        self._flow = flow
+        self._scheduler = scheduler
+        self._calls = calls
+        self._body_max_bytes = body_max_bytes
+
+    async def speak(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """POST /v1/audio/speech"""
+        as_json = (connection.header(b"accept") or b"").strip().lower() == b"application/json"
+        ask = read_speech(await connection.read_body(self._body_max_bytes), as_json=as_json)
+        call = self._calls.enter(principal.key_id)
+        connection.watch(call)
+        try:
+            await self._flow.run(principal, ask, _Listener(connection, ask), call, labels_of(connection))
+        finally:
+            call.closing = True
+            self._calls.leave(call)
