@@ -17,6 +17,7 @@ from stentor.flows.chat import ChatFlow
 from stentor.flows.hearing import HearingAttempt
 from stentor.flows.images import ImageFetcher
 from stentor.flows.inputs import InputsAttempt
+from stentor.flows.speech.speaking import SpeechAttempt
 from stentor.flows.upstreams.remote import RemoteClient, Upstreams
 from stentor.http.admin.downloads import DownloadEndpoints
 from stentor.http.admin.handlers import show_session
@@ -28,6 +29,7 @@ from stentor.http.gateway import Callers, Gateway, Handler, HttpSettings
 from stentor.http.open_streams import OpenStreams
 from stentor.http.openai.keeping import KeptChat
 from stentor.http.openai.models import ModelEndpoints
+from stentor.http.openai.speech import SpeechEndpoints
 from stentor.http.openai.text import TextEndpoints
 from stentor.http.openai.transcriptions import TranscriptionEndpoints
 from stentor.http.passage import EnginePassageEndpoints
@@ -77,6 +79,8 @@ class GatewayParts:
             settings.audio_max_s,
         )
         models = ModelEndpoints(scheduler)
+        spoken = ChatFlow(books, self.engines, tracer, SpeechAttempt)
+        speech = SpeechEndpoints(spoken, scheduler, self.calls, settings.body_max_bytes)
         self._streams = OpenStreams()
         self._passage = EnginePassage()
         passage = EnginePassageEndpoints(scheduler, self._passage, self._streams, log, settings.body_max_bytes)
@@ -88,6 +92,8 @@ class GatewayParts:
             "tokenize": text.tokenize,
             "transcription": hearing.transcription,
             "translation": hearing.translation,
+            "speak": speech.speak,
+            "list_voices": speech.list_voices,
             "list_models": models.list_models,
             "get_model": models.get_model,
             "pass_on": passage.pass_on,

@@ -8,13 +8,15 @@ from typing import Literal, Protocol
 import msgspec
 
 from stentor.core.ids import InstanceId, ModelId
+from stentor.core.voices import VoiceCard
 
 InstanceState = Literal["starting", "ready", "draining", "stopping", "stopped", "failed"]
 ModelState = Literal["cold", "starting", "ready", "failed"]
 
 
 class ModelCard(msgspec.Struct, frozen=True):
-    """What a client may know of a model. ``context_size`` is tokens per request, after division among places."""
+    """What a client may know of a model. ``context_size`` is tokens per request, after division among places;
+    ``voices`` are known of one that speaks, once its files are there."""
 
     id: ModelId
     aliases: tuple[str, ...]
@@ -28,6 +30,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     ready_instances: int = 0
     reason: str = ""
     type: str = "text"
+    voices: tuple[VoiceCard, ...] = ()
 
 
 class InstanceCard(msgspec.Struct, frozen=True):

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from stentor.core.lazy import load
+from stentor.core.voices import VoiceCard, kokoro_language, order_kokoro_voices
 from stentor.engines.host import BadModel, SpeechConfig, need, run
 from stentor.engines.speaking.onnx import session_options
-from stentor.engines.speaking.synthesis import SpeakingEngine, Voice
+from stentor.engines.speaking.synthesis import SpeakingEngine
 
 RATE_HZ = 24_000
 _EXTRA = "kokoro"
@@ -20,19 +21,6 @@ _EXTRA = "kokoro"
 SLOWEST, QUICKEST = 0.5, 2.0
 PAUSE_S = 0.2
 _STYLE = (-1, 1, 256)
-# The first letter of a voice says what it speaks: tag, and espeak-ng's name.
-_LANGUAGES = {
-    "a": ("en-US", "en-us"),
-    "b": ("en-GB", "en-gb"),
-    "e": ("es", "es"),
-    "f": ("fr-FR", "fr-fr"),
-    "h": ("hi", "hi"),
-    "i": ("it", "it"),
-    "j": ("ja", "ja"),
-    "p": ("pt-BR", "pt-br"),
-    "z": ("zh", "cmn"),
-}
-_FIRST = ("af_heart", "af_bella", "af_sarah")
 
 
 def find_kokoro_files(folder: Path) -> tuple[Path, list[Path]]:
@@ -50,23 +38,11 @@ def _holds_voices(path: Path) -> bool:
     return path.suffix in (".npz", ".bin") and path.is_file()
 
 
-def read_kokoro_voices(files: list[Path]) -> tuple[Voice, ...]:
-    """The voices in ``files`` by their names alone, the ones that English speakers expect first."""
-    names = {name for path in files for name in _names_in(path)}
-    order = sorted(names, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
-    return tuple(Voice(name, language_of(name)[0]) for name in order)
-
-
 def _names_in(path: Path) -> list[str]:
     if not zipfile.is_zipfile(path):
         return [path.stem]
     with zipfile.ZipFile(path) as archive:
         return [name.removesuffix(".npy") for name in archive.namelist()]
-
-
-def language_of(voice: str) -> tuple[str, str]:
-    """The tag of the language that a voice speaks, and espeak-ng's name for it."""
-    return _LANGUAGES.get(voice[:1], ("en-US", "en-us"))
 
 
 class KokoroSynthesizer:
@@ -79,7 +55,7 @@ class KokoroSynthesizer:
         need("av", _EXTRA)
         library = need("kokoro_onnx", _EXTRA)
         model, files = find_kokoro_files(folder)
-        self.voices = read_kokoro_voices(files)
+        self.voices = order_kokoro_voices(name for path in files for name in _names_in(path))
         runtime: Any = load("onnxruntime")
         self._numpy: Any = load("numpy")
         try:
@@ -105,7 +81,7 @@ class KokoroSynthesizer:
                 style = numpy.load(io.BytesIO(archive.read(name)), allow_pickle=False)
                 yield name.removesuffix(".npy"), style.astype("float32").reshape(_STYLE)
 
-    def speak(self, text: str, voice: Voice, speed: float, place: int) -> "Iterator[array[int]]":
+    def speak(self, text: str, voice: VoiceCard, speed: float, place: int) -> "Iterator[array[int]]":
         """See :class:`~stentor.engines.speaking.synthesis.Synthesizer`. What can't be pronounced is a pause."""
         if not text.strip():
             return
@@ -117,9 +93,9 @@ class KokoroSynthesizer:
             samples = _stretch(samples, speed / own)
         yield array("h", samples + bytes(2 * round(PAUSE_S / speed * RATE_HZ)))
 
-    def _create(self, text: str, voice: Voice, speed: float) -> Any:
+    def _create(self, text: str, voice: VoiceCard, speed: float) -> Any:
         style = self._styles[voice.id]
-        phonemes = self._kokoro.tokenizer.phonemize(text, language_of(voice.id)[1])
+        phonemes = self._kokoro.tokenizer.phonemize(text, kokoro_language(voice.id)[1])
         if not phonemes.strip():
             return self._numpy.zeros(0, dtype="float32")
         levels, _ = self._kokoro.create(phonemes, style, speed, is_phonemes=True)

@@ -9,26 +9,12 @@ from typing import Any
 import msgspec
 
 from stentor.core.lazy import load
+from stentor.core.voices import VoiceCard, read_piper_voices
 from stentor.engines.host import BadModel, SpeechConfig, need, run
 from stentor.engines.speaking.onnx import session_options
-from stentor.engines.speaking.synthesis import SpeakingEngine, Voice
+from stentor.engines.speaking.synthesis import SpeakingEngine
 
 _EXTRA = "piper"
-
-
-class _Language(msgspec.Struct, frozen=True):
-    code: str = ""
-
-
-class _Espeak(msgspec.Struct, frozen=True):
-    voice: str = ""
-
-
-class _Description(msgspec.Struct):
-    language: _Language = _Language()
-    espeak: _Espeak = _Espeak()
-    dataset: str = ""
-    speaker_id_map: dict[str, int] = {}
 
 
 def find_piper_files(place: Path) -> tuple[Path, Path]:
@@ -42,17 +28,6 @@ def find_piper_files(place: Path) -> tuple[Path, Path]:
     return models[0], description
 
 
-def read_piper_voices(description: bytes, fallback: str) -> tuple[Voice, ...]:
-    """The speakers of a voice, the default first. Raises BadModel."""
-    try:
-        found = msgspec.json.decode(description, type=_Description)
-    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
-        raise BadModel(f"The description of the voice can't be read: {problem}.") from None
-    language = (found.language.code or found.espeak.voice or "und").replace("_", "-")
-    speakers = sorted(found.speaker_id_map, key=lambda name: found.speaker_id_map[name])
-    return tuple(Voice(name, language) for name in speakers or [found.dataset or fallback])
-
-
 class PiperSynthesizer:
     """One loaded voice."""
 
@@ -62,13 +37,16 @@ class PiperSynthesizer:
         self._library: Any = need("piper", _EXTRA)
         model, description = find_piper_files(place)
         text = description.read_bytes()
-        self.voices = read_piper_voices(text, model.stem)
+        try:
+            self.voices = read_piper_voices(text, model.stem)
+        except ValueError as problem:
+            raise BadModel(f"{description} can't be read: {problem}") from None
         self._voice = _load_voice(self._library, model, text, threads)
         self.rate_hz = int(self._voice.config.sample_rate)
         # One text has all threads of the session; several at once would only share them.
         self._turn = threading.Lock()
 
-    def speak(self, text: str, voice: Voice, speed: float, place: int) -> "Iterator[array[int]]":
+    def speak(self, text: str, voice: VoiceCard, speed: float, place: int) -> "Iterator[array[int]]":
         """See :class:`~stentor.engines.speaking.synthesis.Synthesizer`."""
         config = self._voice.config
         wanted = self._library.SynthesisConfig(

@@ -11,8 +11,9 @@ import unicodedata
 from array import array
 from collections.abc import Iterator
 
+from stentor.core.voices import TONE, VoiceCard
 from stentor.engines.host import SpeechConfig, run
-from stentor.engines.speaking.synthesis import SpeakingEngine, Voice
+from stentor.engines.speaking.synthesis import SpeakingEngine
 
 RATE_HZ = 16_000
 CHARACTER_S = 0.180
@@ -61,9 +62,9 @@ class ToneVoice:
 
     def __init__(self) -> None:
         self.rate_hz = RATE_HZ
-        self.voices = (Voice("tone", "und"),)
+        self.voices: tuple[VoiceCard, ...] = (TONE,)
 
-    def speak(self, text: str, voice: Voice, speed: float, place: int) -> "Iterator[array[int]]":
+    def speak(self, text: str, voice: VoiceCard, speed: float, place: int) -> "Iterator[array[int]]":
         """See :class:`~stentor.engines.speaking.synthesis.Synthesizer`."""
         return speak_tones(text, place, speed)
 

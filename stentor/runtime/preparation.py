@@ -80,7 +80,7 @@ class Preparation:
             weights = await self._fetch(spec) if spec.source else None
             voice = await asyncio.to_thread(find_voice, spec, weights)
             spec, way = voice.spec, f"{voice.size_bytes}"
-            self._catalogue.learn(ModelId(spec.id), Learned(spec.kind, voice.abilities))
+            self._catalogue.learn(ModelId(spec.id), Learned(spec.kind, voice.abilities, voice.voices))
             plans = self._plan_speech(voice, way, find_budget())
         else:
             weights = await self._fetch(spec)
@@ -126,8 +126,8 @@ class Preparation:
             with contextlib.suppress(StentorError):
                 path = self._source.find(spec.source)
                 if path is not None and spec.engine in SPEECH_TYPES:
-                    abilities = find_voice(spec, path).abilities
-                    self._catalogue.learn(ModelId(spec.id), Learned(spec.kind, abilities))
+                    voice = find_voice(spec, path)
+                    self._catalogue.learn(ModelId(spec.id), Learned(spec.kind, voice.abilities, voice.voices))
                 elif path is not None:
                     self._learn(find_nature(spec, path, quick=True))
 

@@ -273,6 +273,8 @@ class Remotes:
             places=remote.spec.parallel,
             ready_instances=int(state == "ready"),
             reason=remote.problem or ("" if refusal is None else refusal.details["reason"]),
+            type=served.type,
+            voices=served.voices,
         )
 
     def models(self) -> list[ModelId]:

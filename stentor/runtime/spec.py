@@ -10,6 +10,7 @@ import msgspec
 from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
 from stentor.core.remote import RemoteTerms
+from stentor.core.voices import TONE, VoiceCard
 from stentor.runtime.remote_spec import RemoteSpec, find_remote_problem
 
 EngineKind = Literal["llama", "llama-server", "command", "remote", "whisper", "sense_voice", "piper", "kokoro", "tone"]
@@ -119,6 +120,7 @@ class ServedModel(msgspec.Struct, frozen=True):
     remote: RemoteTerms | None = None
     fallbacks: tuple[str, ...] = ()
     type: ModelType = "text"
+    voices: tuple[VoiceCard, ...] = ()
 
 
 class Learned(msgspec.Struct, frozen=True):
@@ -126,6 +128,7 @@ class Learned(msgspec.Struct, frozen=True):
 
     type: ModelType
     abilities: tuple[str, ...]
+    voices: tuple[VoiceCard, ...] = ()
 
 
 def validate_spec(spec: ModelSpec) -> None:
@@ -217,6 +220,7 @@ def describe_served(spec: ModelSpec, context_size: int, learned: Learned | None 
         remote=None if spec.remote is None else spec.remote.terms(),
         fallbacks=spec.fallbacks,
         type=kind,
+        voices=learned.voices if learned is not None else (TONE,) if spec.engine == "tone" else (),
     )
 
 

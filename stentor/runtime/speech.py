@@ -9,8 +9,10 @@ from typing import NamedTuple
 
 import msgspec
 
+from stentor.core.voices import VoiceCard
 from stentor.runtime.launchers.base import LaunchRefused
 from stentor.runtime.spec import ABILITIES, SPEECH_TYPES, EngineKind, ModelSpec
+from stentor.runtime.voice_names import list_voices
 
 MIB = 1 << 20
 # The library that each engine needs, empty for none; the extra that brings it has the engine's name.
@@ -35,6 +37,7 @@ class Voice(NamedTuple):
     abilities: tuple[str, ...]
     size_bytes: int
     needed_bytes: int
+    voices: tuple[VoiceCard, ...] = ()
 
 
 class _Wanted(NamedTuple):
@@ -60,7 +63,7 @@ _WANTED: dict[EngineKind, _Wanted] = {
 def find_voice(spec: ModelSpec, path: Path | None) -> Voice:
     """What the model at ``path`` (a folder, or its .onnx file; None: it has no files) is. Raises LaunchRefused."""
     if path is None or spec.engine not in _WANTED:
-        return Voice(spec, ABILITIES[spec.kind], 0, _TONE_BYTES)
+        return Voice(spec, ABILITIES[spec.kind], 0, _TONE_BYTES, list_voices(spec.engine, path))
     wanted = _WANTED[spec.engine]
     folder = path if path.is_dir() else path.parent
     for patterns in wanted.groups:
@@ -73,7 +76,7 @@ def find_voice(spec: ModelSpec, path: Path | None) -> Voice:
     size_bytes = sum(file.stat().st_size for file in _list_files(path))
     needed_bytes = _PROCESS_BYTES + size_bytes * 3 // 2 + spec.parallel * _PLACE_BYTES
     full = msgspec.structs.replace(spec, type=SPEECH_TYPES[spec.engine])
-    return Voice(full, _choose_abilities(spec, folder), size_bytes, needed_bytes)
+    return Voice(full, _choose_abilities(spec, folder), size_bytes, needed_bytes, list_voices(spec.engine, path))
 
 
 def _list_files(path: Path) -> list[Path]:

@@ -166,6 +166,7 @@ class SchedulerViews:
             ready_instances=len(pool.ready),
             reason=failure.public if failure else pool.explain_fetch() or pool.note,
             type=served.type,
+            voices=served.voices,
         )
 
     def _describe_instance(self, instance: Instance) -> InstanceCard:

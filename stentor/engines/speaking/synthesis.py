@@ -10,10 +10,11 @@ import threading
 from array import array
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, Protocol
 
 import msgspec
 
+from stentor.core.voices import VoiceCard
 from stentor.engines.host import Answer, BadModel, Handler, Problem, read_order
 from stentor.engines.speaking.encoding import SpeechFormat, make_encoder
 from stentor.engines.speaking.sentences import split_sentences
@@ -33,20 +34,13 @@ class SpeechOrder(msgspec.Struct, frozen=True, kw_only=True):
     speed: Annotated[float, msgspec.Meta(ge=0.25, le=4.0)] = 1.0
 
 
-class Voice(NamedTuple):
-    """One voice of a model; ``language`` is a tag such as ``en-US``."""
-
-    id: str
-    language: str
-
-
 class Synthesizer(Protocol):
     """A model that speaks; several threads may ask at once."""
 
     rate_hz: int
-    voices: tuple[Voice, ...]
+    voices: tuple[VoiceCard, ...]
 
-    def speak(self, text: str, voice: Voice, speed: float, place: int) -> "Iterable[array[int]]":
+    def speak(self, text: str, voice: VoiceCard, speed: float, place: int) -> "Iterable[array[int]]":
         """The samples (s16, mono) of ``text``, which stands at ``place`` in the whole. May be none."""
         ...
 
@@ -83,7 +77,7 @@ class SpeakingEngine:
         return self._synthesizer
 
 
-def choose_voice(voices: tuple[Voice, ...], wanted: str) -> Voice:
+def choose_voice(voices: tuple[VoiceCard, ...], wanted: str) -> VoiceCard:
     """The voice that is meant; the first where none is named. Raises Problem with the nearest."""
     if wanted.lower() in DEFAULT_VOICE:
         return voices[0]

@@ -1,1 +1,1 @@
-"""Texts spoken aloud, and what is said written down."""
+"""Texts spoken aloud."""

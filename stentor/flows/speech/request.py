@@ -79,7 +79,8 @@ def _read_text(fields: dict[str, msgspec.Raw]) -> str:
         raise bad_request("'input' is missing or empty: send the text to speak.", "input")
     if len(text) > TEXT_MAX_CHARS:
         raise bad_request(
-            f"'input' has {len(text)} characters; at most {TEXT_MAX_CHARS} are spoken at once. Send it in parts.", "input"
+            f"'input' has {len(text)} characters; at most {TEXT_MAX_CHARS} are spoken at once. Send it in parts.",
+            "input",
         )
     return text
 

@@ -1,8 +1,8 @@
 """One try at a speech: the engine's events in, sound out as it is made, settled before the last of it goes out.
 
 An engine says with each piece how many characters of the text are spoken and how long the sound is; what was spoken
-until a client left, or an engine failed, is known by that. An upstream elsewhere says neither: its sound is passed on as
-it comes, and its text counts as spoken from the first byte on.
+until a client left, or an engine failed, is known by that. An upstream elsewhere says neither: its sound is passed on
+as it comes, and its text counts as spoken from the first byte on.
 """
 
 import base64
@@ -12,6 +12,7 @@ import time
 import msgspec
 
 from stentor.core.books import Grant, Usage
+from stentor.core.errors import Refused
 from stentor.egress.engines import EngineAnswer, EngineUnreachable
 from stentor.egress.outbound import OutboundFailed
 from stentor.flows.attempt import Attempt
@@ -47,13 +48,13 @@ class SpeechAttempt(Attempt):
     """One try at a :class:`SpeechAsk`."""
 
     _ask: SpeechAsk
+    _spoken = (0, 0)  # characters, milliseconds
 
     async def relay(self) -> None:
         """Have it spoken, pass it on, settle, end it. Raises EngineFailed, EngineRefused."""
         grant = self._granted()
         self._overhead_us = max(0, int((time.monotonic() - self.client.received_s) * 1_000_000) - grant.queued_us)
         self._way = make_way(self._ask.delivery)
-        self._spoken = [0, 0]
         last = await (self._relay_engine(grant) if grant.remote is None else self._relay_remote(grant))
         await self._end(last)
 
@@ -95,15 +96,15 @@ class SpeechAttempt(Attempt):
         raise EngineFailed("engine_broke_off", "its speech ended before it was whole", suspect=True)
 
     def _count(self, event: _Event) -> None:
-        self._spoken[0] += max(0, event.characters)
-        self._spoken[1] += max(0, event.audio_ms)
+        characters, audio_ms = self._spoken
+        self._spoken = (characters + max(0, event.characters), audio_ms + max(0, event.audio_ms))
 
     async def _relay_remote(self, grant: Grant) -> bytes:
         answer = await self._engines.remote.ask_sound(grant, PATH, self._ask.engine_body(grant.upstream_model))
         held = b""
         try:
             while chunk := await answer.read():
-                self._spoken[0] = len(self._ask.text)
+                self._spoken = (len(self._ask.text), 0)
                 await self._pass([held])
                 held = chunk
         except OutboundFailed as error:
@@ -136,9 +137,15 @@ class SpeechAttempt(Attempt):
 
     async def _end(self, last: bytes) -> None:
         self._call.closing = True
-        self._spoken[0] = len(self._ask.text)
+        self._spoken = (len(self._ask.text), self._spoken[1])
         usage = self._usage_so_far()
-        settled = await self._settle("completed", usage, texts=self._uncounted(usage))
+        try:
+            settled = await self._settle("completed", usage, texts=self._uncounted(usage))
+        except Refused as refusal:
+            if not self.started:
+                raise
+            await self.client.fail_stream(refusal)
+            return
         data = self._way.end(last, settled.usage)
         if isinstance(self._way, AsJson):
             await self.client.answer(self._head(settled.cost_nano), data)

@@ -170,6 +170,17 @@ class RemoteClient:
             answer.release()
         return b"".join(parts)
 
+    async def ask_sound(self, grant: Grant, path: str, body: bytes) -> OutboundAnswer:
+        """POST something that is answered with sound; returns when it begins. Raises EngineFailed, EngineRefused."""
+        terms = _terms(grant)
+        if terms.kind == "anthropic":
+            raise EngineRefused("missing_ability", f"The model '{grant.model}' answers conversations alone.")
+        answer = await self._send(grant, terms, path, body)
+        if not answer.content_type.startswith(("audio/", "application/octet-stream")):
+            answer.release()
+            raise _failed("upstream_rubbish", f"it answered {answer.content_type[:60] or 'nothing'}, not sound")
+        return answer
+
     async def _send(
         self, grant: Grant, terms: RemoteTerms, path: str, body: bytes, lacks: frozenset[int] = frozenset()
     ) -> OutboundAnswer:

@@ -22,14 +22,14 @@ class ModelEndpoints:
         """GET /v1/models"""
         cards = await self._scheduler.list_models()
         models = [_model(card) for card in cards if may_use(principal, card)]
-        await _respond(connection, wire.ModelList(data=models))
+        await respond_json(connection, wire.ModelList(data=models))
 
     async def get_model(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """GET /v1/models/{model}: by id, alias or any name that a request may use."""
         card = await self._scheduler.find_model(params["model"])
         if card is None or not may_use(principal, card):
             raise not_in_models(params["model"])
-        await _respond(connection, _model(card))
+        await respond_json(connection, _model(card))
 
 
 def may_use(principal: Principal, card: ModelCard) -> bool:
@@ -50,5 +50,6 @@ def _model(card: ModelCard) -> wire.Model:
     )
 
 
-async def _respond(connection: Connection, value: msgspec.Struct) -> None:
+async def respond_json(connection: Connection, value: msgspec.Struct) -> None:
+    """Answer with ``value`` as JSON."""
     await connection.respond(200, [(b"x-request-id", connection.request_id.encode()), _JSON], _encode(value))

@@ -1,6 +1,7 @@
 """The OpenAI-compatible routes."""
 
 from stentor.http import wire
+from stentor.http.openai import audio_wire
 from stentor.http.route import Route
 
 ROUTES: tuple[Route, ...] = (
@@ -33,6 +34,14 @@ ROUTES: tuple[Route, ...] = (
         "POST", "/v1/audio/translations", "translation", "key", "Write down in English what is said.", "inference",
         wire.TranscriptionForm, wire.Transcription, streams=True, form=True,
         also=("text/plain", "text/vtt", "text/event-stream"),
+    ),
+    Route(
+        "POST", "/v1/audio/speech", "speak", "key", "Speak a text.", "inference",
+        audio_wire.SpeechRequest, audio_wire.SpokenText, streams=True, also=audio_wire.SPOKEN_MEDIA_TYPES,
+    ),
+    Route(
+        "GET", "/v1/audio/voices", "list_voices", "key", "The voices of the models this key may use.", "inference",
+        None, audio_wire.VoiceList, query=("model",),
     ),
     Route("GET", "/v1/models", "list_models", "key", "The models this key may use.", "inference", None, wire.ModelList),
     Route("GET", "/v1/models/{model}", "get_model", "key", "One model.", "inference", None, wire.Model),

@@ -1,5 +1,7 @@
 """``/v1/audio/speech`` and ``/v1/audio/voices``: from the connection to the flow and back."""
 
+from urllib.parse import parse_qsl
+
 from stentor.core.errors import Refused
 from stentor.core.principal import Principal
 from stentor.core.scheduler import Scheduler
@@ -10,7 +12,9 @@ from stentor.flows.speech.delivery import media_type_of
 from stentor.flows.speech.request import SpeechAsk, read_speech
 from stentor.http.connection import Connection
 from stentor.http.errors import error_frame
-from stentor.http.openai.text import labels_of
+from stentor.http.openai import audio_wire
+from stentor.http.openai.models import may_use, respond_json
+from stentor.http.openai.text import labels_of, not_in_models
 
 
 class _Listener:
@@ -56,3 +60,15 @@ class SpeechEndpoints:
         finally:
             call.closing = True
             self._calls.leave(call)
+
+    async def list_voices(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
+        """GET /v1/audio/voices"""
+        cards = [card for card in await self._scheduler.list_models() if may_use(principal, card)]
+        wanted = dict(parse_qsl(connection.exchange.query.decode("latin-1"))).get("model", "")
+        if wanted:
+            named = await self._scheduler.find_model(wanted)
+            cards = [card for card in cards if named is not None and card.id == named.id]
+            if not cards:
+                raise not_in_models(wanted)
+        voices = [audio_wire.Voice(voice.id, card.id, voice.language) for card in cards for voice in card.voices]
+        await respond_json(connection, audio_wire.VoiceList(data=voices))
