@@ -19,7 +19,7 @@ from tests.speaking.conftest import SPEECH, VOICES
 from tests.speaking.sound import listen, loudness
 
 TEXT = "The quick brown fox jumps over the lazy dog near the river."
-LONG = " ".join(f"This is sentence number {n}, and it goes on for a while before it ends." for n in range(1, 31))
+LONG = " ".join(f"This is sentence number {n}, and it goes on for a while before it ends." for n in range(1, 7))
 TYPES = {
     "mp3": "audio/mpeg", "opus": "audio/ogg", "aac": "audio/aac", "flac": "audio/flac", "wav": "audio/wav",
     "pcm": "audio/pcm",
@@ -51,7 +51,7 @@ def test_the_client_gets_each_form(client: openai.OpenAI, gate: Gate, form: Any)
     assert event["output_tokens"] == 0
 
 
-@pytest.mark.parametrize("form", ["mp3", "wav", "pcm"])
+@pytest.mark.parametrize("form", ["mp3", "pcm"])
 def test_the_client_hears_the_beginning_before_the_end_is_made(client: openai.OpenAI, gate: Gate, form: Any) -> None:
     create = client.audio.speech.with_streaming_response.create
     with create(model="joe", voice="joe", input=LONG, response_format=form) as answer:
@@ -233,7 +233,7 @@ def read_some(stream: Stream, size: int = 2000) -> bytes:
 
 
 def test_a_client_that_leaves_ends_it_and_pays_for_what_was_spoken(gate: Gate) -> None:
-    stream = begin(gate, text=LONG * 10, response_format="wav")
+    stream = begin(gate, text=LONG * 40, response_format="wav")
     read_some(stream)
     stream.leave()
     event = until(lambda: gate.find_events(stream.request_id), timeout_s=60)[0]
@@ -246,7 +246,7 @@ def test_a_client_that_leaves_ends_it_and_pays_for_what_was_spoken(gate: Gate) -
 
 
 def test_a_speech_that_breaks_off_is_seen_to_be_cut(gate: Gate) -> None:
-    stream = begin(gate, text=LONG * 10, model="twice", voice="", response_format="wav")
+    stream = begin(gate, text=LONG * 40, model="twice", voice="", response_format="wav")
     read_some(stream)
     busy = next(slot for slot in gate.admin("GET", "/slots")["data"] if slot["model"] == "twice" and slot["running"])
     os.kill(busy["pid"], signal.SIGKILL)
@@ -257,15 +257,15 @@ def test_a_speech_that_breaks_off_is_seen_to_be_cut(gate: Gate) -> None:
     assert 0 < event["characters"] < len(LONG) * 10
     assert event["input_tokens"] == 0
     until(lambda: [s["status"] for s in gate.admin("GET", "/slots")["data"] if s["model"] == "twice"],
-          lambda states: states.count("ready") == 2, 60)  # fmt: skip
+          lambda states: states.count("loaded") == 2, 60)  # fmt: skip
 
 
 def test_events_that_break_off_say_so(gate: Gate) -> None:
     key = gate.make_key()
-    connection = gate.send(body(LONG * 10, stream_format="sse", response_format="pcm"), path=SPEECH, key=key["key"])
+    connection = gate.send(body(LONG * 40, stream_format="sse", response_format="pcm"), path=SPEECH, key=key["key"])
     stream = Stream(connection, connection.getresponse())
     stream.frame()
-    gate.admin("DELETE", f"/api-keys/{key['id']}")
+    gate.admin("POST", f"/api-keys/{key['id']}/revoke")
     rest = stream.rest()
     assert stream.broken
     assert b'"code":"invalid_api_key"' in rest
@@ -276,7 +276,7 @@ def test_events_that_break_off_say_so(gate: Gate) -> None:
 
 
 def test_two_instances_speak_at_a_time(gate: Gate) -> None:
-    streams = [begin(gate, text=LONG * 3, model="twice", voice="", response_format="wav") for _ in range(2)]
+    streams = [begin(gate, text=LONG * 20, model="twice", voice="", response_format="wav") for _ in range(2)]
     for stream in streams:
         read_some(stream)
     assert len({stream.headers["x-stentor-instance"] for stream in streams}) == 2
@@ -285,7 +285,7 @@ def test_two_instances_speak_at_a_time(gate: Gate) -> None:
 
 
 def test_several_speeches_take_turns_on_one_engine(gate: Gate) -> None:
-    long = begin(gate, text=LONG * 10, response_format="wav")
+    long = begin(gate, text=LONG * 40, response_format="wav")
     read_some(long)
     short = gate.ask("POST", SPEECH, body("Hello there.", response_format="wav"))
     assert short.status == 200
