@@ -71,16 +71,7 @@ class GatewayParts:
         flow = ChatFlow(books, self.engines, tracer, images=images)
         inputs = ChatFlow(books, self.engines, tracer, InputsAttempt)
         self._text = text = TextEndpoints(flow, inputs, self.calls, settings.body_max_bytes)
-        heard = ChatFlow(books, self.engines, tracer, HearingAttempt)
-        hearing = TranscriptionEndpoints(
-            TextEndpoints(heard, heard, self.calls, settings.body_max_bytes),
-            Spool(Path(settings.spool_dir)),
-            settings.audio_max_bytes,
-            settings.audio_max_s,
-        )
         models = ModelEndpoints(scheduler)
-        spoken = ChatFlow(books, self.engines, tracer, SpeechAttempt)
-        speech = SpeechEndpoints(spoken, scheduler, self.calls, settings.body_max_bytes)
         self._streams = OpenStreams()
         self._passage = EnginePassage()
         passage = EnginePassageEndpoints(scheduler, self._passage, self._streams, log, settings.body_max_bytes)
@@ -90,13 +81,28 @@ class GatewayParts:
             "embeddings": text.embeddings,
             "rerank": text.rerank,
             "tokenize": text.tokenize,
+            "list_models": models.list_models,
+            "get_model": models.get_model,
+            "pass_on": passage.pass_on,
+        }
+
+    def _audio_handlers(self) -> dict[str, Handler]:
+        """What is said written down, and texts spoken aloud."""
+        settings = self._settings
+        heard = ChatFlow(self._books, self.engines, self._tracer, HearingAttempt)
+        hearing = TranscriptionEndpoints(
+            TextEndpoints(heard, heard, self.calls, settings.body_max_bytes),
+            Spool(Path(settings.spool_dir)),
+            settings.audio_max_bytes,
+            settings.audio_max_s,
+        )
+        spoken = ChatFlow(self._books, self.engines, self._tracer, SpeechAttempt)
+        speech = SpeechEndpoints(spoken, self._scheduler, self.calls, settings.body_max_bytes)
+        return {
             "transcription": hearing.transcription,
             "translation": hearing.translation,
             "speak": speech.speak,
             "list_voices": speech.list_voices,
-            "list_models": models.list_models,
-            "get_model": models.get_model,
-            "pass_on": passage.pass_on,
         }
 
     def app(
