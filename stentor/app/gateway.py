@@ -84,6 +84,7 @@ class GatewayParts:
             "list_models": models.list_models,
             "get_model": models.get_model,
             "pass_on": passage.pass_on,
+            **self._audio_handlers(),
         }
 
     def _audio_handlers(self) -> dict[str, Handler]:
