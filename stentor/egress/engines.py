@@ -53,7 +53,8 @@ class _Line(asyncio.Protocol):
         self._stall_s = stall_s
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
-        self._parser: httptools.HttpResponseParser | None = None
+        self._parser = httptools.HttpResponseParser(self)
+        self._asked = False
         self._waiter: asyncio.Future[None] | None = None
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
@@ -73,7 +74,7 @@ class _Line(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self.answered = True
         self._heard_s = time.monotonic()
-        if self._parser is None or self._ended:
+        if not self._asked or self._ended:
             self._break("it sent bytes that nobody asked for")
             return
         try:
@@ -109,7 +110,6 @@ class _Line(asyncio.Protocol):
             self._framed = True
 
     def on_headers_complete(self) -> None:
-        assert self._parser is not None
         self.status = self._parser.get_status_code()
         self._headers_done = True
 
@@ -118,7 +118,6 @@ class _Line(asyncio.Protocol):
         self._buffered += len(body)
 
     def on_message_complete(self) -> None:
-        assert self._parser is not None
         self._ended = True
         self.reusable = self._parser.should_keep_alive()
 
@@ -127,7 +126,7 @@ class _Line(asyncio.Protocol):
     def send(self, request: bytes) -> None:
         """Start a request on this line."""
         assert self._transport is not None
-        self._parser = httptools.HttpResponseParser(self)
+        self._asked = True
         self.answered = self.reusable = self._headers_done = self._ended = self._framed = False
         self.content_type = ""
         self._chunks.clear()
@@ -167,8 +166,7 @@ class _Line(asyncio.Protocol):
 
     def rest(self) -> None:
         """Nobody waits for anything on this line."""
-        self._stop_timer()
-        self._parser = None
+        self._asked = False
         self.idle_since = time.monotonic()
 
     def close(self) -> None:
@@ -195,6 +193,10 @@ class _Line(asyncio.Protocol):
         self._wake()
 
     def _check_stall(self) -> None:
+        """One timer for many requests: to set one for each costs more than to look in vain."""
+        if not self._asked:
+            self._timer = None
+            return
         silent_s = time.monotonic() - self._heard_s
         # A reader that is behind isn't the engine's fault.
         if silent_s >= self._stall_s and not self._chunks:

@@ -332,7 +332,7 @@ class Attempt:
         if grant.remote is not None:
             ok = True if outcome == "completed" else False if suspect else None
             end = msgspec.structs.replace(end, upstream_ok=ok, retry_after_s=self._retry_after_s)
-        deadline = self._call.expire_in(SETTLE_TIMEOUT_S)
+        self._call.expire_in(SETTLE_TIMEOUT_S)
         try:
             settled = await self._books.close(end)
         except Refused as refusal:
@@ -348,7 +348,7 @@ class Attempt:
                 retry_after_s=5.0,
             ) from None
         finally:
-            deadline.cancel()
+            self._call.stay()
         self._span.end(grant, end, settled)
         return settled
 

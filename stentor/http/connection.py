@@ -160,14 +160,18 @@ class Connection:
             return
         if call.closing:
             # The books are settled: a reader who stalls now can only be hung up on.
-            deadline = call.expire_in(CLIENT_STALL_S)
-        else:
-            deadline = self._loop.call_later(CLIENT_STALL_S, call.interrupt, "client_stalled")
+            call.expire_in(CLIENT_STALL_S)
+            try:
+                await self.exchange.wait_writable()
+            except asyncio.CancelledError:
+                if not call.take_expiry():
+                    raise
+            finally:
+                call.stay()
+            return
+        deadline = self._loop.call_later(CLIENT_STALL_S, call.interrupt, "client_stalled")
         try:
             await self.exchange.wait_writable()
-        except asyncio.CancelledError:
-            if not call.take_expiry():
-                raise
         finally:
             deadline.cancel()
 
