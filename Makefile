@@ -29,7 +29,8 @@ $(DEV_STAMP): $(STAMP) requirements/dev.txt
 	@touch $@
 
 test: dev
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not soak'
+	# A test that fails gets a second try, and is named in the summary if it needed one: each of those is a defect, too.
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m 'not soak' --reruns 1 -r fEsR
 
 check: dev
 	$(BIN)/ruff check .

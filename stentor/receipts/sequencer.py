@@ -23,7 +23,7 @@ from stentor.telemetry.logs import Log
 
 GATHER_S = 0.2  # how long settlements are gathered before they are numbered together
 BATCH = 1024  # leaves in one transaction: about a millisecond of the writer's time
-BREATH = 32  # leaves that are made without letting others have the interpreter
+BREATH = 128  # leaves that are made without letting others have the interpreter
 IDLE_S = 5.0  # how often it looks without having been woken
 LATE_S = 1.0  # among other nodes: how often the newest events are looked through for ones that were committed late
 SWEEP_S = 60.0
