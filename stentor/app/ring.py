@@ -17,6 +17,7 @@ from stentor.core.clock import Clock
 from stentor.core.errors import Refused, StentorError, StoreUnavailable
 from stentor.core.scheduler import Scheduler
 from stentor.egress.outbound import Outbound, OutboundFailed
+from stentor.egress.shared_cache import SharedCache
 from stentor.receipts.keys import Keys
 from stentor.receipts.log import ReceiptLog
 from stentor.receipts.office import ReceiptOffice
@@ -58,6 +59,7 @@ class Ring:
         self.office = office
         self.sequencer = sequencer
         self.operations: RingOperations
+        self.cache: SharedCache | None = None
         self._talks = talks
         self._leader = leader
         self._seals = seals
@@ -81,11 +83,14 @@ class Ring:
         registry = Registry(
             database, settings.registry, fetch if settings.registry.base_url else None, list_own, clock, log
         )
+        cache = SharedCache(str(settings.values["CACHE_URL"]), log) if settings.values["CACHE_URL"] else None
+        registry.copies = cache
         tenants = Tenants()
         usage = RingUsage(database, registry, tenants, clock)
         values = settings.values
         talks = RingTalks(database, usage, tenants, clock, values["HISTORY_LEVEL"], values["HISTORY_RETENTION_DAYS"])
         ring = cls(office, sequencer, talks, leader, keyring if database.is_shared else None)
+        ring.cache = cache
         receipts = RingReceipts(office, Certified(database, office), usage, tenants, clock)
         ring.operations = RingOperations(
             usage, talks, receipts, RingProofs(receipt_log, office), RingRegistry(registry)
@@ -118,6 +123,8 @@ class Ring:
         with contextlib.suppress(TimeoutError, StentorError):
             async with asyncio.timeout(LAST_ENTRIES_S):
                 await self.sequencer.finish()
+        if self.cache is not None:
+            await self.cache.close()
 
 
 async def _fetch(outbound: Outbound, url: str) -> bytes:

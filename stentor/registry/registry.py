@@ -29,6 +29,8 @@ WHOLE = "*"
 RETRY_S = 30.0
 OWN_S = 2.0  # how long the list of our own models is kept
 PER_MILLION = 1_000_000
+COPY = "stentor:registry:1:"
+COPY_MAX_BYTES = 16 * 1024 * 1024
 _VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 
 
@@ -49,6 +51,40 @@ Fetch = Callable[[str], Awaitable[bytes]]
 ListOwn = Callable[[], Awaitable[Models]]
 
 
+class Copy(Protocol):
+    """What another server has fetched."""
+
+    @property
+    def body(self) -> bytes:
+        """As it was given to ``keep``."""
+        ...
+
+    @property
+    def left_s(self) -> float:
+        """For how long it is still kept."""
+        ...
+
+
+class Copies(Protocol):
+    """What servers with the same source keep for each other. Never fails, never takes long."""
+
+    async def find(self, name: str, most_bytes: int) -> Copy | None:
+        """What is kept under ``name``, if it isn't longer than that."""
+        ...
+
+    async def keep(self, name: str, body: bytes, keep_s: float) -> None:
+        """Keep it for so long."""
+        ...
+
+
+class _Fetched(msgspec.Struct):
+    """A source's document on its way between servers; ``ttl_s`` is how long it is fresh from its fetching on."""
+
+    models: Models
+    version: int
+    ttl_s: float
+
+
 class _Held(NamedTuple):
     document: ProviderDocument
     checked_s: float  # when it was last known to be current
@@ -64,11 +100,14 @@ class Answer(NamedTuple):
 
 
 class Registry:
-    """``fetch`` None: nothing is ever asked for. ``list_own`` lists this server's models with their prices."""
+    """``fetch`` None: nothing is ever asked for. ``list_own`` lists this server's models with their prices. Set
+    ``copies`` where servers share what they fetch.
+    """
 
     def __init__(
         self, store: Store, settings: RegistrySettings, fetch: Fetch | None, list_own: ListOwn, clock: Clock, log: Log
     ) -> None:
+        self.copies: Copies | None = None
         self._store = store
         self._base_url = settings.base_url.rstrip("/") if fetch is not None else ""
         self._ttl_s = settings.ttl_s
@@ -197,8 +236,9 @@ class Registry:
         now_s = self._clock.monotonic_s()
         if self._base_url:
             try:
-                models, version = await self._fetch_document(f"{self._base_url}/{provider}/models.json", provider)
-                return _Held(await self._remember(provider, models, version), now_s, now_s)
+                models, version, age_s = await self._find_or_fetch(provider)
+                asked_s = now_s - age_s
+                return _Held(await self._remember(provider, models, version), asked_s, asked_s)
             except StoreUnavailable:
                 raise
             except StentorError as error:
@@ -212,6 +252,33 @@ class Registry:
             return _Held(document, now_s - self._ttl_s - 1, now_s)
         document = await self._remember(provider, snapshot_models(provider), 0, SNAPSHOT_AT)
         return _Held(document, now_s - self._ttl_s - 1 if self._base_url else now_s, now_s)
+
+    async def _find_or_fetch(self, provider: str) -> tuple[Models, int, float]:
+        """Models, version and age of the source's document: another server's copy, or fetched. Raises StentorError."""
+        url = f"{self._base_url}/{provider}/models.json"
+        copies = self.copies if self._ttl_s > 0 else None
+        name = f"{COPY}{hashlib.sha256(url.encode()).hexdigest()[:32]}"
+        if copies is not None:
+            found = self._read_copy(await copies.find(name, COPY_MAX_BYTES), provider)
+            if found is not None:
+                return found
+        models, version = await self._fetch_document(url, provider)
+        if copies is not None:
+            await copies.keep(name, msgspec.json.encode(_Fetched(models, version, self._ttl_s)), self._ttl_s)
+        return models, version, 0.0
+
+    def _read_copy(self, copy: Copy | None, provider: str) -> tuple[Models, int, float] | None:
+        """A copy, if it is one and fresh by this server's own time."""
+        if copy is None:
+            return None
+        try:
+            fetched = msgspec.json.decode(copy.body, type=_Fetched)
+            models = _read_models(fetched.models, provider, "The shared cache")
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError, StentorError) as error:
+            self._log.event("registry_copy_unreadable", level="warning", name=provider, message=str(error))
+            return None
+        age_s = fetched.ttl_s - copy.left_s
+        return (models, fetched.version, max(0.0, age_s)) if age_s <= self._ttl_s else None
 
     async def _fetch_document(self, url: str, provider: str) -> tuple[Models, int]:
         assert self._fetch is not None

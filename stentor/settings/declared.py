@@ -308,6 +308,14 @@ _RING = (
         aliases=("LLMRING_REGISTRY_BASE_URL",),
     ),
     Setting(
+        "CACHE_URL",
+        kinds.TEXT,
+        "Valkey or Redis in which servers share what they fetched of the registry; nothing else needs it.",
+        default_text="each server keeps its own copies",
+        aliases=("LLMRING_REDIS_URL",),
+        secret=True,
+    ),
+    Setting(
         "CACHE_TTL",
         integer(0, None, "s"),
         "How long a copy of the registry counts as fresh.",
@@ -343,9 +351,6 @@ _RING = (
 
 _LATER = (
     _later("HF_INFERENCE_URL", kinds.URL, "Address of the hub's inference service."),
-    _later(
-        "CACHE_URL", kinds.TEXT, "Valkey or Redis, used as a cache only.", aliases=("LLMRING_REDIS_URL",), secret=True
-    ),
 )
 
 
