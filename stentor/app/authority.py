@@ -128,6 +128,8 @@ class Authority:
         parts = RingParts(books, scheduler, authority.outbound, clock, log, authority.leader)
         authority.ring = await Ring.open(settings, database, keyring, parts)
         authority.books.on_settled = authority.ring.sequencer.wake
+        authority.ring.watch(authority.metrics)
+        authority.operations.checks.append(authority.ring.examine)
         authority.operations.add(ReceiptKeys(authority.ring.office, keyring, authority.management).table())
         return authority
 
@@ -183,6 +185,7 @@ class Authority:
 
     async def render_metrics(self) -> bytes:
         """The exposition text of the whole server."""
+        await self.ring.measure()
         return self.metrics.render()
 
 

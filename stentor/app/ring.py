@@ -13,11 +13,13 @@ from stentor.control.ring.receipts import RingReceipts
 from stentor.control.ring.talks import RingTalks
 from stentor.control.ring.tenants import Tenants
 from stentor.control.ring.usage import RingUsage
+from stentor.control.wanted import Finding
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused, StentorError, StoreUnavailable
 from stentor.core.scheduler import Scheduler
 from stentor.egress.outbound import Outbound, OutboundFailed
 from stentor.egress.shared_cache import SharedCache
+from stentor.receipts.health import LogHealth
 from stentor.receipts.keys import Keys
 from stentor.receipts.log import ReceiptLog
 from stentor.receipts.office import ReceiptOffice
@@ -27,6 +29,7 @@ from stentor.settings import Settings
 from stentor.store.database import Database
 from stentor.store.leader import Leader
 from stentor.telemetry.logs import Log
+from stentor.telemetry.metrics import Metrics, Samples
 from stentor.vault.keyring import Keyring
 
 DOCUMENT_MAX_BYTES = 16 * 1024 * 1024
@@ -34,6 +37,7 @@ FETCH_TIMEOUT_S = 15.0
 FORGET_EVERY_S = 3600.0
 KEYS_EVERY_S = 1.0  # among other nodes: how often it is looked whether one of them has changed a signing key
 LAST_ENTRIES_S = 2.0
+MEASURE_S = 1.0
 OWN = "stentor"
 
 
@@ -57,8 +61,10 @@ class Ring:
         self, office: ReceiptOffice, sequencer: Sequencer, talks: RingTalks, leader: Leader, seals: Keyring | None
     ) -> None:
         self.office = office
+        self._waiting = 0
         self.sequencer = sequencer
         self.operations: RingOperations
+        self.health: LogHealth
         self.cache: SharedCache | None = None
         self._talks = talks
         self._leader = leader
@@ -91,6 +97,7 @@ class Ring:
         talks = RingTalks(database, usage, tenants, clock, values["HISTORY_LEVEL"], values["HISTORY_RETENTION_DAYS"])
         ring = cls(office, sequencer, talks, leader, keyring if database.is_shared else None)
         ring.cache = cache
+        ring.health = LogHealth(database, receipt_log, office, clock)
         receipts = RingReceipts(office, Certified(database, office), usage, tenants, clock)
         ring.operations = RingOperations(
             usage, talks, receipts, RingProofs(receipt_log, office), RingRegistry(registry)
@@ -99,11 +106,36 @@ class Ring:
 
     async def run(self) -> None:
         """Work in the background until cancelled."""
+        self.health.numbering = True
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self.sequencer.run(), name="sequencer")
             tasks.create_task(self._forget(), name="retention")
             if self._seals is not None:
                 tasks.create_task(self._follow_keys(self._seals), name="receipt-keys")
+
+    def watch(self, metrics: Metrics) -> None:
+        """Have the log measured when somebody asks."""
+        log = self.office.receipt_log
+        metrics.watch("stentor_receipt_log_leaves", lambda: log.row.size)
+        metrics.watch("stentor_receipt_log_waiting", lambda: self._waiting)
+        metrics.watch("stentor_receipt_log_leading", lambda: float(log.is_leading))
+        metrics.watch("stentor_receipt_leaves_appended_total", lambda: log.appended)
+        metrics.watch("stentor_receipt_checkpoint_timestamp_seconds", lambda: log.signed_us / 1e6)
+        metrics.watch("stentor_cache_lookups_total", self._count_lookups)
+
+    def _count_lookups(self) -> Samples:
+        found = {} if self.cache is None else self.cache.lookups
+        return [((outcome,), float(count)) for outcome, count in found.items()]
+
+    async def measure(self) -> None:
+        """Count what waits, for the metrics; while the database doesn't answer the last count stands."""
+        with contextlib.suppress(TimeoutError, StoreUnavailable):
+            async with asyncio.timeout(MEASURE_S):
+                self._waiting = (await self.health.waiting()).count
+
+    async def examine(self) -> list[Finding]:
+        """What `stentor doctor` says of the log."""
+        return [Finding(*check) for check in await self.health.examine()]
 
     async def _forget(self) -> None:
         while True:

@@ -1,6 +1,6 @@
 """Management as JSON rows: one shape for the admin API and for the command line beside a server that doesn't run."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from stentor.control.reading import (
     read_body,
     text_of,
 )
-from stentor.control.wanted import KeyAsk, UserAsk
+from stentor.control.wanted import Finding, KeyAsk, UserAsk
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
 from stentor.core.operator import Task
@@ -49,6 +49,7 @@ class Operations:
         self._management = management
         self._scheduler = scheduler
         self._table = self._make_table()
+        self.checks: list[Callable[[], Awaitable[list[Finding]]]] = []
 
     def add(self, table: Mapping[str, Operation]) -> None:
         """Take in the operations of another noun, by name."""
@@ -167,4 +168,7 @@ class Operations:
 
     async def doctor(self) -> Row:
         """What the books say of themselves."""
-        return page_of([msgspec.to_builtins(finding) for finding in await self._management.doctor_books()], None)
+        findings = await self._management.doctor_books()
+        for check in self.checks:
+            findings += await check()
+        return page_of([msgspec.to_builtins(finding) for finding in findings], None)

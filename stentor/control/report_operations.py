@@ -19,7 +19,7 @@ from stentor.control.reading import (
     text_of,
 )
 from stentor.control.reports import By, Reports
-from stentor.control.signups import Approval, Signups
+from stentor.control.signups import Approval, Registration, Signups
 from stentor.core.errors import Refused
 from stentor.core.operator import Task
 from stentor.people.signups import SignupAsk
@@ -57,6 +57,7 @@ class ReportOperations:
             "list_audit": self.list_audit,
             "list_configuration": self.list_configuration,
             "ask_signup": self.ask_signup,
+            "register_cli": self.register_cli,
             "list_signups": self.list_signups,
             "approve_signup": self.approve_signup,
             "reject_signup": self.reject_signup,
@@ -100,6 +101,13 @@ class ReportOperations:
         """Take in a request for an account; the same answer for known emails."""
         await self._signups.ask(read_body(task.body, SignupAsk), task.address)
         return {"status": "pending", "detail": "Thank you. An administrator decides, and sends you a key."}
+
+    async def register_cli(self, task: Task) -> Row:
+        """Take in a request for an account from llmring's command line."""
+        wanted = read_body(task.body, Registration)
+        if not wanted.accept_terms:
+            raise Refused("invalid_request", "The terms have to be accepted: 'accept_terms'.", param="accept_terms")
+        return {"api_key": await self._signups.register(wanted, task.address), "api_key_active": False}
 
     async def list_signups(self, task: Task) -> Row:
         """Requests for accounts."""

@@ -77,11 +77,16 @@ def find_digest(connection: Connection, key_id: KeyId) -> bytes | None:
 
 def add_key(connection: Connection, new: NewKey, text: str, digest: bytes, now_us: int) -> ApiKey:
     """Store a key's hash and what it may do. ``text`` is used for its last characters only."""
+    return add_known_key(connection, new, hint_of(text), digest, now_us)
+
+
+def add_known_key(connection: Connection, new: NewKey, hint: str, digest: bytes, now_us: int) -> ApiKey:
+    """As :func:`add_key`, where only its owner knows the text any more."""
     _check(new)
     key = ApiKey(
         id=KeyId(new_uuid7()),
         name=new.name,
-        hint=hint_of(text),
+        hint=hint,
         user_id=new.user_id,
         project_id=new.project_id,
         scopes=tuple(scope for scope in SCOPES if scope in new.scopes),

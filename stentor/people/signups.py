@@ -1,6 +1,6 @@
 """People who ask for an account, until an administrator decides."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection
@@ -29,6 +29,14 @@ class Signup(msgspec.Struct, frozen=True):
     decided_by: str
     created_us: int
     decided_us: int | None
+
+
+class HeldKey(NamedTuple):
+    """A key whose text its owner has; ``hint`` is its last four characters."""
+
+    name: str
+    hint: str
+    digest: bytes
 
 
 class SignupAsk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,6 +73,17 @@ def add_signup(connection: Connection, ask: SignupAsk, address: str, now_us: int
     signup = Signup(new_uuid7(), email, TierId(ask.tier), ask.message, address[:64], "pending", None, "", now_us, None)
     table.add_signup(connection, msgspec.structs.asdict(signup))
     return signup
+
+
+def hold_key(connection: Connection, signup: Signup, held: HeldKey) -> None:
+    """Store the key that was given out with a request: it works when that is approved, and not before."""
+    table.add_signup_key(connection, signup.id, held.name, held.hint, held.digest)
+
+
+def take_key(connection: Connection, signup: Signup) -> HeldKey | None:
+    """The key that was given out with a request, which is held no longer."""
+    row = table.take_signup_key(connection, signup.id)
+    return None if row is None else HeldKey(row[0], row[1], bytes(row[2]))
 
 
 def list_signups(

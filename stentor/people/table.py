@@ -4,7 +4,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from stentor.store.schema import api_keys, project_budgets, projects, sessions, signups, tiers, users
+from stentor.store.schema import api_keys, project_budgets, projects, sessions, signup_keys, signups, tiers, users
 
 AnyRow = Row[*tuple[Any, ...]]
 
@@ -285,6 +285,20 @@ def delete_sessions_before(connection: Connection, seen_us: int, created_us: int
 def add_signup(connection: Connection, values: dict[str, Any]) -> None:
     """Insert a request for an account."""
     connection.execute(insert(signups).values(**values))
+
+
+def add_signup_key(connection: Connection, signup_id: str, name: str, hint: str, digest: bytes) -> None:
+    """Insert a key that was given out with a request."""
+    values = {"signup_id": signup_id, "name": name, "hint": hint, "digest": digest}
+    connection.execute(insert(signup_keys).values(**values))
+
+
+def take_signup_key(connection: Connection, signup_id: str) -> AnyRow | None:
+    """Remove the key that was given out with a request: its name, hint and digest."""
+    gone = delete(signup_keys).where(signup_keys.c.signup_id == signup_id)
+    return connection.execute(
+        gone.returning(signup_keys.c.name, signup_keys.c.hint, signup_keys.c.digest)
+    ).one_or_none()
 
 
 def update_signup(connection: Connection, signup_id: str, values: dict[str, Any]) -> None:

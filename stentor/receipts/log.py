@@ -76,6 +76,8 @@ class ReceiptLog:
         self._row = claim.row
         self._node_id = node_id
         self._anchor: Anchor | None = None
+        self.appended = 0  # leaves, by this server
+        self.signed_us = 0  # when it last signed a checkpoint of the log that grows
         self._signers: Callable[[int], list[Ed25519PrivateKey]] = lambda _: []
         self._signed: SignedCheckpoint | None = None
         self._signing = asyncio.Lock()
@@ -110,6 +112,11 @@ class ReceiptLog:
     def row(self) -> table.LogRow:
         """The log as this server knows it; another node may have added to it since."""
         return self._row
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """What this server has shown last."""
+        return self._anchor
 
     @property
     def is_shared(self) -> bool:
@@ -222,6 +229,7 @@ class ReceiptLog:
         await self._store.write(lambda connection: _write(connection, row, after, planned, entries))
         self._claim = Claim(after, planned.tails, leads=True)
         self._see(after)
+        self.appended += len(entries)
         return planned.size
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
@@ -254,6 +262,7 @@ class ReceiptLog:
         note = sign_note(checkpoint.text(), row.origin, self._signers(self._clock.now_us()))
         await self._set_anchor(Anchor(row.origin, row.size, root.hex()))
         self._signed = SignedCheckpoint(checkpoint, note)
+        self.signed_us = self._clock.now_us()
         return self._signed
 
     async def checkpoint_of(self, log_id: int, covering: int) -> SignedCheckpoint:

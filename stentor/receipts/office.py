@@ -29,7 +29,7 @@ class ReceiptOffice:
 
     def __init__(self, store: Store, receipt_log: ReceiptLog, keys: Keys, salt_key: bytes, clock: Clock) -> None:
         self._store = store
-        self._receipt_log = receipt_log
+        self.receipt_log = receipt_log
         self._salt_key = salt_key
         self._clock = clock
         self.keys = keys
@@ -60,7 +60,7 @@ class ReceiptOffice:
         receipt = self._sign(usage_leaf(row, self._salt_key))
         log_id, index = leaf or (None, None)
         if log_id is not None and index is not None:
-            held, _ = await self._receipt_log.prove_inclusion(log_id, index, index + 1)
+            held, _ = await self.receipt_log.prove_inclusion(log_id, index, index + 1)
             if held != leaf_hash(receipt):
                 raise Refused(
                     "conflict",
@@ -81,7 +81,7 @@ class ReceiptOffice:
     async def _with_proof(self, receipt: Body, log_id: int | None, index: int | None) -> Body:
         if not log_id or index is None:
             return receipt
-        log = self._receipt_log
+        log = self.receipt_log
         signed = await log.checkpoint_of(log_id, index + 1)
         _, path = await log.prove_inclusion(log_id, index, signed.checkpoint.size)
         proof = {"index": index, "checkpoint": signed.note, "inclusion": [_base64(node) for node in path]}
@@ -185,7 +185,7 @@ class ReceiptOffice:
         async with self._rotating:
             keys, now_us = self.keys, self._clock.now_us()
             self.keys = await self._store.write(lambda connection: keys.rotated(connection, seals, purpose, now_us))
-            self._receipt_log.sign_with(lambda at_us: self.keys.checkpoint_signers(at_us))
+            self.receipt_log.sign_with(lambda at_us: self.keys.checkpoint_signers(at_us))
 
     async def follow_keys(self, seals: Seals) -> None:
         """Take up the keys that another node has made since the last time."""
@@ -195,7 +195,7 @@ class ReceiptOffice:
         async with self._rotating:
             keys = self.keys
             self.keys = await self._store.read(lambda connection: keys.reloaded(connection, seals))
-            self._receipt_log.sign_with(lambda at_us: self.keys.checkpoint_signers(at_us))
+            self.receipt_log.sign_with(lambda at_us: self.keys.checkpoint_signers(at_us))
         self._key_state = state
 
     def describe_keys(self) -> list[Body]:
@@ -216,7 +216,7 @@ class ReceiptOffice:
 
     async def entries(self, row: table.LogRow, start: int, end: int, project_id: str | None) -> list[Body]:
         """The leaves from ``start`` to before ``end``; contents of projects other than this are left out."""
-        hashes = await self._receipt_log.leaf_hashes(row, start, end)
+        hashes = await self.receipt_log.leaf_hashes(row, start, end)
 
         def work(connection: Connection) -> dict[int, tuple[str, str, Body]]:
             found: dict[int, tuple[str, str, Body]] = {}

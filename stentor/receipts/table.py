@@ -252,6 +252,36 @@ def list_late_usage(connection: Connection, until_id: int, limit: int) -> list[U
     return [UsageRow._make(row) for row in connection.execute(query.order_by(usage_events.c.id).limit(limit))]
 
 
+class Waiting(NamedTuple):
+    """How many events and receipts are to become leaves, and when the first event of them was settled."""
+
+    count: int
+    first_us: int | None
+
+
+def count_waiting(connection: Connection, mark: int, most: int) -> Waiting:
+    """What waits beyond the mark; nothing is counted beyond ``most``."""
+    found = connection.execute(_NEW_USAGE, {"after_id": mark, "most": 1}).first()
+    beyond = select(literal(1)).select_from(usage_events).where(usage_events.c.id > mark, ~_IS_LEAF).limit(most)
+    pending = select(literal(1)).select_from(receipts).where(receipts.c.log_id.is_(None)).limit(most)
+    counts = [
+        connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
+        for query in (beyond, pending)
+    ]
+    return Waiting(sum(counts), None if found is None else UsageRow._make(found).settled_us)
+
+
+def count_leaves(connection: Connection, log_id: int, start: int, end: int) -> int:
+    """How many of the leaves from ``start`` to before ``end`` are known to be an event or a receipt."""
+    counts = [
+        connection.execute(
+            select(func.count()).where(table.c.log_id == log_id, table.c.leaf_index >= start, table.c.leaf_index < end)
+        ).scalar_one()
+        for table in (usage_leaves, receipts)
+    ]
+    return sum(counts)
+
+
 def add_usage_leaves(connection: Connection, log_id: int, leaves: Sequence[tuple[int, int]]) -> None:
     """Say which leaf (index) is which event (id)."""
     runs: list[tuple[int, int, int, int]] = []

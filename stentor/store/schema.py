@@ -161,6 +161,16 @@ signups = Table(
     CheckConstraint("state IN ('pending', 'approved', 'rejected')", name="signups_state_known"),
 )
 
+# Keys that were given out with a request for an account, and work from its approval on.
+signup_keys = Table(
+    "signup_keys",
+    metadata,
+    Column("signup_id", Text, ForeignKey("signups.id"), primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("hint", Text, nullable=False),
+    Column("digest", LargeBinary, nullable=False),
+)
+
 # What was folded away by RETENTION_DAYS, by day: reports and the check of the books go on from here.
 usage_days = Table(
     "usage_days",

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import sys
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,7 +22,7 @@ from llmring.server_client import ServerClient
 from llmring.service_extended import LLMRingSession
 from openai import AsyncOpenAI
 
-from tests.http.harness import Gate
+from tests.http.harness import Gate, until
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the client's own
 
@@ -227,6 +228,27 @@ def test_the_command_line(gate: Gate, home: Path, run_cli: Callable[..., Done]) 
     assert json.loads(shown.stdout)["messages"][0]["content"] == "Hello"
     refused = run_cli(url, "sk-" + "x" * 48, "server", "status")
     assert "rejected (401)" in refused.stdout
+
+
+def test_the_command_line_asks_for_an_account(triple: Gate, home: Path, run_cli: Callable[..., Done]) -> None:
+    url, email = f"http://127.0.0.1:{triple.port}", f"{uuid.uuid4().hex[:8]}@example.org"
+    words = ("register", "--email", email, "--org", "Choir", "--project-name", "songs", "--accept-terms",
+             "--non-interactive", "--server", url)  # fmt: skip
+    done = run_cli(url, "", *words)
+    assert done.status == 0, done.stdout
+    assert "cannot be used yet" in done.stdout
+    key = re.search(r"sk-[0-9A-Za-z]{48}", done.stdout)[0]
+    assert triple.ask("GET", "/api/v1/logs", key=key).status == 401
+    again = run_cli(url, "", *words)  # whether an email is known is nobody's business
+    other = re.search(r"sk-[0-9A-Za-z]{48}", again.stdout)[0]
+    assert again.stdout.replace(other, key) == done.stdout
+    (waiting,) = [row for row in triple.admin("GET", "/signups?state=pending")["data"] if row["email"] == email]
+    assert "organization Choir; project songs" in waiting["message"]
+    triple.admin("POST", f"/signups/{waiting['id']}/approve", {})
+    until(lambda: triple.ask("GET", "/v1/models", key=key).status, lambda status: status == 200)
+    assert triple.ask("GET", "/v1/models", key=other).status == 401
+    unasked = {"email": email, "accept_terms": False}
+    assert triple.ask("POST", "/api/v1/cli/register", unasked, key="").status == 400
 
 
 async def test_a_wrong_key_is_an_error_that_the_client_knows(url: str) -> None:

@@ -413,6 +413,19 @@ def test_the_log_shows_proofs_to_all_and_contents_to_their_owners(ann: Tenant, b
         assert ask("GET", path, key="").status == 404
 
 
+def test_the_log_is_measured_and_examined(each: Gate, ann: Tenant):
+    receipt_of(ann)
+    leaves = each.metric("stentor_receipt_log_leaves")
+    assert leaves > ann.get("/receipts/log/entries?limit=1")["entries"][0]["index"]
+    until(lambda: each.metric("stentor_receipt_log_waiting"), lambda count: count == 0)
+    assert each.metric("stentor_receipt_log_leading") == 1
+    assert each.metric("stentor_receipt_leaves_appended_total") == leaves
+    assert each.metric("stentor_receipt_checkpoint_timestamp_seconds") > 1.7e9
+    found = {row["name"]: row for row in each.admin("GET", "/doctor")["data"]}
+    for name in ("receipt log", "receipt entries", "receipt checkpoint", "receipt keys"):
+        assert found[name]["ok"], found[name]
+
+
 def test_public_keys_in_every_form(each: Gate):
     pem = each.ask("GET", "/receipts/public-key.pem", key="").body
     assert pem.startswith(b"-----BEGIN PUBLIC KEY-----\nMCow")

@@ -14,6 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from stentor.core.errors import Refused, StentorError, StoreUnavailable
+from stentor.receipts.health import LogHealth
 from stentor.receipts.keys import OVERLAP_US, Keys, given_key
 from stentor.receipts.log import ReceiptLog, SequencerReplaced
 from stentor.receipts.merkle import is_consistent
@@ -447,6 +448,57 @@ async def test_an_ended_key_signs_nothing_that_happened_later(registry: Registry
         if key["purpose"] == "receipt":
             key["valid_until"] = "2001-01-01T00:00:00Z"
     assert "had ended" in (verify_receipt(receipt, read_keys(keys)).problem or "")
+
+
+# -- what doctor says
+
+
+async def examined(registry: Registry, *, numbering: bool = True) -> dict[str, tuple[bool, str]]:
+    house = registry.house
+    health = LogHealth(house.database, registry.receipt_log, registry.office, house.clock)
+    health.numbering = numbering
+    return {check.name: (check.ok, check.text) for check in await health.examine()}
+
+
+async def test_a_log_in_order_has_nothing_to_complain_of(registry: Registry, receipt) -> None:
+    found = await examined(registry)
+    assert list(found) == ["receipt log", "receipt entries", "receipt checkpoint", "receipt keys"]
+    assert all(ok for ok, _ in found.values()), found
+    await registry.office.issue("p", {"id": "x", "model": "x", "cost": {}}, "A")
+    await registry.settle(2)
+    assert "3 wait" in (await examined(registry))["receipt log"][1]
+    await registry.sequencer.catch_up()
+    found = await examined(registry)
+    assert all(ok for ok, _ in found.values()), found
+
+
+async def test_what_waits_too_long_is_told(registry: Registry, receipt, house: House) -> None:
+    await registry.settle(2)
+    house.clock.advance(61)
+    assert (await examined(registry, numbering=False))["receipt log"][0]
+    ok, said = (await examined(registry))["receipt log"]
+    assert not ok
+    assert "2 wait, the first for 61 s" in said
+    await registry.sequencer.catch_up()
+    house.clock.advance(61)
+    ok, said = (await examined(registry))["receipt checkpoint"]
+    assert not ok
+    assert "signed 122 s ago" in said
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "UPDATE usage_events SET output_tokens = output_tokens + 1",
+        "DELETE FROM usage_leaves",
+        "UPDATE usage_leaves SET leaf_index = leaf_index + 1000",
+        "DELETE FROM merkle_tiles",
+    ],
+)
+async def test_entries_that_are_not_what_was_logged_are_told(registry: Registry, receipt, harm: str) -> None:
+    await registry.house.database.write(lambda c: c.execute(text(harm)))
+    ok, said = (await examined(registry))["receipt entries"]
+    assert not ok, said
 
 
 # -- clients' receipts

@@ -84,6 +84,22 @@ class SignupTaken(msgspec.Struct):
     detail: str
 
 
+class RegisterRequest(msgspec.Struct, omit_defaults=True):
+    """What ``llmring register`` sends."""
+
+    email: str
+    organization: str | None = None
+    project_name: str | None = None
+    accept_terms: bool = False
+
+
+class Registered(msgspec.Struct):
+    """A key that works once an administrator has approved; the same answer for everybody, known or not."""
+
+    api_key: str
+    api_key_active: bool
+
+
 class Signup(msgspec.Struct):
     """A request for an account, and what became of it."""
 
@@ -137,5 +153,9 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "POST", "/api/signup", "ask_signup", "public", "Ask for an account.", "",
         SignupRequest, SignupTaken, "detail", managed=True,
+    ),
+    Route(
+        "POST", "/api/v1/cli/register", "register_cli", "public", "Ask for an account from llmring's command line.", "",
+        RegisterRequest, Registered, "detail", managed=True,
     ),
 )  # fmt: skip

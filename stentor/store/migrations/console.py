@@ -50,6 +50,15 @@ def _signups() -> None:
     )
     op.create_index("signups_state", "signups", ["state", "id"], unique=False)
     op.create_index("signups_email", "signups", ["email", "state"], unique=False)
+    op.create_table(
+        "signup_keys",
+        sa.Column("signup_id", sa.Text(), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("hint", sa.Text(), nullable=False),
+        sa.Column("digest", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(["signup_id"], ["signups.id"]),
+        sa.PrimaryKeyConstraint("signup_id"),
+    )
 
 
 def _usage_days() -> None:
