@@ -212,19 +212,22 @@ def test_old_messages_go_for_their_project_alone(ann: Tenant, bob: Tenant):
     assert len(bob.get(f"{places[1]}/messages")) == 1
 
 
-def test_ten_thousand_messages_page_quickly(gate: Gate):
+@pytest.mark.parametrize("store", ["single", "triple"], ids=["sqlite", "postgresql"])
+def test_ten_thousand_messages_page_quickly(request: pytest.FixtureRequest, store: str):
+    gate: Gate = request.getfixturevalue(store)
     ann = Tenant(gate)
     place = f"/conversations/{ann.post('/conversations', {})['id']}"
     for _ in range(10):
         ann.post(f"{place}/messages/batch", {"messages": [{"role": "user", "content": "word " * 20}] * 1000})
     assert ann.get(place)["message_count"] == 10_000
     took = []
-    for offset in (0, 5_000, 9_900):
+    for offset in (0, 5_000, 9_900) * 5:
         start = time.perf_counter()
         page = gate.server.ask("GET", f"{place}/messages?limit=100&offset={offset}", key=ann.key)
         took.append(time.perf_counter() - start)
         assert len(page.json()) == 100
-    assert min(took) < 0.05
+    print(f"\n{store}: a page of 100 of 10,000 in {min(took) * 1000:.1f} to {max(took) * 1000:.1f} ms")
+    assert min(took) < 0.05  # the quickest: others use this machine, too
     lines = ann.ask("GET", f"{place}/export")
     assert len(lines.body.splitlines()) == 5_001
     rest = ann.ask("GET", f"{place}/export?after={lines.headers['x-next-after']}")
@@ -487,15 +490,29 @@ def test_no_key_reaches_anothers_data_by_any_route(ann: Tenant, bob: Tenant):
             assert answer.status == 404, (route, answer.body)
             walked += 1
     assert walked >= 20
-    for path in ("/conversations", "/templates", "/templates/stats", "/api/v1/logs?metered_by=all",
-                 "/conversations/search?q=confidential"):  # fmt: skip
-        assert bob.get(path) == []
+    _walk_lists(ann, bob, [*ids["conversations"], *ids["templates"], *ids["receipts"], log])
     assert bob.get("/api/v1/stats?metered_by=all")["summary"]["total_requests"] == 0
     assert bob.get("/api/v1/receipts")["total"] == bob.get("/api/v1/receipts/uncertified")["total"] == 0
     for body in ({"log_ids": [log]}, {"start_date": "2020-01-01"}, {"since_last_receipt": True}):
         assert bob.post("/api/v1/receipts/preview", body)["total_logs"] == 0
     assert ann.get(f"/conversations/{conversation}")["title"] == "mine"
     assert ann.get(f"/conversations/{conversation}")["message_count"] == 1
+
+
+def _walk_lists(ann: Tenant, bob: Tenant, names: list[str]) -> None:
+    """Every route that lists: what is in it for its owner is in no stranger's."""
+    more = {"search_messages": "q=confidential", "logs": "metered_by=all", "uncertified_logs": "metered_by=stentor"}
+    shown = set()
+    for route in SURFACE:
+        if route.scope != "ring" or route.method != "GET" or "{" in route.path:
+            continue
+        words = more.get(route.handler.removeprefix("ring_"), "")
+        own, theirs = ann.ask("GET", f"{route.path}?{words}"), bob.ask("GET", f"{route.path}?{words}")
+        assert (own.status, theirs.status) == (200, 200), (route, own.body, theirs.body)
+        if any(name.encode() in own.body for name in names):
+            shown.add(route.path)
+        assert not any(name.encode() in theirs.body for name in [*names, "confidential"]), (route, theirs.body)
+    assert shown >= {"/conversations", "/api/v1/templates", "/templates", "/api/v1/receipts", "/api/v1/logs"}
 
 
 def test_two_keys_of_a_project_share_it(ann: Tenant):
