@@ -261,25 +261,29 @@ class Waiting(NamedTuple):
 
 def count_waiting(connection: Connection, mark: int, most: int) -> Waiting:
     """What waits beyond the mark; nothing is counted beyond ``most``."""
-    found = connection.execute(_NEW_USAGE, {"after_id": mark, "most": 1}).first()
-    beyond = select(literal(1)).select_from(usage_events).where(usage_events.c.id > mark, ~_IS_LEAF).limit(most)
-    pending = select(literal(1)).select_from(receipts).where(receipts.c.log_id.is_(None)).limit(most)
+    first = list_new_usage(connection, mark, 1)
+    beyond = select(usage_events.c.id).where(usage_events.c.id > mark).limit(most)
+    pending = select(receipts.c.id).where(receipts.c.log_id.is_(None)).limit(most)
     counts = [
         connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
         for query in (beyond, pending)
     ]
-    return Waiting(sum(counts), None if found is None else UsageRow._make(found).settled_us)
+    return Waiting(sum(counts), first[0].settled_us if first else None)
 
 
 def count_leaves(connection: Connection, log_id: int, start: int, end: int) -> int:
     """How many of the leaves from ``start`` to before ``end`` are known to be an event or a receipt."""
-    counts = [
-        connection.execute(
-            select(func.count()).where(table.c.log_id == log_id, table.c.leaf_index >= start, table.c.leaf_index < end)
-        ).scalar_one()
-        for table in (usage_leaves, receipts)
-    ]
-    return sum(counts)
+    runs = select(usage_runs.c.first_leaf, usage_runs.c.leaves).where(
+        usage_runs.c.log_id == log_id,
+        usage_runs.c.first_leaf < end,
+        usage_runs.c.first_leaf + usage_runs.c.leaves > start,
+    )
+    found = connection.execute(runs).all()
+    of_usage = sum(min(first + leaves, end) - max(first, start) for first, leaves in found)
+    kept = select(func.count()).where(
+        receipts.c.log_id == log_id, receipts.c.leaf_index >= start, receipts.c.leaf_index < end
+    )
+    return of_usage + int(connection.execute(kept).scalar_one())
 
 
 def add_usage_leaves(connection: Connection, log_id: int, leaves: Sequence[tuple[int, int]]) -> None:

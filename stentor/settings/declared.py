@@ -349,9 +349,7 @@ _RING = (
     ),
 )
 
-_LATER = (
-    _later("HF_INFERENCE_URL", kinds.URL, "Address of the hub's inference service."),
-)
+_LATER = (_later("HF_INFERENCE_URL", kinds.URL, "Address of the hub's inference service."),)
 
 
 def _grouped() -> tuple[Setting, ...]:

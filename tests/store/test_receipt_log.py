@@ -490,8 +490,8 @@ async def test_what_waits_too_long_is_told(registry: Registry, receipt, house: H
     "harm",
     [
         "UPDATE usage_events SET output_tokens = output_tokens + 1",
-        "DELETE FROM usage_leaves",
-        "UPDATE usage_leaves SET leaf_index = leaf_index + 1000",
+        "DELETE FROM usage_runs",
+        "UPDATE usage_runs SET first_leaf = first_leaf + 1000",
         "DELETE FROM merkle_tiles",
     ],
 )
