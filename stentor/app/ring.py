@@ -131,7 +131,7 @@ class Ring:
         """Count what waits, for the metrics; while the database doesn't answer the last count stands."""
         with contextlib.suppress(TimeoutError, StoreUnavailable):
             async with asyncio.timeout(MEASURE_S):
-                self._waiting = (await self.health.waiting()).count
+                self._waiting = (await self.health.waiting()).total
 
     async def examine(self) -> list[Finding]:
         """What `stentor doctor` says of the log."""

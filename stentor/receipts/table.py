@@ -255,7 +255,7 @@ def list_late_usage(connection: Connection, until_id: int, limit: int) -> list[U
 class Waiting(NamedTuple):
     """How many events and receipts are to become leaves, and when the first event of them was settled."""
 
-    count: int
+    total: int
     first_us: int | None
 
 
@@ -279,7 +279,7 @@ def count_leaves(connection: Connection, log_id: int, start: int, end: int) -> i
         usage_runs.c.first_leaf + usage_runs.c.leaves > start,
     )
     found = connection.execute(runs).all()
-    of_usage = sum(min(first + leaves, end) - max(first, start) for first, leaves in found)
+    of_usage = sum(min(int(first + leaves), end) - max(int(first), start) for first, leaves in found)
     kept = select(func.count()).where(
         receipts.c.log_id == log_id, receipts.c.leaf_index >= start, receipts.c.leaf_index < end
     )
