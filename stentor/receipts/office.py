@@ -13,7 +13,7 @@ from stentor.core.errors import Refused
 from stentor.receipts import table
 from stentor.receipts.batch import Item, certify, new_salt
 from stentor.receipts.canonical import NotCanonical, leaf_hash, sign_receipt
-from stentor.receipts.keys import Keys, Purpose, Seals
+from stentor.receipts.keys import Keys, Purpose, Seals, find_state
 from stentor.receipts.log import ReceiptLog, Store
 from stentor.receipts.stored import decode_body, encode_body
 from stentor.receipts.usage import UsageRow, split_receipt_id, usage_leaf
@@ -35,7 +35,7 @@ class ReceiptOffice:
         self.keys = keys
         self.wake: Callable[[], None] = _nobody_waits
         self._rotating = asyncio.Lock()
-        self._key_state: tuple[Any, ...] = ()
+        self._key_state: tuple[object, ...] = ()
         receipt_log.sign_with(lambda now_us: self.keys.checkpoint_signers(now_us))
 
     # -- handing out -------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class ReceiptOffice:
 
     async def follow_keys(self, seals: Seals) -> None:
         """Take up the keys that another node has made since the last time."""
-        state = await self._store.read(table.find_key_state)
+        state = await self._store.read(find_state)
         if state == self._key_state:
             return
         async with self._rotating:

@@ -9,8 +9,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy import Connection
 
 from stentor.core.errors import Refused, StentorError
-from stentor.receipts import table
 from stentor.receipts.canonical import from_base64url, to_base64url
+from stentor.receipts.keys import table
 from stentor.receipts.settings import ReceiptSettings
 
 Purpose = Literal["receipt", "checkpoint"]
@@ -162,6 +162,11 @@ class Keys:
     def publics(self, purpose: Purpose | None = None) -> list[PublicKey]:
         """All public keys, oldest first."""
         return [key for key in self._publics if purpose is None or key.purpose == purpose]
+
+
+def find_state(connection: Connection) -> tuple[object, ...]:
+    """Something that changes when any key in the database does."""
+    return table.find_key_state(connection)
 
 
 def default_key_id(public: bytes) -> str:
