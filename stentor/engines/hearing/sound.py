@@ -84,8 +84,8 @@ class Sound:
                 options={"protocol_whitelist": "none"},
                 metadata_errors="ignore",
             )
-        except (self._av.FFmpegError, ValueError, OSError) as error:
-            raise _broken(name, error) from None
+        except (self._av.FFmpegError, ValueError, OSError):
+            raise _broken(f"{name} file") from None
 
     def _choose_stream(self) -> Any:
         streams = self._container.streams.audio
@@ -118,9 +118,9 @@ class Sound:
                     return self._count(max_s)
                 total_s += float(packet.duration * packet.time_base)
                 _check_length(total_s, max_s)
-        except (self._av.FFmpegError, OverflowError) as error:
+        except (self._av.FFmpegError, OverflowError):
             if total_s == 0.0:
-                raise _broken("file", error) from None
+                raise _broken("file") from None
         return total_s
 
     def _count(self, max_s: float) -> float:
@@ -149,10 +149,10 @@ class Sound:
         for packet in self._packets():
             try:
                 frames = self._stream.codec_context.decode(packet)
-            except self._av.FFmpegError as error:
+            except self._av.FFmpegError:
                 broken += 1
                 if broken > _BROKEN_MAX or (not found and packet.size == 0):
-                    raise _broken("file", error) from None
+                    raise _broken("file") from None
                 continue
             for frame in frames:
                 if frame.sample_rate not in _RATES:
@@ -177,8 +177,8 @@ class Sound:
         numpy = load("numpy")
         try:
             pieces = resampler.resample(frame)
-        except (self._av.FFmpegError, ValueError) as error:
-            raise _broken("sound", error) from None
+        except (self._av.FFmpegError, ValueError):
+            raise _broken("file") from None
         for piece in pieces:
             yield piece.to_ndarray().reshape(-1).astype(numpy.float32) / 32768.0
 
@@ -201,6 +201,5 @@ def _too_long(seconds: float, max_s: float) -> Problem:
     )
 
 
-def _broken(what: str, error: Exception) -> Problem:
-    reason = getattr(error, "strerror", None) or str(error)
-    return Problem("bad_audio", f"The {what} is damaged and can't be read as sound: {reason[:120]}.")
+def _broken(what: str) -> Problem:
+    return Problem("bad_audio", f"The {what} is damaged or cut off: it can't be read as sound.")

