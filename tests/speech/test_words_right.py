@@ -7,6 +7,7 @@ from tests.speech.conftest import Hearing
 from tests.speech.words import NORMAL, error_rate
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("model", "most"), [("base", 0.05), ("tiny", 0.10)])
 def test_twenty_sentences_are_understood(gate: Hearing, model: str, most: float) -> None:
     heard = [gate.hear(clips.speak(each).read_bytes(), model=model).json()["text"] for each in clips.SENTENCES]
