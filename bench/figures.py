@@ -15,6 +15,7 @@ ADDED_MS = 0.35
 CHUNKS_PER_S = 20_000.0
 RSS_MB = 120.0
 START_S = 2.0
+FIRST_WORD_S = 2.5
 TWO_WORKER_COST = 1.15
 SPLIT_SHARE = 0.40
 MOCK_RATIO = 3.0
@@ -120,10 +121,11 @@ class Figures:
             float(str(row["rss_mb"])) for name in ("stentor", TWO_WORKERS) for row in self.outcome.memory.get(name, [])
         ]
         starts = self.outcome.start_s.get("new", []) + self.outcome.start_s.get("again", [])
-        largest, slowest = spread(sizes), spread(starts)
+        largest, slowest, first = spread(sizes), spread(starts), spread(self.outcome.cold_s)
         return [
             limit_on_max("RSS of the largest idle process, MB", largest, RSS_MB, "{:.0f}"),
             limit_on_max("import + start until its line, s (slowest)", slowest, START_S, "{:.2f}"),
+            limit_on_max("cold starter model, request to first word, s (slowest)", first, FIRST_WORD_S, "{:.2f}"),
         ]
 
     def worker_checks(self) -> list[Check]:

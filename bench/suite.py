@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from bench import machine, peers
+from bench import cold, machine, peers
 from bench.load import (
     SCENARIOS,
     STREAM,
@@ -25,11 +25,12 @@ from bench.process import StartFailed, hold_connections
 
 TWO_WORKERS = "stentor-2"
 PEERS = ("direct", "nginx", "litellm", "stentor", TWO_WORKERS)
-PARTS = (*(scenario.name for scenario in SCENARIOS), "start", "memory", "split", "books")
+PARTS = (*(scenario.name for scenario in SCENARIOS), "start", "cold", "memory", "split", "books")
 IDLE_S = 2.0
 SPLIT_CONNECTIONS = 400
 FDATASYNCS = 300
 EXACT_REQUESTS = 2000
+COLD_STARTS = 3  # a round
 EXACT_STREAMS = 64
 
 
@@ -58,6 +59,7 @@ class Outcome:
     memory: dict[str, list[dict[str, object]]] = field(default_factory=dict)
     idle_cpu_share: dict[str, float] = field(default_factory=dict)
     start_s: dict[str, list[float]] = field(default_factory=dict)
+    cold_s: list[float] = field(default_factory=list)
     split: dict[str, int] = field(default_factory=dict)
     fdatasync: dict[int, dict[str, object]] = field(default_factory=dict)
     books: list[dict[str, object]] = field(default_factory=list)
@@ -74,6 +76,8 @@ def run(plan: Plan, folder: Path, say: Report) -> Outcome:
     starters = {name: STARTERS[name] for name in plan.peers()}
     if plan.wants("start") and "stentor" in starters:
         attempt(outcome, "start", partial(measure_starts, plan, folder, outcome, say))
+    if plan.wants("cold") and "stentor" in starters:
+        attempt(outcome, "cold", partial(measure_cold, plan, folder, outcome, say))
     with ExitStack() as stack:
         up = stack.enter_context(peers.upstream(folder))
         running = list(start_all(starters, up, folder, stack, outcome, say))
@@ -138,6 +142,12 @@ def measure_starts(plan: Plan, folder: Path, outcome: Outcome, say: Report) -> N
         for kind in ("new", "again"):
             with peers.stentor(folder / f"start-{number}") as peer:
                 outcome.start_s.setdefault(kind, []).append(peer.start_s or 0.0)
+
+
+def measure_cold(plan: Plan, folder: Path, outcome: Outcome, say: Report) -> None:
+    """First words of a real model that has to be started for them."""
+    say("cold model")
+    outcome.cold_s += cold.measure(folder, COLD_STARTS * plan.rounds)
 
 
 def measure_idle(running: list[Peer], outcome: Outcome, say: Report) -> None:
