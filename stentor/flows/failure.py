@@ -28,3 +28,12 @@ class EngineFailed(Exception):
         self.suspect = suspect
         self.retry_after_s = retry_after_s
         self.refusal = refusal
+
+
+def is_illness(said: str) -> bool:
+    """Whether an error that an engine reports is a reason to look at it before it gets more work.
+
+    llama-server can't read back every answer of a model ("… does not match the expected … format", 500): it is as well
+    as before, and another try may say something else.
+    """
+    return " does not match the expected " not in said

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from stentor.accounting.tokens import count_tokens
+from stentor.flows.failure import is_illness
 from tests.http.harness import CHAT, Gate, chat_body, marked, price, until
 from tests.scripted_engine import DEFAULT_TEXT, script
 
@@ -122,7 +123,7 @@ def test_an_engine_that_hangs_is_let_go_when_the_client_leaves(each: Gate, point
     each.engine().wait_entry(mark, ended=False)
     until(lambda: each.engine().entries(mark)[0]["frames"], lambda count: point in EARLY or count >= 4)
     connection.close()
-    assert each.engine().wait_entry(mark, timeout_s=1.0)["ended"] == "client_left"
+    assert each.engine().wait_entry(mark, timeout_s=30.0)["ended"] == "client_left"
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
@@ -168,6 +169,27 @@ def test_an_engine_that_fails_is_asked_twice(each: Gate, status, stream):
     again = each.chat(text, stream=stream)
     assert again.status == 200
     assert [event["status"] for event in each.events(again.request_id, 2)] == ["failed", "completed"]
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
+def test_words_that_an_engine_can_not_read_back_are_tried_again(each: Gate, stream):
+    """llama-server's parser of answers refuses some of what its model says; neither is ill, and another try may do."""
+    message = "The model produced output that does not match the expected peg-native format"
+    text, mark = marked({"say": SPOKEN}, status=500, message=message, type="server_error", once=True)
+    answer = each.chat(text, stream=stream)
+    assert answer.status == 200
+    first, second = each.events(answer.request_id, 2)
+    assert (first["status"], first["reason"], first["cost_nano"]) == ("failed", "engine_error", 0)
+    assert (second["status"], second["reason"]) == ("completed", "")
+    assert len(each.engine().entries(mark)) == 2
+    assert_failed_twice(each, each.chat(script(status=500, message=message), stream=stream), "engine_error")
+
+
+def test_only_some_errors_are_a_sign_of_illness():
+    assert is_illness("CUDA error: out of memory")
+    assert not is_illness(
+        '{"code":500,"message":"The model produced output that does not match the expected x format"}'
+    )
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
