@@ -17,7 +17,7 @@ from stentor.flows.ask import Ask, engine_body, prompt_text
 from stentor.flows.assembly import Assembly
 from stentor.flows.calls import Call, Interruption
 from stentor.flows.client import AnswerHead, Client
-from stentor.flows.failure import EngineFailed, EngineRefused, is_illness
+from stentor.flows.failure import EngineFailed, EngineRefused, engine_error
 from stentor.flows.frames import FrameSplitter, FrameTooLarge
 from stentor.flows.images import ImageFetcher
 from stentor.flows.upstreams.remote import Answer, Upstreams
@@ -154,8 +154,7 @@ class Attempt:
             if not (meter.finished and meter.counted):
                 raise EngineFailed("engine_broke_off", str(error), suspect=True) from None
         except EngineError as error:
-            said = "it reported an error of its own"
-            raise EngineFailed("engine_error", said, suspect=is_illness(str(error))) from error
+            raise engine_error("it reported an error of its own", str(error)) from error
         except (EngineRubbish, FrameTooLarge) as error:
             raise EngineFailed("engine_rubbish", str(error), suspect=True) from None
         if not meter.finished:
@@ -388,8 +387,7 @@ async def read_failure(answer: Answer, param: str = "messages") -> EngineRefused
     if unread or (400 <= answer.status < 500 and answer.status not in (401, 403, 404, 408, 429)):
         message = error.message[:500] or "the engine gave no reason"
         return EngineRefused("invalid_request", f"The model's engine refuses this request: {message}")
-    ill = answer.status >= 500 and is_illness(error.message)
-    return EngineFailed("engine_error", f"it answered status {answer.status}", suspect=ill)
+    return engine_error(f"it answered status {answer.status}", error.message, is_server_error=answer.status >= 500)
 
 
 def _too_long(tokens: int | None, context_size: int | None, param: str) -> EngineRefused:

@@ -30,10 +30,11 @@ class EngineFailed(Exception):
         self.refusal = refusal
 
 
-def is_illness(said: str) -> bool:
-    """Whether an error that an engine reports is a reason to look at it before it gets more work.
+def engine_error(problem: str, said: str, *, is_server_error: bool = True) -> EngineFailed:
+    """The failure of an engine that reports an error; ``said`` are its own words.
 
     llama-server can't read back every answer of a model ("… does not match the expected … format", 500): it is as well
-    as before, and another try may say something else.
+    as before, nobody need look at it, and another try may say something else.
     """
-    return " does not match the expected " not in said
+    suspect = is_server_error and " does not match the expected " not in said
+    return EngineFailed("engine_error", problem, suspect=suspect)

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from stentor.accounting.tokens import count_tokens
-from stentor.flows.failure import is_illness
+from stentor.flows.failure import engine_error
 from tests.http.harness import CHAT, Gate, chat_body, marked, price, until
 from tests.scripted_engine import DEFAULT_TEXT, script
 
