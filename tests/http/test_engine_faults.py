@@ -186,10 +186,9 @@ def test_words_that_an_engine_can_not_read_back_are_tried_again(each: Gate, stre
 
 
 def test_only_some_errors_are_a_sign_of_illness():
-    assert is_illness("CUDA error: out of memory")
-    assert not is_illness(
-        '{"code":500,"message":"The model produced output that does not match the expected x format"}'
-    )
+    assert engine_error("it failed", "CUDA error: out of memory").suspect
+    assert not engine_error("it failed", '{"message":"It does not match the expected peg-native format"}').suspect
+    assert not engine_error("it failed", "busy", is_server_error=False).suspect
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
