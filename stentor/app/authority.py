@@ -25,7 +25,7 @@ from stentor.control.shared import SharedBooks, start_books
 from stentor.control.summing import UsageSummer
 from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock, SystemClock
-from stentor.core.ids import ModelId
+from stentor.core.ids import ModelId, UserId
 from stentor.egress.outbound import Outbound
 from stentor.egress.upstreams import look_at_upstream
 from stentor.people.key_text import digest_key
@@ -130,6 +130,8 @@ class Authority:
         authority.books.on_settled = authority.ring.sequencer.wake
         authority.ring.watch(authority.metrics)
         authority.operations.checks.append(authority.ring.examine)
+        if isinstance(books, SharedBooks):
+            authority.follow_others(books)
         authority.operations.add(ReceiptKeys(authority.ring.office, keyring, authority.management).table())
         return authority
 
@@ -139,6 +141,21 @@ class Authority:
             books.admit_nodes(digest_key(pepper, node_token(pepper, self.database.node_id)))
         url = self.settings.values["NODE_URL"]
         return Neighbourhood(self.database, pepper, self.scheduler.neighbours, url, self._log)
+
+    def follow_others(self, books: SharedBooks) -> None:
+        """Have what other nodes change take effect here, beyond the books themselves."""
+        follower = books.follower
+        assert follower is not None
+
+        async def load_credentials(_name: str) -> None:
+            await self.credentials.load()
+
+        async def forget_sessions(user: str) -> None:
+            self.sessions.forget(UserId(user))
+
+        follower.also("provider", load_credentials)
+        follower.also("model", self.models.book.follow)
+        follower.also("user", forget_sessions)
 
     def _find_provider(self, name: str) -> Provider | None:
         if name.startswith(NODE_PREFIX):

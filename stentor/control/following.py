@@ -10,13 +10,13 @@ from collections.abc import Awaitable, Callable
 from sqlalchemy import Connection
 
 from stentor.accounting.accounts import KeyAccount
-from stentor.accounting.ledger import find_balance, find_used, start_limit
+from stentor.accounting.ledger import Balance, find_balance, find_used, start_limit
 from stentor.accounting.meters import Meter
 from stentor.accounting.prices import load_prices
 from stentor.audit.log import find_newest, list_subjects
 from stentor.control.books import LocalBooks
 from stentor.core.clock import Clock
-from stentor.core.errors import Refused, StoreUnavailable
+from stentor.core.errors import Refused, StentorError, StoreUnavailable
 from stentor.core.ids import KeyId, ProjectId, TierId, UserId
 from stentor.people import api_keys, projects, tiers, users
 from stentor.people.values import ApiKey, Project, Tier, User
@@ -44,6 +44,8 @@ class Follower:
             "project": self._follow_project,
             "model": self._follow_prices,
         }
+        self._others: dict[str, list[Callable[[str], Awaitable[None]]]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._task = asyncio.get_running_loop().create_task(self._follow(), name="node-follow")
 
     @classmethod
@@ -51,9 +53,15 @@ class Follower:
         """Follow from now on. Nothing may have been loaded into the books yet."""
         return cls(database, books, clock, log, await database.read(find_newest))
 
+    def also(self, kind: str, work: Callable[[str], Awaitable[None]]) -> None:
+        """Have ``work`` done with the id of every changed subject of this kind, too; what it takes holds up nobody."""
+        self._others.setdefault(kind, []).append(work)
+
     def stop(self) -> None:
         """Follow no more."""
         self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
         for timer in self._timers.values():
             timer.cancel()
 
@@ -73,6 +81,10 @@ class Follower:
             return False
         self._books.roll.changed()
         for subject in dict.fromkeys((kind, name) for _, kind, name in found):
+            for work in self._others.get(subject[0], ()):
+                task = asyncio.get_running_loop().create_task(self._pass_on(work, subject), name="node-follow-on")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
             apply = self._apply.get(subject[0])
             if apply is None:
                 continue
@@ -81,11 +93,25 @@ class Follower:
             except Refused as error:
                 if isinstance(error, StoreUnavailable):
                     raise
-                # It is gone by now: there is nothing to apply.
-                if self._log is not None:
-                    self._log.event("change_passed_over", subject=":".join(subject), reason=error.code)
+                self._pass_over(subject, error)  # it is gone by now: there is nothing to apply
         self._seen = found[-1][0]
         return len(found) == PAGE
+
+    async def _pass_on(self, work: Callable[[str], Awaitable[None]], subject: tuple[str, str]) -> None:
+        while True:
+            try:
+                await work(subject[1])
+            except StoreUnavailable:
+                await asyncio.sleep(POLL_S)
+            except StentorError as error:
+                self._pass_over(subject, error)
+                return
+            else:
+                return
+
+    def _pass_over(self, subject: tuple[str, str], error: StentorError) -> None:
+        if self._log is not None:
+            self._log.event("change_passed_over", level="warning", subject=":".join(subject), reason=str(error))
 
     # -- keys ----------------------------------------------------------------------------------------------------------
 
@@ -131,13 +157,13 @@ class Follower:
         if user_id not in self._books.roll.users:
             return
 
-        def read(connection: Connection) -> tuple[User, Tier, int]:
+        def read(connection: Connection) -> tuple[User, Tier, Balance]:
             user = users.get_user(connection, user_id)
             tier = tiers.get_tier(connection, user.tier_id)
-            return user, tier, find_balance(connection, user_id).credited_nano
+            return user, tier, find_balance(connection, user_id)
 
-        user, tier, credited_nano = await self._database.read(read)
-        self._books.roll.change_balance(user_id, credited_nano)
+        user, tier, balance = await self._database.read(read)
+        self._books.roll.follow_balance(user_id, balance)
         for key_id in self._books.roll.change_user(user, tier):
             if not user.active:
                 self._books.tell_revoked(key_id)

@@ -97,7 +97,7 @@ class ModelBook:
 
             def work(connection: Connection) -> None:
                 now_us = self._clock.now_us()
-                put_registered(connection, spec, now_us, fresh=True)
+                put_registered(connection, spec, self._database.node_id, now_us, fresh=True)
                 subject = ("model", spec.id)
                 record_change(connection, now_us, actor, "model_register", subject, after=write_spec(spec))
 
@@ -119,7 +119,7 @@ class ModelBook:
 
             def work(connection: Connection) -> None:
                 now_us = self._clock.now_us()
-                put_registered(connection, spec, now_us, fresh=False)
+                put_registered(connection, spec, self._database.node_id, now_us, fresh=False)
                 before, after = write_spec(old), write_spec(spec)
                 record_change(connection, now_us, actor, "model_change", ("model", model), before=before, after=after)
 
@@ -139,7 +139,7 @@ class ModelBook:
 
             def work(connection: Connection) -> None:
                 now_us = self._clock.now_us()
-                delete_registered(connection, model)
+                delete_registered(connection, model, self._database.node_id)
                 record_change(connection, now_us, actor, "model_remove", ("model", model), before=write_spec(spec))
 
             await self._database.write(work)
@@ -174,6 +174,25 @@ class ModelBook:
                 await self._keeper.change_models(put, drop)
             return [ModelId(spec.id) for spec in put], drop
 
+    async def follow(self, name: str) -> None:
+        """Take on what another node changed of a registered model. Raises StoreUnavailable.
+
+        One that can't be served beside this node's own models is left as it was.
+        """
+        model = ModelId(name)
+        async with self._changing:
+            found, _ = await self._database.read(lambda connection: list_registered(connection, self._database.node_id))
+            spec = found.get(model)
+            if spec == self._registered.get(model):
+                return
+            if spec is None:
+                del self._registered[model]
+            else:
+                self._check({**self._registered, model: spec}, self._file)
+                self._registered[model] = spec
+            if model not in self._file:
+                await self._keeper.change_models([] if spec is None else [spec], [model] if spec is None else [])
+
     # -- inside ----------------------------------------------------------------------------------------------------
 
     def _get_registered(self, model: ModelId) -> ModelSpec:
@@ -206,7 +225,7 @@ async def open_registered(
     database: Database, from_file: Sequence[ModelSpec]
 ) -> tuple[dict[ModelId, ModelSpec], list[str]]:
     """The registered models that can be served beside those of the settings file, and why others can't."""
-    registered, problems = await database.read(list_registered)
+    registered, problems = await database.read(lambda connection: list_registered(connection, database.node_id))
     served: dict[ModelId, ModelSpec] = {}
     for model, spec in registered.items():
         try:

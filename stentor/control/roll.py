@@ -327,6 +327,13 @@ class Roll:
         if user is not None:
             user.balance.limit = credited_nano
 
+    def follow_balance(self, user_id: UserId, balance: Balance) -> None:
+        """Others were at a balance: paid in, used, closed off. What is left counts, by this node's own sum of use."""
+        self.changed()
+        user = self.users.get(user_id)
+        if user is not None:
+            user.balance.limit = user.balance.used + balance.credited_nano - balance.charged_nano
+
     def close_period(self, user_id: UserId, amount_nano: int) -> None:
         """So much of what was charged was closed off: it counts neither as paid in nor as used any more."""
         self.changed()

@@ -1,4 +1,7 @@
-"""Models that were registered while the server ran: kept in the store, one definition each."""
+"""Models that were registered while the server ran: kept in the store, one definition each.
+
+What a node's engines run is that node's own; a model that runs elsewhere is every node's.
+"""
 
 from typing import Any
 
@@ -17,11 +20,11 @@ def write_spec(spec: ModelSpec) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if name == "id" or value != usual[name]}
 
 
-def list_registered(connection: Connection) -> tuple[dict[ModelId, ModelSpec], list[str]]:
-    """The definitions by id, and in words what is wrong with those that this version can't use."""
+def list_registered(connection: Connection, node_id: str) -> tuple[dict[ModelId, ModelSpec], list[str]]:
+    """A node's definitions by id, and in words what is wrong with those that this version can't use."""
     found: dict[ModelId, ModelSpec] = {}
     problems: list[str] = []
-    for model, definition, _created_us, _updated_us in table.list_models(connection):
+    for model, definition, _created_us, _updated_us in table.list_models(connection, node_id):
         try:
             found[ModelId(model)] = read_spec(msgspec.json.decode(definition))
         except (msgspec.ValidationError, InvalidModel) as error:
@@ -29,17 +32,16 @@ def list_registered(connection: Connection) -> tuple[dict[ModelId, ModelSpec], l
     return found, problems
 
 
-def put_registered(connection: Connection, spec: ModelSpec, now_us: int, *, fresh: bool) -> None:
-    """Keep a definition; ``fresh``: of a model that isn't there yet."""
+def put_registered(connection: Connection, spec: ModelSpec, node_id: str, now_us: int, *, fresh: bool) -> None:
+    """Keep a definition; ``fresh``: of a model that the node doesn't know yet."""
     definition = msgspec.json.encode(write_spec(spec), order="sorted").decode()
+    values = {"definition": definition, "updated_us": now_us, "node_id": "" if spec.remote is not None else node_id}
     if fresh:
-        table.add_model(
-            connection, {"id": spec.id, "definition": definition, "created_us": now_us, "updated_us": now_us}
-        )
+        table.add_model(connection, {"id": spec.id, "created_us": now_us, **values})
     else:
-        table.change_model(connection, spec.id, definition, now_us)
+        table.change_model(connection, spec.id, node_id, values)
 
 
-def delete_registered(connection: Connection, model: ModelId) -> None:
+def delete_registered(connection: Connection, model: ModelId, node_id: str) -> None:
     """Forget a definition."""
-    table.delete_model(connection, model)
+    table.delete_model(connection, model, node_id)

@@ -333,10 +333,12 @@ prices = Table(
     sqlite_autoincrement=True,
 )
 
+# ``node_id``: the node whose engines run it; empty: everybody knows it, as it runs elsewhere, or one node is all.
 registered_models = Table(
     "registered_models",
     metadata,
     Column("id", Text, primary_key=True),
+    Column("node_id", Text, primary_key=True),
     Column("definition", Text, nullable=False),
     Column("created_us", BigInteger, nullable=False),
     Column("updated_us", BigInteger, nullable=False),

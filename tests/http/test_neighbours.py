@@ -1,8 +1,6 @@
 """Two servers on one database: each serves the other's models, and what they do is admitted, paid and counted once."""
 
 import asyncio
-import contextlib
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,42 +12,9 @@ from stentor.store.settings import StoreSettings
 from stentor.vault.keyring import Keyring
 from stentor.vault.settings import VaultSettings
 from tests.http.harness import Gate, until
+from tests.http.nodes import PATIENCE_S, cluster, names
 from tests.scripted_engine import script
-from tests.serving import Server, free_port, scripted_model
-
-PATIENCE_S = 60.0
-COMMON = {"DURABILITY": "process", "DATABASE_POOL_SIZE": "2", "DATABASE_TIMEOUT_S": "5"}
-
-
-class Node(Server):
-    """A server that the others are told of."""
-
-    def __init__(self, folder: Path, config: str, master: Path, **settings: str) -> None:
-        super().__init__(folder, config, "--admin-key", **settings)
-        self.port = free_port()
-        self.settings |= {"NODE_URL": f"http://127.0.0.1:{self.port}"}
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        if master.exists():
-            (self.data_dir / "master.key").write_bytes(master.read_bytes())
-            (self.data_dir / "master.key").chmod(0o600)
-
-
-@contextlib.contextmanager
-def _cluster(folder: Path, url: str, *configs: str, workers: str = "1") -> Iterator[list[Gate]]:
-    """Servers on a schema of their own, each with its models; all have the first one's key."""
-    settings = {**COMMON, "DATABASE_URL": url, "DATABASE_SCHEMA": "nb_" + uuid.uuid4().hex[:12]}
-    with contextlib.ExitStack() as stack:
-        nodes: list[Node] = []
-        for number, config in enumerate(configs):
-            place = folder / str(number)
-            place.mkdir()
-            master = folder / "0" / "data" / "master.key"
-            node = stack.enter_context(Node(place, config, master, GATEWAY_WORKERS=workers, **settings))
-            node.key = node.key or nodes[0].key
-            nodes.append(node)
-        yield [Gate(node) for node in nodes]
-    for node in nodes:
-        assert b"request_crashed" not in node.log, node.log.decode(errors="replace")
+from tests.serving import scripted_model
 
 
 @pytest.fixture(scope="module", params=["1", "2"])
@@ -59,15 +24,11 @@ def pair(
     """Two nodes with a model each, known to the other."""
     folder = tmp_path_factory.mktemp("pair")
     far = scripted_model("far", aliases=["distant"], fallbacks=["near"])
-    with _cluster(folder, postgres_url, scripted_model("near"), far, workers=request.param) as (one, two):
+    with cluster(folder, postgres_url, scripted_model("near"), far, workers=request.param) as (one, two):
         until(lambda: names(one), lambda found: found == {"near", "far"}, PATIENCE_S)
         until(lambda: names(two), lambda found: found == {"near", "far"}, PATIENCE_S)
         yield one, two
         one.check_books()
-
-
-def names(gate: Gate) -> set[str]:
-    return {model["id"] for model in gate.ask("GET", "/v1/models").json()["data"]}
 
 
 @pytest.mark.parametrize("model", ["far", "distant"])
@@ -148,7 +109,7 @@ def _make_token(gate: Gate, folder: Path) -> str:
 
 
 def test_a_node_that_is_down_is_told_of_and_comes_back(tmp_path: Path, postgres_url: str) -> None:
-    with _cluster(tmp_path, postgres_url, scripted_model("near"), scripted_model("far")) as (one, two):
+    with cluster(tmp_path, postgres_url, scripted_model("near"), scripted_model("far")) as (one, two):
         until(lambda: names(one), lambda found: found == {"near", "far"}, PATIENCE_S)
         two.server.stop()
         answer = until(lambda: one.chat(model="far"), lambda answer: answer.status == 503, PATIENCE_S)
@@ -161,7 +122,7 @@ def test_a_node_that_is_down_is_told_of_and_comes_back(tmp_path: Path, postgres_
 
 def test_of_two_owners_the_other_answers_when_one_is_killed(tmp_path: Path, postgres_url: str) -> None:
     configs = [scripted_model("near"), scripted_model("far"), scripted_model("far")]
-    with _cluster(tmp_path, postgres_url, *configs) as (one, two, three):
+    with cluster(tmp_path, postgres_url, *configs) as (one, two, three):
         until(lambda: places(one), lambda count: count == 128, PATIENCE_S)
         for _ in range(4):
             assert one.chat(model="far").status == 200

@@ -10,12 +10,15 @@ import pytest
 from sqlalchemy import Connection, select, text
 
 from stentor.accounting.price import Price
+from stentor.accounting.usage import sum_up
+from stentor.control.jobs import Retention
 from stentor.control.wanted import KeyAsk
 from stentor.core.books import Grant
 from stentor.core.errors import Refused, StoreUnavailable
 from stentor.core.ids import KeyId, ModelId
 from stentor.people.values import KeyLimits
 from stentor.store.database import Database
+from stentor.store.leader import Leader
 from stentor.store.schema import bucket, leases, nodes, usage_events
 from stentor.store.settings import StoreSettings
 from stentor.vault.keyring import Keyring
@@ -375,3 +378,23 @@ async def test_a_price_given_at_one_node_is_charged_at_the_other(pair) -> None:
     await within(lambda: second.books.prices.find_own_price(ModelId("tiny"), second.clock.now_us()) is not None)
     settled = await second.close(await second.open(key))
     assert settled.cost_nano == 160
+
+
+async def test_what_is_paid_in_after_usage_was_folded_elsewhere_can_be_spent(pair, monkeypatch) -> None:
+    monkeypatch.setattr("stentor.accounting.usage.table.BLOCK", 2)
+    first, second = pair
+    await first.set_tier("payg", prepaid=True)
+    await first.add_user("ann", 9 * PRICE)
+    key = await first.add_key("ann")
+    for _ in range(9):
+        await second.close(await second.open(key))
+    first.clock.advance(3 * 86_400)
+    while await first.database.maintain(lambda connection: sum_up(connection, None)):
+        pass
+    assert await Retention(Leader(first.database, "jobs"), first.books, first.clock, 1).fold() > 0
+    await first.management.top_up(OPERATOR, "ann", PRICE)
+    balance = second.books.roll.keys[key].user.balance
+    await within(lambda: balance.limit - balance.used == PRICE)
+    await second.close(await second.open(key))
+    assert await second.balance("ann") == 0
+    await first.check()

@@ -311,10 +311,11 @@ def _registered_models() -> None:
     op.create_table(
         "registered_models",
         sa.Column("id", sa.Text(), nullable=False),
+        sa.Column("node_id", sa.Text(), nullable=False),
         sa.Column("definition", sa.Text(), nullable=False),
         sa.Column("created_us", sa.BigInteger(), nullable=False),
         sa.Column("updated_us", sa.BigInteger(), nullable=False),
-        sa.PrimaryKeyConstraint("id"),
+        sa.PrimaryKeyConstraint("id", "node_id"),
     )
 
 
