@@ -18,10 +18,10 @@ import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import NamedTuple, NoReturn, Protocol, TypeVar
+from typing import NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
 
 import msgspec
-from aiohttp import web
+from aiohttp import WSMsgType, web
 
 from stentor.core.lazy import load
 
@@ -32,6 +32,9 @@ JSON = "application/json"
 NDJSON = "application/x-ndjson"
 _CONFIG_MAX_BYTES = 1 << 20
 _BODY_MAX_BYTES = 8 << 20
+_MESSAGE_MAX_BYTES = 1 << 20
+_MESSAGES_MAX = 256
+_HEARTBEAT_S = 30.0
 # Beyond the places: the canary, and requests that are being replaced by their second try.
 _SPARE_PLACES = 8
 
@@ -86,7 +89,40 @@ first of them it becomes an error answer, after it the connection breaks off (or
 
 
 Order = TypeVar("Order", bound=msgspec.Struct)
+Result = TypeVar("Result")
 _Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Socket:
+    """A WebSocket as a handler sees it: what is said, in order, and the engine's threads to work in."""
+
+    def __init__(self, socket: web.WebSocketResponse, threads: ThreadPoolExecutor) -> None:
+        self._socket = socket
+        self._threads = threads
+        self._messages: asyncio.Queue[str | bytes | None] = asyncio.Queue(_MESSAGES_MAX)
+
+    async def take_in(self) -> None:
+        """Read on until the other side hangs up; it waits while much lies unread."""
+        async for message in self._socket:
+            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
+                await self._messages.put(message.data)
+        await self._messages.put(None)
+
+    async def receive(self) -> str | bytes | None:
+        """The next message, None when the other side is gone."""
+        return await self._messages.get()
+
+    def has_more(self) -> bool:
+        """Whether something lies there unread."""
+        return not self._messages.empty()
+
+    async def send(self, data: bytes) -> None:
+        """Say something, in words."""
+        await self._socket.send_str(data.decode())
+
+    async def work(self, do: Callable[[], Result]) -> Result:
+        """One piece of work, when its turn comes."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, do)
 
 
 class Engine(Protocol):
@@ -102,6 +138,15 @@ class Engine(Protocol):
 
     def handlers(self) -> Mapping[str, Handler]:
         """What is served, by path; all by POST."""
+        ...
+
+
+@runtime_checkable
+class TalkingEngine(Protocol):
+    """An engine that also talks over WebSockets."""
+
+    def sockets(self) -> Mapping[str, Callable[[Socket], Awaitable[None]]]:
+        """Who talks, by path: until the other side is gone. Raises Problem, which is told before it hangs up."""
         ...
 
 
@@ -163,6 +208,9 @@ class _Service:
         app.router.add_post("/v1/canary", self._guard(self._canary))
         for path, handler in self._engine.handlers().items():
             app.router.add_post(path, self._guard(self._work(handler)))
+        if isinstance(self._engine, TalkingEngine):
+            for path, talk in self._engine.sockets().items():
+                app.router.add_get(path, self._guard(self._talk(talk)))
         # A client that leaves cancels its handler: that is how work is stopped.
         runner = web.AppRunner(app, handler_cancellation=True, access_log=None)
         await runner.setup()
@@ -207,6 +255,30 @@ class _Service:
                 self._active -= 1
 
         return work
+
+    def _talk(self, talk: Callable[[Socket], Awaitable[None]]) -> _Serve:
+        async def serve(request: web.Request) -> web.StreamResponse:
+            if self._active >= self._config.places + _SPARE_PLACES:
+                return _refuse(Problem("overloaded", "The engine has more requests than places.", 503))
+            response = web.WebSocketResponse(max_msg_size=_MESSAGE_MAX_BYTES, heartbeat=_HEARTBEAT_S)
+            await response.prepare(request)
+            socket = Socket(response, self._threads)
+            self._active += 1
+            reading = asyncio.create_task(socket.take_in())
+            try:
+                await talk(socket)
+            except Problem as problem:
+                event = {"event": "error", "code": problem.code, "message": str(problem)}
+                await socket.send(msgspec.json.encode(event))
+            except ConnectionResetError:
+                return response  # it left while something was said to it
+            finally:
+                self._active -= 1
+                reading.cancel()
+                await response.close()
+            return response
+
+        return serve
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         left = threading.Event()

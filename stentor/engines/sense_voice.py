@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from stentor.engines.hearing.engine import HearingEngine
 from stentor.engines.hearing.sound import RATE
-from stentor.engines.hearing.transcription import Ear, HearingEngine, HearOrder, Segment, Word
+from stentor.engines.hearing.transcription import Ear, HearOrder, Segment, Word
 from stentor.engines.hearing.windows import Detector, Loudness, Window
 from stentor.engines.host import BadModel, Problem, SpeechConfig, need, run
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from stentor.core.lazy import load
-from stentor.engines.hearing.transcription import Ear, HearingEngine, HearOrder, Segment, Word
+from stentor.engines.hearing.engine import HearingEngine
+from stentor.engines.hearing.transcription import Ear, HearOrder, Segment, Word
 from stentor.engines.hearing.windows import FRAME, Detector, Window
 from stentor.engines.host import BadModel, Problem, SpeechConfig, need, run
 

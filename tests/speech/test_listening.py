@@ -1,0 +1,235 @@
+"""The recognizer that hears while somebody speaks: a real engine, its WebSocket, real speech."""
+
+import asyncio
+import contextlib
+import http.client
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import aiohttp
+import numpy
+import pytest
+
+from stentor.engines.hearing.sound import RATE
+from stentor.engines.hearing.streaming import Utterance, count_common
+from stentor.engines.hearing.windows import FRAME
+from stentor.runtime.offers import OFFERS
+from tests.http.harness import until
+from tests.kinds.models import fetch
+from tests.serving import free_ports
+from tests.speech import clips
+from tests.speech.words import plain_words
+
+FRAME_S = 0.1
+TOKEN = "t" * 32
+
+
+def pcm(text: str, before_s: float = 0.3, after_s: float = 0.6) -> bytes:
+    """A sentence as 16 kHz s16le, with some silence around it."""
+    spoken = clips.samples_of(clips.speak(text)).astype(numpy.float32)
+    at = numpy.arange(int(len(spoken) / clips.SPOKEN_RATE * RATE)) * (clips.SPOKEN_RATE / RATE)
+    whole = numpy.interp(at, numpy.arange(len(spoken)), spoken).astype("<i2")
+    pause = [numpy.zeros(int(seconds * RATE), "<i2") for seconds in (before_s, after_s)]
+    return numpy.concatenate([pause[0], whole, pause[1]]).tobytes()
+
+
+class Line:
+    """One connection to the engine."""
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self.socket = socket
+        self.partials: list[Any] = []
+
+    async def say(self, **fields: Any) -> None:
+        await self.socket.send_str(json.dumps(fields))
+
+    async def speak(self, sound: bytes, *, pace: float = 0.0) -> None:
+        """Send sound in frames; ``pace`` 1: as fast as it is spoken."""
+        step = int(FRAME_S * RATE) * 2
+        began = time.monotonic()
+        for number, at in enumerate(range(0, len(sound), step)):
+            await self.socket.send_bytes(sound[at : at + step])
+            await asyncio.sleep(max(0.0, began + pace * FRAME_S * (number + 1) - time.monotonic()))
+
+    async def final(self) -> Any:
+        """What is said until the final text."""
+        while True:
+            event = await self.socket.receive_json(timeout=60)
+            if event["event"] != "partial":
+                return event
+            self.partials.append(event)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[str]:
+    """A running engine with Whisper tiny; its address."""
+    port = free_ports(1)
+    folder = fetch(OFFERS["whisper-tiny.en"].source)
+    config = {"model_path": str(folder), "alias": "tiny", "port": port, "token": TOKEN, "threads": 2, "places": 1}
+    command = [sys.executable, "-m", "stentor.engines.whisper"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        process.stdin.write(json.dumps(config).encode() + b"\n")
+        process.stdin.close()
+        try:
+            until(lambda: process.poll() is not None or _is_up(port), timeout_s=60)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+def _is_up(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == 200
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+@contextlib.asynccontextmanager
+async def line_to(url: str, token: str = TOKEN) -> AsyncIterator[Line]:
+    headers = {"Authorization": f"Bearer {token}"}
+    async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}/v1/listen", headers=headers) as socket:
+        yield Line(socket)
+
+
+async def test_text_grows_while_somebody_speaks_and_what_is_settled_stays(engine: str) -> None:
+    sentence = clips.SENTENCES[0]
+    async with line_to(engine) as line:
+        await line.say(type="begin", language="en")
+        await line.speak(pcm(sentence), pace=1.0)
+        await line.say(type="end")
+        final = await line.final()
+    assert final["event"] == "final"
+    words = plain_words(final["text"].replace("7", "seven"))
+    assert words == plain_words(sentence)
+    assert final["audio_ms"] == pytest.approx(len(pcm(sentence)) / 2 / RATE * 1000, abs=2)
+    assert final["output_tokens"] > 8
+    assert line.partials
+    settled = ""
+    for partial in line.partials:
+        assert partial["text"].startswith(settled)
+        assert partial["stable"] >= len(settled)
+        settled = partial["text"][: partial["stable"]]
+
+
+async def test_utterances_follow_each_other_and_can_be_dropped(engine: str) -> None:
+    async with line_to(engine) as line:
+        await line.say(type="begin", language="en")
+        for sentence in clips.SENTENCES[1:3]:
+            await line.speak(pcm(sentence))
+            await line.say(type="end")
+            assert plain_words((await line.final())["text"])[:4] == plain_words(sentence)[:4]
+        await line.speak(pcm(clips.SENTENCES[5]))
+        await line.say(type="drop")
+        await line.speak(pcm(clips.SENTENCES[6]))
+        await line.say(type="end")
+        assert plain_words((await line.final())["text"])[:3] == plain_words(clips.SENTENCES[6])[:3]
+
+
+async def test_silence_is_no_text_and_asks_nobody(engine: str) -> None:
+    async with line_to(engine) as line:
+        await line.say(type="begin")
+        await line.speak(bytes(2 * RATE * 10))
+        await line.say(type="end")
+        assert await line.final() == {"event": "final", "text": "", "audio_ms": 10_000, "output_tokens": 0}
+        assert line.partials == []
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("{", "invalid_request"),
+        ('{"type":"sing"}', "invalid_request"),
+        ('{"type":"begin","language":"de"}', "invalid_language"),
+    ],
+)
+async def test_what_makes_no_sense_is_told(engine: str, message: str, code: str) -> None:
+    async with line_to(engine) as line:
+        await line.socket.send_str(message)
+        event = await line.final()
+        assert (event["event"], event["code"]) == ("error", code)
+        assert (await line.socket.receive(timeout=30)).type == aiohttp.WSMsgType.CLOSE
+
+
+async def test_an_endless_utterance_is_ended(engine: str) -> None:
+    async with line_to(engine) as line:
+        await line.say(type="begin", max_s=3.0)
+        await line.speak(pcm(clips.SENTENCES[0]))
+        assert (await line.final())["code"] == "too_long"
+
+
+async def test_the_token_is_needed(engine: str) -> None:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refusal:
+        async with line_to(engine, "wrong"):
+            pass
+    assert refusal.value.status == 401
+
+
+@pytest.mark.soak
+async def test_the_final_is_there_soon_after_a_short_command(engine: str) -> None:
+    commands = ["Turn on the light.", "Stop the music.", "What time is it?", "Open the window.", "Call my sister."]
+    waits = []
+    async with line_to(engine) as line:
+        await line.say(type="begin", language="en")
+        for number in range(40):
+            await line.speak(pcm(commands[number % 5], after_s=0.5), pace=1.0)
+            ended = time.monotonic()
+            await line.say(type="end")
+            assert (await line.final())["text"]
+            waits.append(1000 * (time.monotonic() - ended))
+    waits.sort()
+    print(f"final after {statistics.median(waits):.0f} ms (p50), {waits[37]:.0f} ms (p95)")
+    assert statistics.median(waits) <= 300
+    assert waits[37] <= 450
+
+
+class _Loud:
+    def hear(self, samples: Any) -> Any:
+        return numpy.abs(samples.reshape(-1, FRAME)).max(axis=1)
+
+
+def _stretch(seconds: float, loud: float) -> bytes:
+    return numpy.full(int(seconds * RATE), int(loud * 32767), "<i2").tobytes()
+
+
+async def test_a_pause_is_when_it_is_heard_out() -> None:
+    utterance = Utterance(_Loud(), 28.0)
+    utterance.feed(_stretch(0.5, 0.0))
+    assert not utterance.is_due()
+    utterance.feed(_stretch(0.3, 0.9))
+    assert utterance.is_due()  # 0.8 s that nobody has heard
+    utterance.note("turn", len(utterance.sound))
+    utterance.feed(_stretch(0.2, 0.9))
+    assert not utterance.is_due()
+    utterance.feed(_stretch(0.2, 0.0))
+    assert utterance.is_due()
+    assert not utterance.is_heard_out()
+    utterance.note("turn on", len(utterance.sound))
+    utterance.feed(_stretch(1.0, 0.0))
+    assert not utterance.is_due()
+    assert utterance.is_heard_out()
+
+
+async def test_long_silence_before_a_word_is_let_go() -> None:
+    utterance = Utterance(_Loud(), 5.0)
+    for _ in range(60):
+        utterance.feed(_stretch(1.0, 0.0))
+    assert len(utterance.sound) <= 3 * RATE
+    utterance.feed(_stretch(1.0, 0.9))
+    assert not utterance.is_silent
+
+
+async def test_the_word_that_is_being_spoken_is_not_settled() -> None:
+    assert count_common(["turn", "on", "the"], ["Turn", "on,", "the", "light"]) == 3
+    assert count_common(["turn", "on"], ["turn", "on"]) == 1
+    assert count_common([], ["turn"]) == 0
