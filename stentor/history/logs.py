@@ -36,7 +36,7 @@ class ClientLog(NamedTuple):
 
 
 class LogFilter(NamedTuple):
-    """Which logs; None: all. ``until_us`` is excluded."""
+    """Which logs; None: all. ``until_us`` is excluded; ``uncertified``: those that no receipt certifies."""
 
     since_us: int | None = None
     until_us: int | None = None
@@ -45,6 +45,7 @@ class LogFilter(NamedTuple):
     origin: str | None = None
     conversation_id: str | None = None
     ids: tuple[str, ...] | None = None
+    uncertified: bool | None = None
 
 
 class UsageGroup(NamedTuple):

@@ -3,14 +3,21 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, literal, select, update
 
 from stentor.core.clock import DAY_US
 from stentor.store import search
-from stentor.store.ring_schema import client_logs, conversation_templates, conversations, messages
+from stentor.store.ring_schema import client_logs, conversation_templates, conversations, messages, receipt_items
 
 AnyRow = Row[*tuple[Any, ...]]
 Values = Mapping[str, Any]
+_IS_CERTIFIED = exists(
+    select(literal(1)).where(
+        receipt_items.c.project_id == client_logs.c.project_id,
+        receipt_items.c.kind == "client",
+        receipt_items.c.item_id == client_logs.c.id,
+    )
+)
 
 # -- conversations -----------------------------------------------------------------------------------------------------
 
@@ -210,7 +217,9 @@ def count_logs(connection: Connection, project_id: str) -> int:
 def list_logs(
     connection: Connection, project_id: str, filters: Mapping[str, Any], limit: int, offset: int
 ) -> list[AnyRow]:
-    """A project's logs, newest first. ``filters``: ``since_us``, ``until_us`` (excluded), ``ids``, or columns."""
+    """A project's logs, newest first. ``filters``: ``since_us``, ``until_us`` (excluded), ``ids``,
+    ``uncertified``, or columns.
+    """
     query = select(*client_logs.c).where(client_logs.c.project_id == project_id)
     for name, value in filters.items():
         if value is None:
@@ -221,6 +230,8 @@ def list_logs(
             query = query.where(client_logs.c.created_us < value)
         elif name == "ids":
             query = query.where(client_logs.c.id.in_(value))
+        elif name == "uncertified":
+            query = query.where(~_IS_CERTIFIED)
         else:
             query = query.where(client_logs.c[name] == value)
     query = query.order_by(client_logs.c.created_us.desc(), client_logs.c.id.desc())

@@ -299,14 +299,16 @@ class ReceiptLog:
         """A leaf's hash, and the path from it to the root of the tree of ``size`` leaves."""
 
         def work(connection: Connection) -> tuple[bytes, list[bytes]]:
-            tree = read_tree(connection, log_id, size)
+            tree = read_tree(connection, log_id, size, index)
             return tree.leaf(index), tree.inclusion(index)
 
         return await self._proven(work)
 
     async def prove_consistency(self, log_id: int, first: int, second: int) -> list[bytes]:
         """That the tree of ``first`` leaves is the beginning of that of ``second``."""
-        return await self._proven(lambda connection: read_tree(connection, log_id, second).consistency(first))
+        return await self._proven(
+            lambda connection: read_tree(connection, log_id, second, first - 1).consistency(first)
+        )
 
     async def _proven(self, work: Callable[[Connection], T]) -> T:
         try:

@@ -83,6 +83,18 @@ class Appended:
         self.changed = changed
 
 
+def plan_tiles(size: int, leaf: int | None = None) -> list[tuple[int, int]]:
+    """Level and index of the tiles behind a tree's root, and behind the path from ``leaf`` to it."""
+    tiles: set[tuple[int, int]] = set()
+    level = 0
+    while count := size >> (TILE_HEIGHT * level):
+        tiles.add((level, (count - 1) // TILE_WIDTH))
+        if leaf is not None:
+            tiles.add((level, leaf >> (TILE_HEIGHT * (level + 1))))
+        level += 1
+    return sorted(tiles)
+
+
 class Tree:
     """A tree of ``size`` leaves behind its tiles. Each tile is read once a tree."""
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 from stentor.core.ids import new_uuid7
 from stentor.receipts import table
 from stentor.receipts.anchor import Anchor
-from stentor.receipts.merkle import EMPTY_ROOT, HASH_BYTES, TILE_HEIGHT, TILE_WIDTH, MissingTile, Tree
+from stentor.receipts.merkle import EMPTY_ROOT, HASH_BYTES, TILE_HEIGHT, TILE_WIDTH, MissingTile, Tree, plan_tiles
 from stentor.receipts.note import Checkpoint, previous_line
 
 
@@ -120,9 +120,16 @@ def _last_shown(connection: Connection, row: table.LogRow | None, anchor: Anchor
     return Checkpoint(row.origin, row.size, root)
 
 
-def read_tree(connection: Connection, log_id: int, size: int) -> Tree:
-    """The first ``size`` leaves of a log as a tree over its tiles."""
-    return Tree(size, lambda level, index: table.find_tile(connection, log_id, level, index))
+def read_tree(connection: Connection, log_id: int, size: int, leaf: int | None = None) -> Tree:
+    """The first ``size`` leaves of a log as a tree over its tiles; ``leaf`` says which path is wanted, if one is."""
+    places = plan_tiles(size, leaf)
+    tiles = table.list_tiles(connection, log_id, places) if places else {}  # all at once: a database may be far away
+
+    def read_tile(level: int, index: int) -> bytes:
+        tile = tiles.get((level, index))
+        return table.find_tile(connection, log_id, level, index) if tile is None else tile
+
+    return Tree(size, read_tile)
 
 
 def _read_tails(connection: Connection, row: table.LogRow) -> tuple[bytes, ...]:

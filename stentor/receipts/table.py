@@ -16,6 +16,7 @@ from sqlalchemy import (
     insert,
     literal,
     select,
+    tuple_,
     update,
 )
 
@@ -169,6 +170,15 @@ def find_tile(connection: Connection, log_id: int, level: int, tile_index: int) 
     )
     found = connection.execute(query).scalar_one_or_none()
     return b"" if found is None else bytes(found)
+
+
+def list_tiles(connection: Connection, log_id: int, places: Sequence[tuple[int, int]]) -> dict[tuple[int, int], bytes]:
+    """Those of the tiles (level, index) that there are."""
+    tiles = merkle_tiles.c
+    query = select(tiles.level, tiles.tile_index, tiles.hashes).where(
+        tiles.log_id == log_id, tuple_(tiles.level, tiles.tile_index).in_(places)
+    )
+    return {(level, tile_index): bytes(hashes) for level, tile_index, hashes in connection.execute(query)}
 
 
 def write_tiles(connection: Connection, log_id: int, tiles: Mapping[tuple[int, int], bytes]) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
+from stentor.control.ring.certified import Certified
 from stentor.core.errors import Refused, StentorError, StoreUnavailable
 from stentor.receipts.health import LogHealth
 from stentor.receipts.keys import OVERLAP_US, Keys, given_key
@@ -22,8 +23,10 @@ from stentor.receipts.note import list_signers, read_checkpoint
 from stentor.receipts.office import ReceiptOffice
 from stentor.receipts.sequencer import Sequencer
 from stentor.receipts.settings import ReceiptSettings
+from stentor.receipts.values import GenerateRequest
 from stentor.receipts.verify import read_keys, verify_receipt
 from stentor.store.database import Database
+from stentor.store.ring_schema import client_logs, receipt_items
 from stentor.store.settings import StoreSettings
 from stentor.telemetry.logs import Log
 from stentor.telemetry.settings import TelemetrySettings
@@ -522,6 +525,26 @@ async def test_a_clients_receipt_is_a_leaf_and_says_whose_word_it_is(registry: R
     assert [entry["content"] is not None for entry in mine] == [False, False, True]
     assert [entry["kind"] for entry in mine] == ["usage", "usage", "receipt"]
     assert all(entry["content"] for entry in await registry.office.entries(row, 0, 3, None))
+
+
+async def test_old_logs_without_a_receipt_are_found_behind_ten_thousand_that_have_one(registry: Registry) -> None:
+    def fill(connection):
+        for number in range(10_020):
+            values = dict.fromkeys([column.name for column in client_logs.c])
+            values |= {"id": f"log-{number:05d}", "project_id": "p", "key_id": "k", "model": "m", "provider": "o"}
+            values |= dict.fromkeys(["input_tokens", "output_tokens", "cached_tokens", "cost_nano"], 1)
+            rows.append(values | {"created_us": 1_000_000 + number})
+        connection.execute(insert(client_logs), rows)
+        here = {"project_id": "p", "kind": "client", "receipt_id": "r", "certified_us": 1}
+        connection.execute(insert(receipt_items), [{**here, "item_id": row["id"]} for row in rows[10:]])
+
+    rows: list[dict[str, Any]] = []
+    await registry.house.database.write(fill)
+    certified = Certified(registry.house.database, registry.office)
+    old = [row["id"] for row in rows[:10]]
+    assert [item.id for item in await certified.list_uncertified("p", "client")] == old[::-1]
+    assert [item.id for item in await certified.choose("p", GenerateRequest(since_last_receipt=True))] == old
+    assert await certified.list_uncertified("other", "client") == []
 
 
 async def test_only_what_we_signed_is_kept(registry: Registry, receipt) -> None:

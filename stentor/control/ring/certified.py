@@ -74,8 +74,11 @@ class Certified:
         return items[::-1]
 
     async def list_uncertified(self, project_id: str, metered_by: str) -> list[Item]:
-        """The project's logs without a receipt, newest first; the newest ten thousand logs are looked at."""
-        items = await self._items(Selection(project_id, logs.LogFilter(), metered_by), BATCH_MAX)
+        """The project's newest logs without a receipt: ten thousand of a client's; of those that were metered here,
+        as many as there are among the newest ten thousand.
+        """
+        where = logs.LogFilter(uncertified=True)
+        items = await self._items(Selection(project_id, where, metered_by), BATCH_MAX)
         return await self._without_receipt(project_id, metered_by, items)
 
     async def _without_receipt(self, project_id: str, metered_by: str, items: list[Item]) -> list[Item]:
@@ -106,4 +109,5 @@ def _filter(wanted: GenerateRequest) -> logs.LogFilter:
         until_us=read_time(wanted.end_date, ("body", "end_date"), end=True),
         conversation_id=wanted.conversation_id,
         ids=None if wanted.log_ids is None else tuple(wanted.log_ids),
+        uncertified=True if wanted.since_last_receipt else None,
     )

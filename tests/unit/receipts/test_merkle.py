@@ -7,11 +7,14 @@ import pytest
 
 from stentor.receipts.merkle import (
     EMPTY_ROOT,
+    HASH_BYTES,
+    TILE_WIDTH,
     MissingTile,
     Tree,
     hash_leaf,
     is_consistent,
     plan_append,
+    plan_tiles,
     root_from_inclusion,
 )
 from tests.independent_verifier import merkle_root, root_by_path
@@ -145,6 +148,21 @@ def test_indexes_outside_are_refused():
     with pytest.raises(ValueError, match="earlier state of 0"):
         tree(LEAVES).consistency(0)
     assert root_from_inclusion(8, 8, LEAVES[0], []) is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 255, 256, 257, 511, 65_535, 65_536, 65_537, 16_777_217, 10_000_000])
+def test_the_tiles_of_a_proof_are_known_before(size):
+    for leaf in {0, size // 2, size - 1, max(0, size - 257), size // 3}:
+        asked = set()
+
+        def read_tile(level, index, asked=asked):
+            asked.add((level, index))
+            return bytes(HASH_BYTES * min(TILE_WIDTH, max(0, (size >> (8 * level)) - index * TILE_WIDTH)))
+
+        tree = Tree(size, read_tile)
+        tree.leaf(leaf), tree.inclusion(leaf), tree.root(), tree.consistency(leaf + 1)
+        assert asked <= set(plan_tiles(size, leaf))
+        assert len(plan_tiles(size, leaf)) <= 8
 
 
 def test_a_missing_tile_is_named():
