@@ -1,6 +1,8 @@
 """Sound for tests: the twenty sentences as a real voice speaks them, and files of every kind and defect."""
 
+import hashlib
 import io
+import os
 import wave
 from fractions import Fraction
 from functools import cache
@@ -9,6 +11,7 @@ from typing import Any
 
 import av
 import numpy
+from piper import PiperVoice
 
 from stentor.runtime.offers import OFFERS
 from tests.kinds.models import CACHE, fetch
@@ -28,27 +31,21 @@ FORMATS = {
 
 @cache
 def _voice() -> Any:
-    piper = __import__("piper")
     folder = fetch(OFFERS["piper-joe"].source)
-    return piper.PiperVoice.load(folder / "en_US-joe-medium.onnx", folder / "en_US-joe-medium.onnx.json")
+    return PiperVoice.load(folder / "en_US-joe-medium.onnx", folder / "en_US-joe-medium.onnx.json")
 
 
 def speak(text: str) -> Path:
     """A WAV file of the text, spoken once and kept."""
     folder = CACHE / "spoken"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"joe-{abs(hash_text(text)):016x}.wav"
+    path = folder / f"joe-{hashlib.sha256(text.encode()).hexdigest()[:16]}.wav"
     if not path.exists():
-        fresh = path.with_suffix(f".{id(text)}.new")
+        fresh = path.with_suffix(f".{os.getpid()}.new")
         with wave.open(str(fresh), "wb") as file:
             _voice().synthesize_wav(text, file)
         fresh.replace(path)
     return path
-
-
-def hash_text(text: str) -> int:
-    """The same for the same text, in every process."""
-    return int.from_bytes(__import__("hashlib").sha256(text.encode()).digest()[:8], "big")
 
 
 def samples_of(path: Path) -> "numpy.ndarray[Any, numpy.dtype[numpy.int16]]":

@@ -27,6 +27,7 @@ from tests.speech.words import plain_words
 
 FRAME_S = 0.1
 TOKEN = "t" * 32
+COMMANDS = ("Turn on the light.", "Stop the music.", "What time is it?", "Open the window.", "Call my sister.")
 
 
 def pcm(text: str, before_s: float = 0.3, after_s: float = 0.6) -> bytes:
@@ -68,6 +69,8 @@ class Line:
 @pytest.fixture(scope="module")
 def engine() -> Iterator[str]:
     """A running engine with Whisper tiny; its address."""
+    for text in (*clips.SENTENCES[:7], *COMMANDS):
+        clips.speak(text)  # here, as fetching the voice wants a loop of its own
     port = free_ports(1)
     folder = fetch(OFFERS["whisper-tiny.en"].source)
     config = {"model_path": str(folder), "alias": "tiny", "port": port, "token": TOKEN, "threads": 2, "places": 1}
@@ -176,13 +179,13 @@ async def test_the_token_is_needed(engine: str) -> None:
 
 
 @pytest.mark.soak
+@pytest.mark.timeout(400)
 async def test_the_final_is_there_soon_after_a_short_command(engine: str) -> None:
-    commands = ["Turn on the light.", "Stop the music.", "What time is it?", "Open the window.", "Call my sister."]
     waits = []
     async with line_to(engine) as line:
         await line.say(type="begin", language="en")
         for number in range(40):
-            await line.speak(pcm(commands[number % 5], after_s=0.5), pace=1.0)
+            await line.speak(pcm(COMMANDS[number % 5], after_s=0.5), pace=1.0)
             ended = time.monotonic()
             await line.say(type="end")
             assert (await line.final())["text"]
