@@ -111,6 +111,8 @@ def _read_words(found: Any, start_s: float, end_s: float) -> list[Word]:
 def open_sense_voice(library: Any, folder: Path, config: SpeechConfig, language: str) -> Any:
     """sherpa-onnx's recognizer for a SenseVoice folder; of several models the smallest."""
     models = sorted(folder.glob("model*.onnx"), key=lambda path: path.stat().st_size)
+    if not models:
+        raise FileNotFoundError(f"there is no model*.onnx in {folder}")
     return library.OfflineRecognizer.from_sense_voice(
         model=str(models[0]),
         tokens=str(folder / "tokens.txt"),
