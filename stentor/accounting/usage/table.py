@@ -9,7 +9,7 @@ and blocks that a question's time cuts in two, are read event by event: answers 
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, literal, or_, select
 
 from stentor.core.clock import DAY_US
 from stentor.store.schema import usage_blocks, usage_days, usage_events, usage_sums
@@ -62,13 +62,8 @@ def add_block(connection: Connection, settled_before_us: int | None) -> bool:
     if connection.execute(statement).one_or_none() is None:
         return True  # another server was quicker
     groups = [_subject("day_us"), *(usage_events.c[name] for name in SUBJECTS)]
-    sums = select(*groups, *_event_sums()).where(within).group_by(*groups)
-    rows = [
-        dict(zip(("block", "day_us", *SUBJECTS, *SUMS), (number, *row), strict=True))
-        for row in connection.execute(sums)
-    ]
-    if rows:
-        connection.execute(insert(usage_sums), rows)
+    sums = select(literal(number), *groups, *_event_sums()).where(within).group_by(*groups)
+    connection.execute(insert(usage_sums).from_select(("block", "day_us", *SUBJECTS, *SUMS), sums))
     return True
 
 
@@ -182,10 +177,11 @@ def sum_usage(connection: Connection, filters: Filters, by: tuple[str, ...]) -> 
     single = filters.get("request_id") is not None
     if not single:
         touch, cut = _in_time(filters)
-        whole = select(usage_blocks.c.block).where(*touch, *(() if cut is None else (~cut,)))
         columns = [usage_sums.c[name] for name in by]
         totals = [func.coalesce(func.sum(usage_sums.c[name]), 0) for name in SUMS]
-        query = select(*columns, *totals).where(usage_sums.c.block.in_(whole), *_matching(usage_sums, filters))
+        query = select(*columns, *totals).where(*_matching(usage_sums, filters))
+        if cut is not None:  # else all of them: read in one go, without looking each block up
+            query = query.where(usage_sums.c.block.in_(select(usage_blocks.c.block).where(*touch, ~cut)))
         take(connection.execute(query.group_by(*columns) if columns else query))
         take(_sum_folded(connection, filters, by))
     for first, end in [(0, None)] if single else _loose_ranges(connection, filters):
