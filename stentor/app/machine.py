@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import psutil
 
-from stentor.core.lazy import load
+from stentor.runtime.gpus import open_nvml
 from stentor.runtime.hardware import Gpu, find_gpus, find_hardware
 
 _MIB = 1024 * 1024
@@ -89,19 +89,6 @@ class ThisMachine:
                 self._seen[pid] = (started_s, used_s, now_s)
                 found[pid] = (round(memory.rss / _MIB, 1), round(max(percent, 0.0), 1))
         return found
-
-
-def open_nvml() -> Any:
-    """NVIDIA's management library, or None where it or a driver is missing."""
-    try:
-        nvml = load("pynvml")
-    except ImportError:
-        return None
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError:
-        return None
-    return nvml
 
 
 def read_gpus(nvml: Any) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What the head of a GGUF file says about a model: what it can do, what it can hold, and what its memory will cost."""
 
+import math
 from pathlib import Path
 
 import msgspec
@@ -42,7 +43,8 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     ``file_bytes`` the size of the weights with all shards; 0 where the file doesn't say. ``has_pooling``: it says how
     to pool, ``pools``: into one vector; ``ranks``: it has a classifier's output; ``encodes``: it reads and never
     generates. ``width`` is the length of its vectors, ``inner`` the widest layer, ``heads`` those of its attention,
-    ``words`` and ``merges`` what its tokenizer knows. ``sees`` and ``hears`` are said by projectors (architecture
+    ``words`` and ``merges`` what its tokenizer knows; ``numbers`` are those of all its tensors, in ``blocks`` layers
+    and ``tables`` of words beside them. ``sees`` and ``hears`` are said by projectors (architecture
     ``clip``), whose vectors have ``projected`` numbers, made of so many ``patches`` of an image.
     """
 
@@ -60,6 +62,9 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     heads: int = 0
     words: int = 0
     merges: int = 0
+    numbers: int = 0
+    blocks: int = 0
+    tables: int = 1
     cache: CacheShape = CacheShape()
     sees: bool = False
     hears: bool = False
@@ -90,6 +95,9 @@ def read_header(path: Path, *, quick: bool = False) -> GgufHeader:
         heads=min(_first(pairs.get(f"{architecture}.attention.head_count")), _MOST),
         words=head.lengths.get("tokenizer.ggml.tokens", 0) or _integer(pairs, f"{architecture}.vocab_size"),
         merges=head.lengths.get("tokenizer.ggml.merges", 0),
+        numbers=sum(math.prod(shape) for shape in head.shapes.values()),
+        blocks=_integer(pairs, f"{architecture}.block_count"),
+        tables=2 if "output.weight" in head.shapes else 1,
         cache=_describe_cache(architecture, pairs),
     )
 

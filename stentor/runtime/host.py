@@ -4,9 +4,11 @@ An interface, so that the scheduler's decisions can be tried a thousand times wi
 """
 
 from collections import deque
+from collections.abc import Mapping
 from typing import Protocol
 
 from stentor.runtime.child import Child
+from stentor.runtime.gpus import GpuMemory, GpuProbe
 from stentor.runtime.launchers.base import Launch
 from stentor.runtime.memory import find_available_bytes
 from stentor.runtime.probe import EngineAddress, Probe, Props
@@ -69,12 +71,17 @@ class Host(Protocol):
         """Memory that ``pid`` has in use; None where it is gone."""
         ...
 
+    def find_gpus(self) -> tuple[GpuMemory, ...]:
+        """The graphics cards with their memory now, in the engines' order; empty where nobody can tell. May block."""
+        ...
+
 
 class LocalHost:
-    """This machine."""
+    """This machine. ``environment`` is what engines inherit: one that hides cards leaves them to the engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
         self.probe: Questions = Probe()
+        self._gpus = None if "CUDA_VISIBLE_DEVICES" in (environment or {}) else GpuProbe()
 
     async def spawn(self, launch: Launch, tag: dict[str, str], tail: deque[str]) -> EngineChild:
         """See :class:`Host`. Must be called on the main thread's loop."""
@@ -91,3 +98,7 @@ class LocalHost:
     def find_memory_use(self, pid: int) -> MemoryUse | None:
         """See :class:`Host`."""
         return find_memory_use(pid)
+
+    def find_gpus(self) -> tuple[GpuMemory, ...]:
+        """See :class:`Host`."""
+        return () if self._gpus is None else self._gpus.read()

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -12,15 +12,24 @@ from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.downloads import Progress
-from stentor.runtime.estimate import estimate_bytes
+from stentor.runtime.estimate import estimate_bytes, estimate_memory
+from stentor.runtime.gpus import GpuMemory, GpuPlan, plan_gpu
 from stentor.runtime.kinds import Nature, find_nature, reconcile
 from stentor.runtime.launchers.base import Launch, Launcher, LaunchOrder, LaunchRefused
+from stentor.runtime.launchers.llama_server import LlamaServerLauncher
 from stentor.runtime.memory import MIB, ContextPlan, choose_pooling, choose_threads, describe_bytes, plan_memory
 from stentor.runtime.process import EngineProcess, TakeRoom
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.sizes import Sizes
 from stentor.runtime.spec import SPEECH_TYPES, EngineKind, Learned, ModelSpec
 from stentor.runtime.speech import Voice, find_voice
+
+# Extra arguments of an operator's that say something about cards.
+_ABOUT_CARDS = frozenset({
+    "-ngl", "--gpu-layers", "--n-gpu-layers", "-ts", "--tensor-split", "-sm", "--split-mode", "-mg", "--main-gpu",
+    "-dev", "--device", "-fit", "--fit", "-ot", "--override-tensor", "--cpu-moe", "-cmoe", "--n-cpu-moe", "-ncmoe",
+})  # fmt: skip
+_HIDES_CARDS = "CUDA_VISIBLE_DEVICES"
 
 
 class ModelSource(Protocol):
@@ -55,12 +64,14 @@ class Preparation:
         source: ModelSource,
         launchers: Mapping[EngineKind, Launcher],
         sizes: Sizes,
+        find_gpus: Callable[[], tuple[GpuMemory, ...]] = tuple,
     ) -> None:
         self._settings = settings
         self._catalogue = catalogue
         self._source = source
         self._launchers = launchers
         self._sizes = sizes
+        self._find_gpus = find_gpus
         self._fetching: dict[str, asyncio.Lock] = {}
         self._fetched: dict[str, tuple[int, int]] = {}
         self._found: dict[ModelId, Learned] = {}
@@ -73,7 +84,8 @@ class Preparation:
         download must not keep a slot from other models.
         """
         threads = spec.threads or choose_threads(self._settings.default_threads)
-        weights, pooling, way, rung = None, spec.pooling, "", Rung()
+        weights, pooling, way, rung, gpu = None, spec.pooling, "", Rung(), None
+        cards: tuple[GpuMemory, ...] = ()
         if spec.engine == "command":
             plans = self._plan_command(spec, find_budget())
         elif spec.engine in SPEECH_TYPES:
@@ -91,8 +103,11 @@ class Preparation:
             pooling = choose_pooling(nature.header, spec)
             seeing_bytes = nature.projector.file_bytes if nature.projector else 0
             way = f"{nature.header.file_bytes + seeing_bytes}/{spec.cache_type_k}/{spec.cache_type_v}"
-            plans = self._plan(nature, way, rung, find_budget())
+            cards = await self._find_cards(spec)
+            plans = self._plan(nature, way, rung, find_budget(), cards)
         berth = await take_room(plans, way)
+        if cards:
+            gpu = _plan_cards(nature, rung, cards, berth.plan.ctx, berth.plan.places)
         order = LaunchOrder(
             spec=spec,
             port=berth.port,
@@ -102,6 +117,7 @@ class Preparation:
             threads=threads,
             pooling=pooling,
             projector_on_cpu=rung.projector_on_cpu,
+            gpu=gpu,
         )
         launch = await self._launchers[spec.engine].prepare(order)
         return msgspec.structs.replace(launch, spec=spec)
@@ -171,14 +187,29 @@ class Preparation:
             public="memory did not suffice for it",
         )
 
-    def _plan(self, nature: Nature, way: str, rung: Rung, budget_bytes: int) -> tuple[ContextPlan, ...]:
+    async def _find_cards(self, spec: ModelSpec) -> tuple[GpuMemory, ...]:
+        """The cards that the model is planned onto; none where an operator or the engine decides about them."""
+        launcher = self._launchers[spec.engine]
+        theirs = spec.gpu_layers >= 0 or _ABOUT_CARDS.intersection(spec.arguments) or _HIDES_CARDS in spec.env
+        if not isinstance(launcher, LlamaServerLauncher) or theirs:
+            return ()
+        cards = await asyncio.to_thread(self._find_gpus)
+        # Another number of cards is another numbering: then the engine knows better.
+        return cards if cards and await launcher.count_cards(spec) == len(cards) else ()
+
+    def _plan(
+        self, nature: Nature, way: str, rung: Rung, budget_bytes: int, cards: Sequence[GpuMemory]
+    ) -> tuple[ContextPlan, ...]:
         spec, header = nature.spec, nature.header
         ctx = spec.ctx or max(min(2048, self._settings.default_ctx), int(self._settings.default_ctx * rung.ctx_share))
         ctx = min(ctx, header.trained_ctx) if header.trained_ctx else ctx
         # An external server and an explicit number of GPU layers put the weights where this machine's RAM says nothing.
-        looks = spec.engine == "llama" and spec.gpu_layers <= 0
+        looks = (spec.engine == "llama" and spec.gpu_layers <= 0) or bool(cards)
 
         def estimate(tokens: int, places: int) -> int:
+            gpu = _plan_cards(nature, rung, cards, tokens, places) if cards else None
+            if gpu is not None:
+                return gpu.host_bytes
             formula = int(estimate_bytes(header, spec, tokens, places, nature.projector) * rung.margin)
             return self._sizes.correct(ModelId(spec.id), f"{way}/{tokens}/{places}", formula)
 
@@ -216,6 +247,12 @@ class Preparation:
                 return await self._source.fetch(spec.source, hear)
             finally:
                 self._fetched.pop(spec.source, None)
+
+
+def _plan_cards(nature: Nature, rung: Rung, cards: Sequence[GpuMemory], tokens: int, places: int) -> GpuPlan | None:
+    """What goes on the cards with so many tokens on each of so many places."""
+    parts = estimate_memory(nature.header, nature.spec, tokens, places, nature.projector)
+    return plan_gpu(nature.header, parts, cards, margin=rung.margin, eyes=not rung.projector_on_cpu)
 
 
 def list_rungs(spec: ModelSpec) -> tuple[Rung, ...]:

@@ -63,7 +63,7 @@ class LocalScheduler(SchedulerViews):
         log: Log | None = None,
         host: Host | None = None,
     ) -> None:
-        self._host = host or LocalHost()
+        self._host = host or LocalHost(environment)
         self._settings = settings
         slots = Slots(settings.slot_first_port, settings.slot_count, self._host.is_port_free)
         catalogue = Catalogue(settings.models, settings.default_ctx, lenient=settings.lenient_routing)
@@ -79,7 +79,7 @@ class LocalScheduler(SchedulerViews):
         self._roster = Roster(run_dir / "engines.json")
         self._sizes = Sizes(run_dir / "sizes.json")
         self._desired = Desired(run_dir / "desired.json")
-        self._preparation = Preparation(settings, self._catalogue, source, launchers, self._sizes)
+        self._preparation = Preparation(settings, self._catalogue, source, launchers, self._sizes, self._host.find_gpus)
         self._preparation.look(self._catalogue.specs.values())
         limit_mb = settings.memory_limit_mb
         limits = RoomLimits(memory_bytes=None if limit_mb is None else limit_mb * MIB, policy=settings.swap)

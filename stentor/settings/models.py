@@ -52,7 +52,8 @@ MODEL_TEXTS: dict[str, str] = {
     "out.",
     "memory_mib": "Memory that one instance of a `command` engine needs, in MiB.",
     "pooling": "Pooling of embeddings: `none`, `mean`, `cls`, `last`, `rank`; the model's own where it is left out.",
-    "gpu_layers": "Layers to put on the GPU; -1 leaves it to the engine.",
+    "gpu_layers": "Layers to put on the GPU; -1: as many as there is room for, worked out where NVIDIA's library tells "
+    "the cards' memory (the extra `gpu`), else by the engine.",
     "batch": "Largest logical batch, in tokens.",
     "ubatch": "Largest physical batch, in tokens.",
     "cache_type_k": "Type of the key cache: `f16`, `q8_0`, …",

@@ -38,11 +38,13 @@ async def make_scheduler(tmp_path: Path) -> AsyncIterator[MakeScheduler]:
     made: list[LocalScheduler] = []
     before = {stat.pid for stat in list_children()}
 
-    def make(*models: ModelSpec, source: Any = None, log: Log | None = None, **changes: Any) -> LocalScheduler:
+    def make(
+        *models: ModelSpec, source: Any = None, log: Log | None = None, host: Any = None, **changes: Any
+    ) -> LocalScheduler:
         fields = {**QUICK, "data_dir": tmp_path / "data", "models": models, **changes}
         fields.setdefault("slot_first_port", find_first_port(fields["slot_count"]))
         settings = RuntimeSettings(**fields)
-        scheduler = LocalScheduler(settings, source or LocalFiles(), os.environ, SystemClock(), log)
+        scheduler = LocalScheduler(settings, source or LocalFiles(), os.environ, SystemClock(), log, host)
         made.append(scheduler)
         return scheduler
 

@@ -157,6 +157,9 @@ class VirtualHost:
         self.sizes_mib = sizes_mib
         self.probe: Any = VirtualProbe(self)
 
+    def find_gpus(self) -> tuple[Any, ...]:
+        return ()
+
     async def spawn(self, launch: Launch, tag: dict[str, str], tail: deque[str]) -> VirtualChild:
         await asyncio.sleep(self.rng.choice((0.0, 0.01)))
         if self.rng.random() < self.trouble / 4:

@@ -9,6 +9,7 @@ from typing import Protocol
 import msgspec
 
 from stentor.core.errors import StentorError
+from stentor.runtime.gpus import GpuPlan
 from stentor.runtime.spec import ModelSpec, Pooling
 
 LOOPBACK = "127.0.0.1"
@@ -55,7 +56,8 @@ class LaunchOrder(msgspec.Struct, frozen=True, kw_only=True):
     """What the launcher is asked for: the model, its port, its weights (None: the engine has its own), its share.
 
     ``ctx`` is tokens per place, ``places`` the number of concurrent requests, ``threads`` CPU threads, ``pooling``
-    empty for the model's own; ``projector_on_cpu`` keeps an image or audio projector out of the GPU's memory.
+    empty for the model's own; ``projector_on_cpu`` keeps an image or audio projector out of the GPU's memory; ``gpu``
+    says what goes there where that was planned.
     """
 
     spec: ModelSpec
@@ -66,6 +68,7 @@ class LaunchOrder(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     pooling: Pooling = ""
     projector_on_cpu: bool = False
+    gpu: GpuPlan | None = None
 
 
 class Launcher(Protocol):

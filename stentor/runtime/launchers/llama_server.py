@@ -28,6 +28,7 @@ from stentor.runtime.spec import LoadMode, ModelSpec
 _PROBE_TIMEOUT_S = 20.0
 _FLAG_LINE = re.compile(r"^ {0,2}(-[A-Za-z0-9]|--[a-z])")
 _FLAG = re.compile(r"(?<![\w<-])(--?[A-Za-z][A-Za-z0-9-]*)")
+_NVIDIA_LINE = re.compile(r"^\s*(?:CUDA|Vulkan)\d+:.*NVIDIA", re.MULTILINE)
 _OURS = frozenset(
     {
         "--host", "--port", "--api-key", "--api-key-file", "-m", "--model", "-np", "--parallel", "-c", "--ctx-size",
@@ -114,6 +115,10 @@ def choose_wishes(order: LaunchOrder, key_file: Path) -> list[Wish]:
     ]
     if spec.gpu_layers >= 0:
         wishes.append((("--n-gpu-layers", "--gpu-layers"), str(spec.gpu_layers)))
+    if order.gpu is not None:
+        wishes.append((("--n-gpu-layers", "--gpu-layers"), str(order.gpu.layers)))
+        if len(order.gpu.split) > 1:
+            wishes.append((("--tensor-split",), ",".join(map(str, order.gpu.split))))
     if order.pooling:
         wishes.append((("--pooling",), order.pooling))
     if spec.flash_attention != "auto":
@@ -152,8 +157,9 @@ def choose_load_wishes(mode: LoadMode, abilities: ServerAbilities) -> list[Wish]
     return [((name,), None) for name in _OLD_LOAD_SWITCHES[mode]]
 
 
-def choose_optional_wishes(spec: ModelSpec) -> list[Wish]:
+def choose_optional_wishes(order: LaunchOrder) -> list[Wish]:
     """Wishes that an older or newer build may not know, and that it also does without."""
+    spec = order.spec
     return [
         (("--no-ui", "--no-webui"), None),
         (("--metrics",), None),
@@ -162,7 +168,7 @@ def choose_optional_wishes(spec: ModelSpec) -> list[Wish]:
         (("--no-context-shift",), None),
         (("--no-kv-unified", "-no-kvu"), None),
         (("--cache-ram",), str(spec.cache_ram_mib)),
-        (("--fit",), "off") if spec.gpu_layers >= 0 else ((), None),
+        (("--fit",), "off") if spec.gpu_layers >= 0 or order.gpu is not None else ((), None),
     ]
 
 
@@ -202,7 +208,7 @@ class LlamaServerLauncher:
             raise LaunchRefused(f"Model '{spec.id}', arguments: {problem}")
         key_file = self._run_dir / f"{spec.id}-{order.port}.key"
         wishes = [*choose_wishes(order, key_file), *choose_load_wishes(spec.load_mode, abilities)]
-        arguments = write_arguments(wishes, choose_optional_wishes(spec), abilities)
+        arguments = write_arguments(wishes, choose_optional_wishes(order), abilities)
         token = new_token()
         _write_secret(key_file, token)
         return Launch(
@@ -213,6 +219,15 @@ class LlamaServerLauncher:
             places=order.places,
             context_size=order.ctx,
         )
+
+    async def count_cards(self, spec: ModelSpec) -> int:
+        """How many NVIDIA cards this build of the program uses; 0 where it doesn't say. Raises LaunchRefused."""
+        binary = self._find_binary(spec)
+        environment = choose_environment(self._environment, spec.env)
+        abilities = await self._ask(binary, environment)
+        if "--list-devices" not in abilities.flags:
+            return 0
+        return len(_NVIDIA_LINE.findall(await _output_of(binary, "--list-devices", environment)))
 
     def _find_binary(self, spec: ModelSpec) -> Path:
         wanted = spec.binary or self._default_binary or Path("llama-server")
