@@ -221,18 +221,20 @@ class Server:
 
     # -- speaking to it
 
-    def connect(self, timeout_s: float = 30.0) -> http.client.HTTPConnection:
+    def connect(self, timeout_s: float = 60.0) -> http.client.HTTPConnection:
         """A fresh connection."""
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
 
-    def ask(self, method: str, path: str, body: Any = None, *, key: str | None = None, **headers: str) -> Answer:
+    def ask(
+        self, method: str, path: str, body: Any = None, *, key: str | None = None, wait_s: float = 60.0, **headers: str
+    ) -> Answer:
         """One request; ``body`` bytes go as they are, anything else as JSON. ``key`` "" sends none."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         sent = {name.replace("_", "-"): text for name, text in headers.items()}
         token = self.key if key is None else key
         if token:
             sent["Authorization"] = f"Bearer {token}"
-        connection = self.connect()
+        connection = self.connect(wait_s)
         try:
             connection.request(method, path, data, sent)
             response = connection.getresponse()

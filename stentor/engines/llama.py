@@ -122,7 +122,8 @@ def _set_batches(xlc: Any, parameters: Any, config: LlamaConfig) -> None:
 
 def _end(status: int, line: str = "") -> None:
     if line:
-        sys.stderr.write(f"{line}\n")
+        # llama.cpp's own log writes from a thread, in pieces: ours begins a line of its own, in one piece.
+        sys.stderr.write(f"\n{line}\n" if status else f"{line}\n")
     sys.stderr.flush()
     os._exit(status)
 

@@ -159,7 +159,8 @@ def serve_in_turns(folder: Path, configs: dict[str, str], clients: int, turns: i
             for turn in range(turns):
                 model = tuple(configs)[(number + turn) % 2]
                 began_s = time.monotonic()
-                answer = server.ask("POST", "/v1/chat/completions", body(model, f"say {turn}", 8))
+                asked = body(model, f"say {turn}", 8)
+                answer = server.ask("POST", "/v1/chat/completions", asked, wait_s=600)
                 statuses.append(answer.status)
                 waits.setdefault(answer.headers["x-stentor-instance"], []).append(time.monotonic() - began_s)
             return statuses
