@@ -96,13 +96,14 @@ def test_a_short_one_does_not_wait_for_a_long_one(gate: Hearing) -> None:
 
 def test_who_leaves_stops_the_work_and_pays_for_the_sound(gate: Hearing) -> None:
     body, kind = form(clips.wav(clips.join(clips.SENTENCES, 0.3)), model="tiny", stream="true")
-    connection = gate.server.connect()
+    connection = gate.server.connect(110)
     connection.request("POST", TRANSCRIPTIONS, body, {"Authorization": f"Bearer {gate.key}", "Content-Type": kind})
     response = connection.getresponse()
     request_id = response.headers["x-request-id"]
     assert json.loads(response.readline()[6:])["type"] == "transcript.text.delta"
     connection.close()
     response.close()
+    until(lambda: gate.find_events(request_id), timeout_s=60)
     event = gate.event(request_id)
     assert (event["status"], event["reason"]) == ("cancelled", "client_left")
     assert event["audio_ms"] > 60_000
