@@ -161,9 +161,11 @@ class Changes:
             old = api_keys.get_key_of(connection, KeyId(key_id), owner)
             if "limits" in values:
                 values["limits"] = msgspec.structs.replace(old.limits, **given(change.limits))  # type: ignore[arg-type]
+            # Before the change: it may be the very key that asks.
+            most = None if creator is None else api_keys.get_key(connection, KeyId(creator))
             key = api_keys.change_key(connection, old, values)
-            if creator is not None:
-                check_within(api_keys.get_key(connection, KeyId(creator)), key)
+            if most is not None:
+                check_within(most, key)
             before = {name: getattr(old, name) for name in values}
             after = {name: getattr(key, name) for name in values}
             record_change(

@@ -11,9 +11,10 @@ from stentor.control.management import Management
 from stentor.control.slowdown import Slowdown, network_of
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused, StoreUnavailable
-from stentor.core.ids import UserId
+from stentor.core.ids import KeyId, UserId
+from stentor.core.principal import Principal
 from stentor.core.sessions import SessionCard, SessionKind
-from stentor.people import sessions, users
+from stentor.people import api_keys, sessions, users
 from stentor.people.key_text import digest_key
 from stentor.people.sessions import Session
 from stentor.people.values import User
@@ -33,14 +34,22 @@ class SignedIn(NamedTuple):
 
 
 class _Live:
-    """A session in memory; ``written_us`` is what the database says of when it was seen."""
+    """A session in memory; ``written_us`` is what the database says of when it was seen.
 
-    __slots__ = ("session", "user", "written_us")
+    ``key_ends_us`` is when the key ends that it was opened with, if it was one and that ends by itself.
+    """
 
-    def __init__(self, session: Session, user: User) -> None:
+    __slots__ = ("key_ends_us", "session", "user", "written_us")
+
+    def __init__(self, session: Session, user: User, key_ends_us: int | None = None) -> None:
         self.session = session
         self.user = user
+        self.key_ends_us = key_ends_us
         self.written_us = session.seen_us
+
+    def is_over(self, now_us: int) -> bool:
+        """Whether it has ended by itself."""
+        return self.session.ends_us() <= now_us or (self.key_ends_us is not None and self.key_ends_us <= now_us)
 
 
 class Sessions:
@@ -58,6 +67,7 @@ class Sessions:
         self._known: dict[bytes, _Live] = {}
         self._version = 0
         self._written = (0, 0.0)
+        books.on_revoked(self._forget_key)
 
     # -- who -----------------------------------------------------------------------------------------------------------
 
@@ -65,7 +75,7 @@ class Sessions:
         """See :class:`~stentor.core.sessions.SessionBook`."""
         live = self._known.get(digest) or await self._load(digest)
         now_us = self._clock.now_us()
-        if live is None or live.session.kind != kind or live.session.ends_us() <= now_us:
+        if live is None or live.session.kind != kind or live.is_over(now_us):
             return None
         live.session = msgspec.structs.replace(live.session, seen_us=now_us)
         if now_us - live.written_us > FLUSH_US:
@@ -78,12 +88,15 @@ class Sessions:
         return _card(live)
 
     async def _load(self, digest: bytes) -> _Live | None:
-        def read(connection: Connection) -> tuple[Session, User] | None:
+        def read(connection: Connection) -> _Live | None:
             session = sessions.find_session(connection, digest)
             if session is None:
                 return None
             user = users.get_user(connection, session.user_id)
-            return (session, user) if user.active else None
+            key = None if session.key_id is None else api_keys.get_key(connection, session.key_id)
+            if not user.active or (key is not None and not key.is_valid(self._clock.now_us())):
+                return None
+            return _Live(session, user, None if key is None else key.ends_us())
 
         while True:
             version = self._version
@@ -94,12 +107,17 @@ class Sessions:
                 return None
             if len(self._known) >= KNOWN_MAX:
                 self._known.clear()
-            return self._known.setdefault(digest, _Live(*found))
+            return self._known.setdefault(digest, found)
 
     def forget(self, user_id: UserId) -> None:
         """A user changed: what is known of their sessions is read anew."""
         self._version += 1
         self._known = {digest: live for digest, live in self._known.items() if live.session.user_id != user_id}
+
+    def _forget_key(self, key_id: KeyId) -> None:
+        """A key changed or ended: so may sessions have that were opened with it."""
+        self._version += 1
+        self._known = {digest: live for digest, live in self._known.items() if live.session.key_id != key_id}
 
     # -- in and out ----------------------------------------------------------------------------------------------------
 
@@ -129,19 +147,22 @@ class Sessions:
         self._slowdown.forgive(names)
         user_id = principal.user_id
         user = await self._database.read(lambda connection: users.get_user(connection, user_id))
-        return await self._open(user, "user", place)
+        return await self._open(user, "user", place, principal)
 
-    async def _open(self, user: User, kind: SessionKind, place: tuple[str, str]) -> SignedIn:
+    async def _open(
+        self, user: User, kind: SessionKind, place: tuple[str, str], key: Principal | None = None
+    ) -> SignedIn:
         token = sessions.new_token()
+        key_id = None if key is None else key.key_id
 
         def work(connection: Connection) -> Session:
             now_us = self._clock.now_us()
-            session = sessions.add_session(connection, user, kind, token, place, now_us)
+            session = sessions.add_session(connection, user, kind, token, place, now_us, key_id)
             after = {"session": session.id, "kind": kind, "address": session.address}
             record_change(connection, now_us, Actor(user.name, "console"), "sign_in", ("user", user.id), after=after)
             return session
 
-        live = _Live(await self._database.write(work), user)
+        live = _Live(await self._database.write(work), user, None if key is None else key.expires_us)
         self._known[sessions.digest_token(token)] = live
         return SignedIn(token, _card(live))
 
@@ -220,4 +241,5 @@ def _card(live: _Live) -> SessionCard:
         user.tier_id,
         user.password_temporary,
         session.ends_us(),
+        session.key_id or "",
     )

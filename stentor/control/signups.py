@@ -1,6 +1,8 @@
 """Asking for an account, and what administrators answer."""
 
+import asyncio
 import re
+import time
 from typing import Annotated
 
 import msgspec
@@ -21,6 +23,7 @@ from stentor.store.database import Database
 from stentor.vault.keyring import Keyring
 
 PER_HOUR = 5
+ANSWER_S = 0.25  # however it goes: writing a row takes longer than writing none, which would tell who is known
 
 
 class Approval(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,6 +68,7 @@ class Signups:
             raise Refused("signup_closed", "This server takes no requests for accounts; ask its operator.")
         self._few.enter(network_of(address))
         signups.check_signup(ask)
+        answer_at_s = time.monotonic() + ANSWER_S
 
         def work(connection: Connection) -> None:
             now_us = self._clock.now_us()
@@ -76,7 +80,10 @@ class Signups:
                 after = {"email": signup.email, "tier": signup.tier_id}
                 record_change(connection, now_us, actor, "signup_ask", ("signup", signup.id), after=after)
 
-        await self._database.write(work)
+        try:
+            await self._database.write(work)
+        finally:
+            await asyncio.sleep(answer_at_s - time.monotonic())
 
     async def register(self, wanted: Registration, address: str) -> str:
         """As :meth:`ask`, from the command line: the text of a key that works once the request is approved.

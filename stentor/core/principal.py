@@ -12,7 +12,7 @@ class Principal(msgspec.Struct, frozen=True, array_like=True):
 
     ``scopes`` are a subset of :data:`SCOPES`; ``models`` and ``endpoints`` narrow what the key may use, empty meaning
     all. ``key_hint`` is the last four characters of the key, for humans. Behind a console session there is no key:
-    then ``session_id`` and ``user_name`` are set.
+    then ``session_id`` and ``user_name`` are set, and ``session_key`` if the session was opened with a key.
     """
 
     key_id: KeyId
@@ -26,3 +26,4 @@ class Principal(msgspec.Struct, frozen=True, array_like=True):
     key_hint: str = ""
     session_id: str = ""
     user_name: str = ""
+    session_key: str = ""

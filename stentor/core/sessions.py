@@ -10,7 +10,10 @@ SessionKind = Literal["admin", "user"]
 
 
 class SessionCard(msgspec.Struct, frozen=True, array_like=True):
-    """A session that is valid now. ``must_change``: nothing may be done before the password is changed."""
+    """A session that is valid now. ``must_change``: nothing may be done before the password is changed.
+
+    ``key_id`` is the API key it was opened with, empty for a password: it may do no more than that key.
+    """
 
     id: str
     kind: SessionKind
@@ -19,6 +22,7 @@ class SessionCard(msgspec.Struct, frozen=True, array_like=True):
     tier_id: TierId
     must_change: bool
     ends_us: int
+    key_id: str = ""
 
 
 class SessionBook(Protocol):

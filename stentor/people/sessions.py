@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from stentor.core.errors import Refused
-from stentor.core.ids import UserId, new_uuid7
+from stentor.core.ids import KeyId, UserId, new_uuid7
 from stentor.core.sessions import SessionKind
 from stentor.people import table
 from stentor.people.values import User
@@ -18,7 +18,10 @@ _AGENT_MAX = 200
 
 
 class Session(msgspec.Struct, frozen=True):
-    """One sign-in. Times are UTC microseconds; ``seen_us`` is at most a minute old while it is used."""
+    """One sign-in. Times are UTC microseconds; ``seen_us`` is at most a minute old while it is used.
+
+    ``key_id`` is the key it was opened with, if it was one: the session may do no more than that, and ends with it.
+    """
 
     id: str
     kind: SessionKind
@@ -27,6 +30,7 @@ class Session(msgspec.Struct, frozen=True):
     seen_us: int
     address: str
     agent: str
+    key_id: KeyId | None = None
 
     def ends_us(self) -> int:
         """When it ends if nothing is done with it any more."""
@@ -44,11 +48,17 @@ def digest_token(token: str) -> bytes:
 
 
 def add_session(
-    connection: Connection, user: User, kind: SessionKind, token: str, place: tuple[str, str], now_us: int
+    connection: Connection,
+    user: User,
+    kind: SessionKind,
+    token: str,
+    place: tuple[str, str],
+    now_us: int,
+    key_id: KeyId | None = None,
 ) -> Session:
     """Store a session; ``place`` is the client's address and the name it gives itself. Ended ones are cleared away."""
     table.delete_sessions_before(connection, now_us - IDLE_US, now_us - LONGEST_US)
-    session = Session(new_uuid7(), kind, user.id, now_us, now_us, place[0][:64], place[1][:_AGENT_MAX])
+    session = Session(new_uuid7(), kind, user.id, now_us, now_us, place[0][:64], place[1][:_AGENT_MAX], key_id)
     table.add_session(connection, msgspec.structs.asdict(session) | {"digest": digest_token(token)})
     return session
 

@@ -63,13 +63,13 @@ def add_signup(connection: Connection, ask: SignupAsk, address: str, now_us: int
     Raises Refused when too many wait.
     """
     email = ask.email.strip().lower()
-    if find_user(connection, email) is not None or table.has_pending_signup(connection, email):
-        return None
-    if table.count_pending_signups(connection) >= PENDING_MAX:
+    if table.count_pending_signups(connection) >= PENDING_MAX:  # first, or a refusal would say that it isn't known
         raise Refused(
             "overloaded", "Too many requests for an account wait for an answer. Try again in some days.",
             retry_after_s=86_400,
         )  # fmt: skip
+    if find_user(connection, email) is not None or table.has_pending_signup(connection, email):
+        return None
     signup = Signup(new_uuid7(), email, TierId(ask.tier), ask.message, address[:64], "pending", None, "", now_us, None)
     table.add_signup(connection, msgspec.structs.asdict(signup))
     return signup

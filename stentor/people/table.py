@@ -64,6 +64,7 @@ _SESSION = (
     sessions.c.seen_us,
     sessions.c.address,
     sessions.c.agent,
+    sessions.c.key_id,
 )
 _SIGNUP = (
     signups.c.id,

@@ -139,6 +139,7 @@ sessions = Table(
     Column("seen_us", BigInteger, nullable=False),
     Column("address", Text, nullable=False),
     Column("agent", Text, nullable=False),
+    Column("key_id", Text, ForeignKey("api_keys.id")),
     Index("sessions_user", "user_id", "id"),
     CheckConstraint("kind IN ('admin', 'user')", name="sessions_kind"),
 )
@@ -333,7 +334,6 @@ prices = Table(
     sqlite_autoincrement=True,
 )
 
-# ``node_id``: the node whose engines run it; empty: everybody knows it, as it runs elsewhere, or one node is all.
 registered_models = Table(
     "registered_models",
     metadata,

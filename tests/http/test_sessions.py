@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.http.harness import Gate, Json
+from tests.http.harness import Gate, Json, until
 
 PASSWORD = "correct horse battery"
 
@@ -194,6 +194,44 @@ def test_a_key_is_exchanged_for_its_users_session(each: Gate):
     assert other.ask("DELETE", f"/user/api/sessions/{rows[0]['id']}")[0] == 404
     assert browser.ask("DELETE", f"/user/api/sessions/{rows[0]['id']}")[0] == 200
     assert browser.ask("GET", "/user/api/session")[0] == 401
+
+
+def test_a_session_that_a_key_opened_may_do_no_more_than_the_key(each: Gate):
+    user = each.make_user()
+    narrow = each.make_key(user["id"], models=["scripted"], scopes=["inference"], limits={"token_limit": 50})
+    wide = each.make_key(user["id"])
+    browser = Browser(each)
+    status, session = browser.ask("POST", "/user/api/login", {"api_key": narrow["key"]})
+    assert status == 200
+    csrf = {"X-CSRF-Token": session["csrf_token"]}
+    limits = {"token_limit": 50}
+    for body in (
+        {},
+        {"models": ["scripted"]},
+        {"models": ["scripted", "narrow"], "limits": limits},
+        {"limits": limits},
+    ):
+        status, answer = browser.ask("POST", "/user/api/keys", body, **csrf)
+        assert (status, answer["code"]) == (403, "insufficient_scope"), body
+    lifted = {"limits": {"token_limit": None}}
+    assert browser.ask("PATCH", f"/user/api/keys/{narrow['id']}", lifted, **csrf)[0] == 403
+    assert browser.ask("POST", f"/user/api/keys/{wide['id']}/rotate", {}, **csrf)[0] == 403
+    assert [row["id"] for row in browser.ask("GET", "/user/api/models")[1]["data"]] == ["scripted"]
+    body = {"models": ["scripted"], "limits": limits}
+    assert browser.ask("POST", "/user/api/keys", body, **csrf)[0] == 200
+    each.admin("POST", f"/api-keys/{narrow['id']}/revoke")
+    until(lambda: browser.ask("GET", "/user/api/me")[0], lambda status: status == 401, 30.0)
+
+
+def test_a_key_does_not_lift_its_own_limits(each: Gate):
+    narrow = each.make_key(each.make_user()["id"], models=["scripted"], limits={"token_limit": 50})
+    for change in ({"limits": {"token_limit": None}}, {"limits": {"token_limit": 51}}, {"models": []}):
+        answer = each.ask("PATCH", f"/user/api/keys/{narrow['id']}", change, key=narrow["key"])
+        assert (answer.status, answer.json()["code"]) == (403, "insufficient_scope"), change
+    (key,) = each.ask("GET", "/user/api/keys", key=narrow["key"]).json()["data"]
+    assert (key["limits"]["token_limit"], key["models"]) == (50, ["scripted"])
+    tighter = {"limits": {"token_limit": 40}}
+    assert each.ask("PATCH", f"/user/api/keys/{narrow['id']}", tighter, key=narrow["key"]).status == 200
 
 
 def test_a_key_asks_who_it_is(each: Gate):

@@ -137,6 +137,25 @@ async def test_a_key_opens_its_users_session(house, sessions) -> None:
     assert (await refused(sessions.exchange(made.key, PLACE))).code == "invalid_api_key"
 
 
+async def test_a_session_that_a_key_opened_ends_with_the_key(house, sessions) -> None:
+    made = await house.management.add_key(OPERATOR, KeyAsk("bob"))
+    token = (await sessions.exchange(made.key, PLACE)).token
+    other = (await sessions.sign_in("bob", PASSWORD, "user", PLACE)).token
+    assert (await sessions.find_session(digest(token), "user")).key_id == made.made.id
+    await house.management.revoke_key(OPERATOR, made.made.id)
+    assert await sessions.find_session(digest(token), "user") is None
+    assert (await sessions.find_session(digest(other), "user")).key_id == ""
+
+
+async def test_a_session_that_a_key_opened_ends_when_the_key_does(house, sessions) -> None:
+    ends_us = house.clock.now_us() + 60 * 1_000_000
+    made = await house.management.add_key(OPERATOR, KeyAsk("bob", expires_us=ends_us))
+    token = (await sessions.exchange(made.key, PLACE)).token
+    assert await sessions.find_session(digest(token), "user") is not None
+    house.clock.advance(61)
+    assert await sessions.find_session(digest(token), "user") is None
+
+
 async def test_ended_sessions_are_cleared_away(house, sessions) -> None:
     await sessions.sign_in("ann", PASSWORD, "admin", PLACE)
     house.clock.advance(13 * HOUR_S)

@@ -93,6 +93,7 @@ async def _read(connection: Connection, principal: Principal, params: Params) ->
             origin="console",
             user_id=principal.user_id,
             session_id=principal.session_id,
+            creator=principal.session_key or None,
         )
     if principal.key_id:
         key = principal.key_id
