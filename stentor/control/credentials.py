@@ -39,12 +39,29 @@ class Rotated(NamedTuple):
     kept: str | None
 
 
+class Inference(NamedTuple):
+    """The hub's inference service: its address (empty: nobody named one) and the token of the settings, if any."""
+
+    url: str = ""
+    token: str = ""
+
+
+INFERENCE = "hf-inference"
+
+
 class Credentials:
     """Lives on the books' event loop. Make it with :meth:`open`."""
 
     def __init__(
-        self, database: Database, keyring: Keyring, settings: VaultSettings, clock: Clock, check: CheckAddress
+        self,
+        database: Database,
+        keyring: Keyring,
+        settings: VaultSettings,
+        clock: Clock,
+        check: CheckAddress,
+        inference: Inference = Inference(),  # noqa: B008  # frozen
     ) -> None:
+        self._inference = inference
         self._database = database
         self._keyring = keyring
         self._settings = settings
@@ -60,7 +77,11 @@ class Credentials:
         def read(connection: Connection) -> dict[str, KnownProvider]:
             texts = providers.load_credentials(connection, self._keyring)
             rows = providers.list_providers(connection)
-            return {row.name: KnownProvider(row.kind, row.base_url, texts[row.name]) for row in rows}
+            known = {row.name: KnownProvider(row.kind, row.base_url, texts[row.name]) for row in rows}
+            if self._inference.url:
+                token = self._inference.token or secrets.find_latest(connection, self._keyring, HUB_TOKEN) or ""
+                known.setdefault(INFERENCE, KnownProvider("hf-inference", self._inference.url, token))
+            return known
 
         # One at a time, each begun after the change that called for it: the last word is the last change's.
         async with self._loading:
@@ -154,7 +175,9 @@ class Credentials:
             record_change(connection, now_us, actor, "hub_token_set", ("hub_token", name), after=after)
             return made
 
-        return await self._database.write(work)
+        made = await self._database.write(work)
+        await self.load()
+        return made
 
     async def remove_hub_token(self, actor: Actor, name: str) -> None:
         """Forget a hub token. Raises Refused ``not_found``."""
@@ -164,6 +187,7 @@ class Credentials:
             record_change(connection, self._clock.now_us(), actor, "hub_token_delete", ("hub_token", name))
 
         await self._database.write(work)
+        await self.load()
 
     async def find_hf_token(self) -> str | None:
         """The hub token that was set last, or None. Raises StentorError if it can't be opened."""

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-RemoteKind = Literal["openai", "anthropic"]
+RemoteKind = Literal["openai", "anthropic", "hf-inference"]
 
 
 class RemoteTerms(msgspec.Struct, frozen=True, array_like=True):

@@ -17,6 +17,8 @@ _PROBE_BYTES = 64 * 1024
 def upstream_url(kind: RemoteKind, base_url: str, path: str) -> str:
     """The full address of ``path`` (``/v1/…``) at an upstream, whether or not its base address names a version."""
     base = base_url.rstrip("/")
+    if kind == "hf-inference":
+        return base + path
     below = urlsplit(base).path
     if below.endswith("/v1") or (below and kind == "openai"):
         return base + path.removeprefix("/v1")
@@ -50,6 +52,8 @@ async def look_at_upstream(
     outbound: Outbound, kind: RemoteKind, base_url: str, credential: str, *, trusted: bool
 ) -> str:
     """Ask for the list of models: empty if the upstream is well, else what is wrong, for operators."""
+    if kind == "hf-inference":
+        return ""  # it has no list of models, and every question to a model costs
     try:
         answer = await outbound.send(
             "GET",

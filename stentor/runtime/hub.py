@@ -28,7 +28,8 @@ T = TypeVar("T")
 
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How to reach the hub. ``endpoint`` None is the hub library's own; ``token`` opens gated and private repositories.
+    """How to reach the hub. ``endpoint`` None is the hub library's own; ``token`` opens gated and private repositories;
+    ``inference_url`` is where it runs models for others.
 
     ``stall_s`` without a byte ends a connection, which is then made again; ``tries`` in a row without progress, with
     growing pauses from ``backoff_first_s``, are the last.
@@ -36,6 +37,7 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     endpoint: str | None = None
     token: str | None = None
+    inference_url: str | None = None
     stall_s: float = 30.0
     tries: int = 6
     backoff_first_s: float = 0.5

@@ -42,11 +42,31 @@ OFFERS: dict[str, Offer] = {
 }
 
 
+INFERENCE = "hf-inference:"
+
+
 def fill_in(entry: Mapping[str, Any]) -> dict[str, Any]:
     """A model's fields; where the source is an offer (by its short name, or in full) it is written out, and engine and
     id are filled in where none is given."""
     said = entry.get("source")
+    if isinstance(said, str) and said.startswith(INFERENCE):
+        return _fill_in_inference(entry, said.removeprefix(INFERENCE))
     for name, offer in OFFERS.items():
         if said in (name, offer.source):
             return {"id": name, "engine": offer.engine, **entry, "source": offer.source}
     return dict(entry)
+
+
+def _fill_in_inference(entry: Mapping[str, Any], repo: str) -> dict[str, Any]:
+    """A model that the hub's inference service runs: ``hf-inference:org/repo``."""
+    said = entry.get("remote")
+    remote = {"provider": "hf-inference", "kind": "hf-inference", **(said if isinstance(said, Mapping) else {})}
+    own = {name: value for name, value in entry.items() if name not in ("source", "remote")}
+    return {
+        "id": repo.rpartition("/")[2],
+        "type": "tts",
+        "engine": "remote",
+        "upstream_model": repo,
+        **own,
+        "remote": remote,
+    }

@@ -14,12 +14,17 @@ _MILLION = 1_000_000
 
 
 class RemotePrice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """USD per million tokens, and per request. A flat price per request stands alone where tokens have none."""
+    """USD per million tokens, per million characters spoken, per second heard or spoken, and per request.
+
+    Any of the last three stands alone where tokens have none.
+    """
 
     input: _USD | None = None
     output: _USD | None = None
     cached: _USD | None = None
     request: _USD | None = None
+    characters: _USD | None = None
+    audio_second: _USD | None = None
 
     def amounts(self) -> dict[str, int | None]:
         """Nano-USD per million units, by the price list's names."""
@@ -28,6 +33,8 @@ class RemotePrice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "output_nano": round((self.output or 0) * _NANO),
             "cached_nano": None if self.cached is None else round(self.cached * _NANO),
             "request_nano": round((self.request or 0) * _NANO * _MILLION),
+            "character_nano": round((self.characters or 0) * _NANO),
+            "audio_second_nano": round((self.audio_second or 0) * _NANO * _MILLION),
         }
 
 
@@ -69,9 +76,11 @@ def find_remote_problem(remote: RemoteSpec) -> str | None:
         except EgressRefused as refusal:
             return f"remote.base_url can't be used. {refusal.message}"
     price = remote.price
-    if price.request is None and (price.input is None or price.output is None):
+    whole = (price.request, price.characters, price.audio_second)
+    if all(part is None for part in whole) and (price.input is None or price.output is None):
         return (
-            "remote.price must say input and output in USD per million tokens, or request in USD per request: what "
-            "a request costs must be known before it is sent (0 is a price, too)."
+            "remote.price must say input and output in USD per million tokens, or request in USD per request (for "
+            "speech also characters in USD per million, or audio_second in USD): what a request costs must be known "
+            "before it is sent (0 is a price, too)."
         )
     return None

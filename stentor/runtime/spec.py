@@ -168,6 +168,8 @@ def _find_remote_problem(spec: ModelSpec) -> str | None:
         return f'a model with a table remote has engine = "remote", not "{spec.engine}".'
     if spec.source or spec.command or spec.arguments:
         return "a remote model has no source, command or arguments: another server runs it."
+    if spec.kind == "tts" and spec.remote.price.audio_second is not None:
+        return "remote.price.audio_second can't be used: nobody says how long the sound is; price its characters."
     return find_remote_problem(spec.remote)
 
 

@@ -127,7 +127,9 @@ def compose(read: Read) -> Settings:
         ),
         runtime=_runtime(values, read.models),
         telemetry=_telemetry(values),
-        hub=HubSettings(endpoint=values["HF_ENDPOINT"], token=values["HF_TOKEN"]),
+        hub=HubSettings(
+            endpoint=values["HF_ENDPOINT"], token=values["HF_TOKEN"], inference_url=values["HF_INFERENCE_URL"]
+        ),
         receipts=_receipts(values),
         registry=RegistrySettings(base_url=values["REGISTRY_BASE_URL"] or "", ttl_s=values["CACHE_TTL"]),
         egress=EgressSettings(allow=values["EGRESS_ALLOW"], allow_image_urls=values["ALLOW_IMAGE_URLS"]),

@@ -39,10 +39,6 @@ class Setting(msgspec.Struct, frozen=True):
         return "--" + self.name.lower().replace("_", "-")
 
 
-def _later(name: str, kind: Kind, text: str, **rest: Any) -> Setting:
-    return Setting(name, kind, text, takes_effect=False, **rest)
-
-
 _SERVER = (
     Setting("HOST", kinds.TEXT, "Address to listen on.", default="127.0.0.1"),
     Setting("PORT", integer(0, 65535), "Port to listen on; 0 takes a free one.", default=4000),
@@ -192,6 +188,12 @@ _MODELS = (
         kinds.URL,
         "Address of the model hub or of a mirror.",
         default_text="the hub library's own",
+    ),
+    Setting(
+        "HF_INFERENCE_URL",
+        kinds.URL,
+        "Address of the hub's inference service, for models whose source is `hf-inference:org/repo`.",
+        default_text="none: such models can't be asked",
     ),
     Setting(
         "MODEL_DIRS",
@@ -349,11 +351,9 @@ _RING = (
     ),
 )
 
-_LATER = (_later("HF_INFERENCE_URL", kinds.URL, "Address of the hub's inference service."),)
-
 
 def _grouped() -> tuple[Setting, ...]:
-    groups = {"Server": _SERVER, "Store": _STORE, "Models": _MODELS, "Access": _ACCESS, "Ring": _RING, "Later": _LATER}
+    groups = {"Server": _SERVER, "Store": _STORE, "Models": _MODELS, "Access": _ACCESS, "Ring": _RING}
     return tuple(
         msgspec.structs.replace(setting, group=group) for group, settings in groups.items() for setting in settings
     )

@@ -27,12 +27,17 @@ _encode = msgspec.json.Encoder().encode
 
 
 class SpeechAsk(Ask):
-    """A checked request for speech. ``delivery`` is how it goes out: sound, events with sound, or one JSON."""
+    """A checked request for speech. ``delivery`` is how it goes out: sound, events with sound, or one JSON.
 
-    __slots__ = ("audio_ms", "characters", "delivery", "form", "said", "text")
+    ``any_form``: the client named no format.
+    """
+
+    __slots__ = ("any_form", "audio_ms", "characters", "delivery", "form", "said", "speed", "text")
 
     text: str
     form: str
+    any_form: bool
+    speed: float
     delivery: Delivery
     said: dict[str, Any]
 
@@ -56,7 +61,8 @@ def read_speech(body: bytes, *, as_json: bool = False) -> SpeechAsk:
     ask.text = _read_text(fields)
     ask.delivery = _read_delivery(fields, as_json)
     ask.form = "wav" if as_json else _read_form(fields)
-    speed = _read_speed(fields)
+    ask.any_form = "response_format" not in fields and not as_json
+    ask.speed = speed = _read_speed(fields)
     ask.stream = not as_json
     ask.include_usage = False
     ask.output_asked = 0

@@ -19,6 +19,7 @@ from stentor.flows.attempt import Attempt
 from stentor.flows.failure import EngineFailed, EngineRefused
 from stentor.flows.frames import FrameSplitter, FrameTooLarge, frame_data
 from stentor.flows.speech.delivery import AsJson, make_way
+from stentor.flows.speech.inference import choose_form, inference_request
 from stentor.flows.speech.request import PATH, SpeechAsk
 
 WHOLE_MAX_BYTES = 128 * 1024 * 1024
@@ -100,9 +101,16 @@ class SpeechAttempt(Attempt):
         self._spoken = (characters + max(0, event.characters), audio_ms + max(0, event.audio_ms))
 
     async def _relay_remote(self, grant: Grant) -> bytes:
-        answer = await self._engines.remote.ask_sound(grant, PATH, self._ask.engine_body(grant.upstream_model))
+        ask = self._ask
+        if grant.engine == "hf-inference":
+            path, body = inference_request(ask, grant.upstream_model)
+        else:
+            path, body = PATH, ask.engine_body(grant.upstream_model)
+        answer = await self._engines.remote.ask_sound(grant, path, body)
         held = b""
         try:
+            if grant.engine == "hf-inference":
+                ask.form = choose_form(ask, answer.content_type)
             while chunk := await answer.read():
                 self._spoken = (len(self._ask.text), 0)
                 await self._pass([held])

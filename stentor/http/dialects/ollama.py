@@ -24,7 +24,7 @@ OLLAMA_VERSION = "0.13.0"
 _CAPABILITIES = {
     "text": ("completion", "tools"), "image": ("vision",), "audio": ("audio",), "embedding": ("embedding",),
 }  # fmt: skip
-_ELSEWHERE = ("openai", "anthropic")  # there is nothing to load here
+_ELSEWHERE = ("openai", "anthropic", "hf-inference")  # there is nothing to load here
 _FOREVER = "9999-12-31T23:59:59Z"
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json; charset=utf-8")

@@ -24,18 +24,18 @@ class _Listener:
         self.request_id = connection.request_id
         self.received_s = connection.received_s
         self._connection = connection
-        self._is_events = ask.delivery == "sse"
-        self._media_type = media_type_of(ask.form, ask.delivery).encode()
+        self._ask = ask
         self.write = connection.write
         self.end_stream = connection.end_stream
         self.answer = connection.answer
 
     async def start_stream(self, head: AnswerHead) -> None:
-        await self._connection.start_stream(head, self._media_type)
+        media_type = media_type_of(self._ask.form, self._ask.delivery)  # an upstream may have chosen its own
+        await self._connection.start_stream(head, media_type.encode())
 
     async def fail_stream(self, refusal: Refused) -> None:
         # Sound can't say that it ends early: the connection closes without its last chunk.
-        if self._is_events:
+        if self._ask.delivery == "sse":
             await self._connection.write(error_frame(refusal))
         await self._connection.cut()
 

@@ -203,11 +203,6 @@ def test_allowed_hosts_hold_what_the_server_was_told_it_is(tmp_path):
     assert settings.allowed_hosts == ("a.example", "b.example", "127.0.0.1", "c.example")
 
 
-def test_a_setting_that_nothing_reads_yet_is_told(tmp_path):
-    told = load(tmp_path, {"hf_inference_url": "https://mirror.example"})[1]
-    assert told == ["--hf-inference-url (command line) is accepted, but this version does not act on it yet."]
-
-
 def test_tls_needs_both_files_and_takes_away_the_warning(tmp_path):
     with pytest.raises(SettingsError, match="TLS needs both TLS_CERT and TLS_KEY"):
         load(tmp_path, {"tls_cert": "cert.pem"})
