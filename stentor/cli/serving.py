@@ -111,6 +111,7 @@ def describe_ready(ready: Ready, gpu: str) -> str:
     if ready.admin_password:
         lines.append(f"  Admin     {ready.admin_user} / {ready.admin_password}{once}")
     lines.append(f"  API key   {ready.api_key}{once}" if ready.api_key else "  API key   stentor keys create")
+    lines.append("  Speech    stentor models pull whisper-tiny.en piper-joe   (then `stentor models add` each)")
     lines += [f"  GPU       {gpu}", "", "Try it:", "", _curl(ready), "", "Stop with Ctrl-C.", ""]
     return "\n".join(lines)
 
