@@ -49,6 +49,7 @@ docs: dev
 
 bench: dev
 	$(BIN)/python -m bench
+	$(BIN)/python -m bench.hearing
 	$(BIN)/python -m bench.speaking
 
 soak: dev
