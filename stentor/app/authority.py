@@ -10,7 +10,7 @@ from stentor.app.console import ConsoleParts, add_console
 from stentor.app.ring import Ring, RingParts
 from stentor.control.books import LocalBooks
 from stentor.control.credential_operations import CredentialOperations
-from stentor.control.credentials import Credentials, Inference
+from stentor.control.credentials import Credentials
 from stentor.control.downloads import DemandedModels, Downloads
 from stentor.control.first_run import ensure_first_run, ensure_fixed_key
 from stentor.control.management import Management
@@ -93,8 +93,7 @@ class Authority:
         self.sessions, self.jobs = add_console(self.operations, console)
         self.models = models
         self.ring: Ring
-        inference = Inference(settings.hub.inference_url or "", settings.hub.token or "")
-        self.credentials = Credentials(database, keyring, settings.vault, clock, self._check_address, inference)
+        self.credentials = Credentials(database, keyring, settings.vault, clock, self._check_address, settings.hub)
         self.remote = RemoteModels(database, books, self.credentials.find_provider, self._check_address, clock)
         folders = ModelFolders([*settings.model_dirs, settings.model_cache])
         what = ModelOperations(self.management, models.book, models.downloads, models.sources, folders, self.remote)

@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from stentor.audit.log import Actor, record_change
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused, StentorError
+from stentor.runtime.hub import HubSettings
 from stentor.runtime.remotes import Address
 from stentor.runtime.remotes import Provider as KnownProvider
 from stentor.store.database import Database
@@ -39,13 +40,6 @@ class Rotated(NamedTuple):
     kept: str | None
 
 
-class Inference(NamedTuple):
-    """The hub's inference service: its address (empty: nobody named one) and the token of the settings, if any."""
-
-    url: str = ""
-    token: str = ""
-
-
 INFERENCE = "hf-inference"
 
 
@@ -59,9 +53,9 @@ class Credentials:
         settings: VaultSettings,
         clock: Clock,
         check: CheckAddress,
-        inference: Inference = Inference(),  # noqa: B008  # frozen
+        hub: HubSettings = HubSettings(),  # noqa: B008  # frozen
     ) -> None:
-        self._inference = inference
+        self._hub = hub
         self._database = database
         self._keyring = keyring
         self._settings = settings
@@ -78,9 +72,9 @@ class Credentials:
             texts = providers.load_credentials(connection, self._keyring)
             rows = providers.list_providers(connection)
             known = {row.name: KnownProvider(row.kind, row.base_url, texts[row.name]) for row in rows}
-            if self._inference.url:
-                token = self._inference.token or secrets.find_latest(connection, self._keyring, HUB_TOKEN) or ""
-                known.setdefault(INFERENCE, KnownProvider("hf-inference", self._inference.url, token))
+            if self._hub.inference_url:
+                token = self._hub.token or secrets.find_latest(connection, self._keyring, HUB_TOKEN) or ""
+                known.setdefault(INFERENCE, KnownProvider("hf-inference", self._hub.inference_url, token))
             return known
 
         # One at a time, each begun after the change that called for it: the last word is the last change's.
