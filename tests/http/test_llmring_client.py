@@ -245,7 +245,7 @@ def test_the_command_line_asks_for_an_account(triple: Gate, home: Path, run_cli:
     (waiting,) = [row for row in triple.admin("GET", "/signups?state=pending")["data"] if row["email"] == email]
     assert "organization Choir; project songs" in waiting["message"]
     triple.admin("POST", f"/signups/{waiting['id']}/approve", {})
-    until(lambda: triple.ask("GET", "/v1/models", key=key).status, lambda status: status == 200)
+    until(lambda: triple.ask("GET", "/v1/models", key=key).status, lambda status: status == 200, 60)
     assert triple.ask("GET", "/v1/models", key=other).status == 401
     unasked = {"email": email, "accept_terms": False}
     assert triple.ask("POST", "/api/v1/cli/register", unasked, key="").status == 400

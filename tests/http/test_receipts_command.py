@@ -22,7 +22,7 @@ def receipt(each: Gate, tmp_path: Path) -> Path:
     answer = each.chat()
     key = each.make_key(scopes=["ring"])["key"]
     path = f"/api/v1/receipts/rcpt_{answer.request_id}_1"
-    found = until(lambda: each.ask("GET", path, key=key).json(), lambda one: "log" in one)
+    found = until(lambda: each.ask("GET", path, key=key).json(), lambda one: "log" in one, 60)
     (tmp_path / "receipt.json").write_text(json.dumps(found))
     (tmp_path / "keys.json").write_bytes(each.ask("GET", "/receipts/public-keys.json", key="").body)
     return tmp_path / "receipt.json"
@@ -54,7 +54,7 @@ def test_a_log_is_watched(each: Gate, receipt: Path, tmp_path: Path, capsys: pyt
         assert status == 0, said
         return int(json.loads(said)["seen"]["size"])
 
-    until(grown, lambda now: now > size)
+    until(grown, lambda now: now > size, 60)
     before["root"] = "00" * 32
     Path(state).write_text(json.dumps(before))
     status, said = call(capsys, "audit", url, "--state", state)

@@ -270,7 +270,7 @@ def test_a_chat_is_kept_in_the_conversation_it_names(ann: Tenant, stream):
             else answer.json()["choices"][0]["message"]["content"]
         )
         said += [{"role": "assistant", "content": reply}, *([{"role": "user", "content": text}] if text else [])]
-    found = until(lambda: ann.get(f"/conversations/{conversation}"), lambda one: one["message_count"] == len(said))
+    found = until(lambda: ann.get(f"/conversations/{conversation}"), lambda one: one["message_count"] == len(said), 60)
     assert [(message["role"], message["content"]) for message in found["messages"]] == [
         (message["role"], message["content"]) for message in said
     ]
@@ -279,7 +279,7 @@ def test_a_chat_is_kept_in_the_conversation_it_names(ann: Tenant, stream):
 def test_a_chat_is_kept_by_asking_to_store_it(ann: Tenant):
     body = {"model": "scripted", "messages": [{"role": "user", "content": "Remember me"}], "store": True}
     answer = ann.ask("POST", "/v1/chat/completions", body)
-    (kept,) = until(lambda: [one for one in ann.get("/conversations") if one["message_count"] == 2])
+    (kept,) = until(lambda: [one for one in ann.get("/conversations") if one["message_count"] == 2], timeout_s=60)
     assert kept["title"] == "Remember me"
     messages = ann.get(f"/conversations/{kept['id']}/messages")
     assert messages[1]["metadata"]["request_id"] == answer.request_id
@@ -304,7 +304,7 @@ def receipt_of(ann: Tenant) -> Json:
     answer = ann.gate.chat(key=ann.key)
     name = f"rcpt_{answer.request_id}_1"
     start = time.monotonic()
-    found = until(lambda: ann.get(f"/api/v1/receipts/{name}"), lambda receipt: "log" in receipt)
+    found = until(lambda: ann.get(f"/api/v1/receipts/{name}"), lambda receipt: "log" in receipt, 60)
     assert time.monotonic() - start < 3
     return found
 
@@ -332,7 +332,7 @@ def test_a_batch_is_signed_with_everything_in_it(ann: Tenant):
     receipt = made["receipt"]
     assert (receipt["cost"]["amount"], receipt["metered_by"]) == ("0.300000007", "client")
     assert set(receipt["batch_summary"]["log_ids"]) == set(ids)
-    kept = until(lambda: ann.get(f"/api/v1/receipts/{receipt['receipt_id']}"), lambda one: "log" in one)
+    kept = until(lambda: ann.get(f"/api/v1/receipts/{receipt['receipt_id']}"), lambda one: "log" in one, 60)
     keys = ann.gate.ask("GET", "/receipts/public-keys.json", key="").json()
     assert check_receipt(kept, keys)
     for change in ({"description": "April"}, {"tags": []}, {"batch_summary": {}}, {"total_cost": 0.1}):
@@ -389,7 +389,7 @@ def test_both_shapes_are_issued_as_the_clients_word(ann: Tenant):
         assert issued["metered_by"] == "client"
         assert check_receipt(issued, keys)
         name = issued.get("id") or issued["receipt_id"]
-        kept = until(lambda name=name: ann.get(f"/api/v1/receipts/{name}"), lambda one: "log" in one)
+        kept = until(lambda name=name: ann.get(f"/api/v1/receipts/{name}"), lambda one: "log" in one, 60)
         assert check_receipt(kept, keys)
     assert ann.ask("POST", "/api/v1/receipts/issue", nested).status == 409
     assert ann.gate.ask("POST", "/api/v1/receipts/issue", flat, key="").status == 401
@@ -418,11 +418,11 @@ def test_the_log_shows_proofs_to_all_and_contents_to_their_owners(ann: Tenant, b
 
 def test_the_log_is_measured_and_examined(each: Gate, ann: Tenant):
     receipt_of(ann)
+    until(lambda: each.metric("stentor_receipt_log_waiting"), lambda count: count == 0, 60)
     leaves = each.metric("stentor_receipt_log_leaves")
-    assert leaves > ann.get("/receipts/log/entries?limit=1")["entries"][0]["index"]
-    until(lambda: each.metric("stentor_receipt_log_waiting"), lambda count: count == 0)
+    assert leaves >= ann.get("/receipts/log/entries?limit=1")["size"] > 0
     assert each.metric("stentor_receipt_log_leading") == 1
-    assert each.metric("stentor_receipt_leaves_appended_total") == leaves
+    assert each.metric("stentor_receipt_leaves_appended_total") >= leaves
     assert each.metric("stentor_receipt_checkpoint_timestamp_seconds") > 1.7e9
     found = {row["name"]: row for row in each.admin("GET", "/doctor")["data"]}
     for name in ("receipt log", "receipt entries", "receipt checkpoint", "receipt keys"):
