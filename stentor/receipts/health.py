@@ -89,7 +89,8 @@ class LogHealth:
         if signed_us:
             text += f", signed {(self._clock.now_us() - signed_us) / 1e6:.0f} s ago"
         behind = shown.origin != row.origin or shown.size < row.size
-        late = (self._clock.now_us() - signed_us) / 1e6 > LATE_S if signed_us else False
+        since_us = self._log.unsigned_us
+        late = since_us != 0 and (self._clock.now_us() - since_us) / 1e6 > LATE_S
         if self.numbering and behind and late:
             return Check(name, False, f"{text}; the log has {row.size}.", "Look for 'sequencer' in the server's log.")
         return Check(name, True, f"{text}.")

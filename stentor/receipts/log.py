@@ -78,6 +78,7 @@ class ReceiptLog:
         self._anchor: Anchor | None = None
         self.appended = 0  # leaves, by this server
         self.signed_us = 0  # when it last signed a checkpoint of the log that grows
+        self.unsigned_us = 0  # since when the log has had more than that; 0: it hasn't
         self._signers: Callable[[int], list[Ed25519PrivateKey]] = lambda _: []
         self._signed: SignedCheckpoint | None = None
         self._signing = asyncio.Lock()
@@ -203,6 +204,7 @@ class ReceiptLog:
         """The newest there is; reads end in any order."""
         if (row.id, row.size, row.epoch) > (self._row.id, self._row.size, self._row.epoch):
             self._row = row
+            self.unsigned_us = self.unsigned_us or self._clock.now_us()
 
     async def refresh(self) -> None:
         """Learn what others, or an append that is just being confirmed, have added."""
@@ -263,6 +265,7 @@ class ReceiptLog:
         await self._set_anchor(Anchor(row.origin, row.size, root.hex()))
         self._signed = SignedCheckpoint(checkpoint, note)
         self.signed_us = self._clock.now_us()
+        self.unsigned_us = 0 if row.size == self._row.size else self.signed_us
         return self._signed
 
     async def checkpoint_of(self, log_id: int, covering: int) -> SignedCheckpoint:

@@ -93,7 +93,14 @@ def test_every_route_says_who_may_call_it():
     public = {route.path for route in SURFACE if route.access == "public"}
     ring = {path for path in public if path.startswith(("/receipts/", "/registry", "/api/v1/receipts/"))}
     pages = {"/", "/health", "/api/version", "/openapi.json", "/docs", "/swagger-ui/"}
-    console = {"/admin/api/login", "/user/api/login", "/api/models", "/api/signup", "/api/uptime"}
+    console = {
+        "/admin/api/login",
+        "/user/api/login",
+        "/api/models",
+        "/api/signup",
+        "/api/v1/cli/register",
+        "/api/uptime",
+    }
     assert public - ring == pages | console
     # Keys, checkpoints, proofs, hashes and the registry are for everyone; contents are not.
     assert "/receipts/log/entries" not in ring

@@ -483,6 +483,7 @@ async def test_what_waits_too_long_is_told(registry: Registry, receipt, house: H
     assert not ok
     assert "2 wait, the first for 61 s" in said
     await registry.sequencer.catch_up()
+    assert (await examined(registry))["receipt checkpoint"][0]  # it had nothing to sign until now
     house.clock.advance(61)
     ok, said = (await examined(registry))["receipt checkpoint"]
     assert not ok
