@@ -229,7 +229,7 @@ def describe_served(spec: ModelSpec, context_size: int, learned: Learned | None 
 def declared_abilities(spec: ModelSpec) -> tuple[str, ...]:
     """What the operator's words let requests ask for."""
     abilities = ABILITIES[spec.kind]
-    if spec.engine == "whisper" and not re.search(r"[.-]en\b", spec.source or spec.id):
+    if spec.engine == "whisper" and not re.search(r"[.-]en\b", f"{spec.id} {spec.source}"):
         # Until its files are there its name must do: one that knows English alone says so.
         return (*abilities, "translation")
     return (*abilities, "dimensions") if spec.matryoshka and "embedding" in abilities else abilities

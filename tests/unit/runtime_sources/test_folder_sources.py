@@ -11,6 +11,7 @@ from stentor.runtime.offers import OFFERS, fill_in
 from stentor.runtime.origins import id_from_source, parse_source
 from stentor.runtime.quants import NoSuchFile, RepoFile, choose_files
 from stentor.runtime.sources import KNOWN, SourceError, Sources
+from stentor.runtime.spec import ModelSpec, declared_abilities
 from stentor.runtime.wheel_shelf import WheelShelf
 from tests.hub import running_hub
 
@@ -101,6 +102,12 @@ def test_an_offer_brings_engine_and_id(said):
     full = fill_in({"source": said, "threads": 2})
     assert full == {"id": "whisper-base", "engine": "whisper", "source": OFFERS["whisper-base"].source, "threads": 2}
     assert fill_in({"source": said, "id": "mine"})["id"] == "mine"
+
+
+def test_before_its_files_are_there_a_models_name_tells_what_it_can() -> None:
+    english, base = (ModelSpec(**fill_in({"source": name})) for name in ("whisper-tiny.en", "whisper-base"))
+    assert declared_abilities(english) == ("transcription",)
+    assert declared_abilities(base) == ("transcription", "translation")
 
 
 def test_a_folder_is_named_after_its_package_or_repository():
