@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from bench.load import LATENCY, PACED, STREAM, THROUGHPUT
-from bench.suite import TWO_WORKERS, Outcome
+from bench.suite import ON_POSTGRES, TWO_WORKERS, Outcome
 
 REQUESTS_PER_S = 4500.0
 NGINX_RATIO = 0.12
@@ -17,6 +17,7 @@ RSS_MB = 120.0
 START_S = 2.0
 FIRST_WORD_S = 2.5
 TWO_WORKER_COST = 1.15
+POSTGRES_COST = 1.5
 SPLIT_SHARE = 0.40
 MOCK_RATIO = 3.0
 LOAD_CORE_FULL = 0.97
@@ -130,12 +131,14 @@ class Figures:
 
     def worker_checks(self) -> list[Check]:
         cost = self.compared(TWO_WORKERS, "stentor", THROUGHPUT.name, "cpu_us_per_request", ratio)
+        postgres = self.compared(ON_POSTGRES, "stentor", THROUGHPUT.name, "cpu_us_per_request", ratio)
         counts = list(self.outcome.split.values())
         total = sum(counts)
         share = min(counts) / total if len(counts) == 2 else 0.0
         text = " / ".join(f"{count / total:.0%}" for count in sorted(counts)) if total else "not measured"
         return [
             at_most("CPU-µs/request of two workers, times one worker's", cost, TWO_WORKER_COST, "{:.3f}"),
+            at_most("CPU-µs/request with PostgreSQL, times SQLite's", postgres, POSTGRES_COST, "{:.3f}"),
             Check("connections of two workers", "within 40 / 60", text, share >= SPLIT_SHARE if total else None),
         ]
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from bench.machine import LOAD_CORE, SERVER_CORE
 from bench.mock import ConfigTemplate, mock_folder
 from bench.process import Process, StartFailed, free_port, started, wait_for_line, wait_until_answers
+from tests.postgres import Cluster
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -209,11 +210,11 @@ def stentor_version() -> str:
 
 
 @contextmanager
-def stentor(folder: Path, workers: int = 1) -> Iterator[Peer]:
+def stentor(folder: Path, workers: int = 1, database_url: str = "") -> Iterator[Peer]:
     """One Stentor with its own mocks as engines; its data lies under `folder`, kept if it is there already."""
     if not STENTOR.exists():
         raise PeerMissing(f"{STENTOR} is missing. Run: make dev")
-    name = "stentor" if workers == 1 else f"stentor-{workers}"
+    name = "stentor-postgres" if database_url else "stentor" if workers == 1 else f"stentor-{workers}"
     home = folder / name
     config = render("stentor.toml", home / "stentor.toml", python=sys.executable, mock=HERE / "mock.py", core=LOAD_CORE)
     data_dir = home / "data"
@@ -224,6 +225,7 @@ def stentor(folder: Path, workers: int = 1) -> Iterator[Peer]:
         "STENTOR_PORT": str(free_port()),
         "STENTOR_GATEWAY_WORKERS": str(workers),
         "STENTOR_DURABILITY": DURABILITY,
+        **({"STENTOR_DATABASE_URL": database_url} if database_url else {}),
     }
     command = [str(STENTOR), "up", "--json", "--config", str(config)]
     with started(command, SERVER_CORE, home, environment) as process:
@@ -231,7 +233,21 @@ def stentor(folder: Path, workers: int = 1) -> Iterator[Peer]:
         port, key = read_ready(line, home / "api_key")
         whole, paced = Endpoint(port, "mock", key), Endpoint(port, "paced", key)
         probes = wait_both(process, whole, paced, READY_S)
-        yield Peer(name, whole, paced, process.pid, start_s, data_dir, probes)
+        yield Peer(name, whole, paced, process.pid, start_s, None if database_url else data_dir, probes)
+
+
+@contextmanager
+def stentor_on_postgres(folder: Path) -> Iterator[Peer]:
+    """The same with its books in a PostgreSQL of its own, which runs on the load core and isn't counted."""
+    try:
+        cluster = Cluster()
+    except (AssertionError, OSError, RuntimeError) as error:
+        raise PeerMissing(f"PostgreSQL can't be started: {error}. Run: make dev") from error
+    try:
+        with stentor(folder, database_url=cluster.url) as peer:
+            yield peer
+    finally:
+        cluster.remove()
 
 
 def read_ready(line: str, kept: Path) -> tuple[int, str]:

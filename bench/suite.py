@@ -24,7 +24,8 @@ from bench.peers import Peer, PeerMissing, Upstream
 from bench.process import StartFailed, hold_connections
 
 TWO_WORKERS = "stentor-2"
-PEERS = ("direct", "nginx", "litellm", "stentor", TWO_WORKERS)
+ON_POSTGRES = "stentor-postgres"
+PEERS = ("direct", "nginx", "litellm", "stentor", TWO_WORKERS, ON_POSTGRES)
 PARTS = (*(scenario.name for scenario in SCENARIOS), "start", "cold", "memory", "split", "books")
 IDLE_S = 2.0
 SPLIT_CONNECTIONS = 400
@@ -104,6 +105,7 @@ STARTERS: dict[str, Callable[[Upstream, Path], AbstractContextManager[Peer]]] = 
     "litellm": peers.litellm,
     "stentor": lambda _up, folder: peers.stentor(folder),
     TWO_WORKERS: lambda _up, folder: peers.stentor(folder, workers=2),
+    ON_POSTGRES: lambda _up, folder: peers.stentor_on_postgres(folder),
 }
 
 
@@ -172,7 +174,7 @@ def measure_round(plan: Plan, number: int, running: list[Peer], outcome: Outcome
 
 
 def applies(scenario: Scenario, peer: Peer) -> bool:
-    return peer.name != TWO_WORKERS or scenario is THROUGHPUT
+    return peer.name not in (TWO_WORKERS, ON_POSTGRES) or scenario is THROUGHPUT
 
 
 def measure_one(plan: Plan, number: int, peer: Peer, scenario: Scenario, outcome: Outcome) -> None:
