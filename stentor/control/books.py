@@ -66,7 +66,7 @@ class LocalBooks:
         self._clock = clock
         self._log = log
         self._running: dict[_Ident, Running] = {}
-        self._lane = database.lane(self._settlement_work(), self._delivered, self._running.__len__)
+        self._lane = database.lane(self._settlement_work(), self._delivered)
         self._hold: Callable[[KeyAccount, Demand, Price, Moment], Hold] = admit
         # What was settled lately, in two halves: the older one is dropped when the younger is full.
         self._recent: dict[_Ident, Settlement] = {}

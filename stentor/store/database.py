@@ -85,10 +85,9 @@ class Database:
         self,
         work: Callable[[Connection, list[A]], list[B]],
         delivered: Delivered[A, B] | None = None,
-        count_others: Callable[[], int] = int,
     ) -> Lane[A, B]:
         """A lane for many equal small writes, served before everything else (:class:`~stentor.store.lane.Lane`)."""
-        return self._writer.lane(work, delivered, count_others)
+        return self._writer.lane(work, delivered)
 
     def problem(self) -> str | None:
         """Why the store can't be written now, in words for a person, or None. Costs nothing."""

@@ -40,25 +40,19 @@ class Lane(Generic[A, B]):
 
     ``work`` turns a list of items into a list of results inside the writer's transaction. ``delivered``, if given, is
     called in the loop once for each group, before the futures resolve, with the items and either their results or the
-    error: bookkeeping that must happen even if nobody waits for the future any more. ``count_others`` says how many
-    more may be submitted at any moment; the writer calls it, and lets a crowd come together.
+    error: bookkeeping that must happen even if nobody waits for the future any more.
     """
 
-    __slots__ = ("_loop", "_pending", "_writer", "count_others", "delivered", "work")
+    __slots__ = ("_loop", "_pending", "_writer", "delivered", "work")
 
     def __init__(
-        self,
-        writer: Doorbell,
-        work: Callable[[Connection, list[A]], list[B]],
-        delivered: Delivered[A, B] | None,
-        count_others: Callable[[], int],
+        self, writer: Doorbell, work: Callable[[Connection, list[A]], list[B]], delivered: Delivered[A, B] | None
     ) -> None:
         self._writer = writer
         self._pending: deque[tuple[A, asyncio.Future[B]]] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self.work = work
         self.delivered = delivered
-        self.count_others = count_others
 
     def submit(self, item: A) -> "asyncio.Future[B]":
         """Queue ``item`` for the next group. The future holds its result, or raises StoreUnavailable."""

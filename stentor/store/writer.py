@@ -29,10 +29,6 @@ SLICE_S = 0.005  # how long other writes may share one transaction before settle
 # start again: a sync of blocks that exist costs less than half of one that makes the file grow.
 CHECKPOINT_PAGES = 2000
 GROUP_PAGES = 4  # what one settlement changes: a page of the table and of its index, and a bucket or two
-# A commit costs as much processor time as writing five settlements: those that come in a crowd wait for each other.
-CROWD = 8  # calls in flight, any of which may be settled next
-CROWD_S = 0.0015
-CROWD_COMING = 3  # settlements that are to be expected in that time
 PROBE_S = 0.25  # how often a failed store is tried again while nobody asks
 IDLE_S = 0.25
 
@@ -57,8 +53,6 @@ class Writer:
         self.closed = False
         self._problem: str | None = None
         self._pages_in_log = 0
-        self._group = 0
-        self._group_at_s = 0.0
         self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
         self._thread.start()
 
@@ -69,14 +63,9 @@ class Writer:
         self.signalled = True
         self._wake.put(None)
 
-    def lane(
-        self,
-        work: Callable[[Connection, list[A]], list[B]],
-        delivered: Delivered[A, B] | None,
-        count_others: Callable[[], int],
-    ) -> Lane[A, B]:
+    def lane(self, work: Callable[[Connection, list[A]], list[B]], delivered: Delivered[A, B] | None) -> Lane[A, B]:
         """A new lane; lanes go before all other writes, in the order they were made."""
-        lane: Lane[A, B] = Lane(self, work, delivered, count_others)
+        lane: Lane[A, B] = Lane(self, work, delivered)
         self._lanes = [*self._lanes, lane]
         return lane
 
@@ -136,10 +125,8 @@ class Writer:
     def _work_once(self) -> bool:
         """Do the most urgent thing; False when nothing waits."""
         for lane in self._lanes:
-            if lane.depth:
-                self._let_gather(lane)
-                batch = lane.take()
-                self._group = len(batch)
+            batch = lane.take()
+            if batch:
                 self._do_lane(lane, batch)
                 self._checkpoint_if_due()
                 return True
@@ -150,13 +137,6 @@ class Writer:
             self._do_one(self._maintenance.popleft())
             return True
         return False
-
-    def _let_gather(self, lane: Lane[Any, Any]) -> None:
-        """Let a crowd come together; whoever is alone, or comes now and then, never waits."""
-        now_s = time.monotonic()
-        since_s, self._group_at_s = now_s - self._group_at_s, now_s
-        if self._group * CROWD_S >= CROWD_COMING * since_s and lane.count_others() >= CROWD:
-            time.sleep(CROWD_S)
 
     def _do_lane(self, lane: Lane[Any, Any], batch: list[tuple[Any, "asyncio.Future[Any]"]]) -> None:
         items = [item for item, _ in batch]
