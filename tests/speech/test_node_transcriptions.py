@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import pytest
-
 from tests.speech import clips
 from tests.speech.conftest import Hearing
-from tests.speech.node import install_client, run_script
+from tests.speech.node import run_script
 from tests.speech.words import plain_words
 
 SCRIPT = """
@@ -26,12 +24,6 @@ try {
 }
 console.log(JSON.stringify(found));
 """
-
-
-@pytest.fixture(scope="session")
-def node(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the client."""
-    return install_client(tmp_path_factory.mktemp("node"))
 
 
 def test_each_form_and_the_stream(gate: Hearing, node: Path) -> None:
