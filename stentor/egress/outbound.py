@@ -10,7 +10,7 @@ certificates are verified.
 import asyncio
 import contextlib
 import socket
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from typing import Any, Literal
 from urllib.parse import urljoin
 
@@ -50,6 +50,14 @@ class Patience(msgspec.Struct, frozen=True):
 
     first_byte_s: float = 60.0
     stall_s: float = 60.0
+
+
+class StreamedBody(msgspec.Struct, frozen=True):
+    """A body that is read while it is sent: ``make`` reads it from its beginning, ``size_bytes`` in all."""
+
+    content_type: str
+    size_bytes: int
+    make: Callable[[], AsyncIterator[bytes]]
 
 
 class Fetched(msgspec.Struct, frozen=True):
@@ -163,7 +171,7 @@ class Outbound:
         url: str,
         *,
         headers: Mapping[str, str],
-        body: bytes | None = None,
+        body: bytes | StreamedBody | None = None,
         patience: Patience = Patience(),  # noqa: B008  # frozen
         trusted: bool = False,
     ) -> OutboundAnswer:
@@ -183,19 +191,21 @@ class Outbound:
         method: str,
         target: Target,
         headers: Mapping[str, str],
-        body: bytes | None,
+        body: bytes | StreamedBody | None,
         patience: Patience,
         trusted: bool,
     ) -> OutboundAnswer:
         session = self._session(trusted or self._allowed.allows_host(target.host))
         trace = _Trace(patience.first_byte_s)
+        if isinstance(body, StreamedBody):
+            headers = {**headers, "Content-Type": body.content_type, "Content-Length": str(body.size_bytes)}
         try:
             with _named_troubles(answered=False):
                 async with asyncio.timeout(CONNECT_TIMEOUT_S + patience.first_byte_s) as trace.deadline:
                     response = await session.request(
                         method,
                         URL(target.url, encoded=True),
-                        data=body,
+                        data=body.make() if isinstance(body, StreamedBody) else body,
                         headers={"Accept-Encoding": "identity", "User-Agent": "stentor", **headers},
                         allow_redirects=False,
                         timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_S),
@@ -205,6 +215,8 @@ class Outbound:
             if error.trouble == "broke_off" and trace.reused:
                 raise _Stale(error.trouble, str(error)) from None
             raise
+        finally:
+            trace.deadline = None  # an upstream may answer while its question is still being sent
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             response.close()
             raise OutboundFailed("rubbish", "it answered compressed, though it was asked not to", answered=True)
@@ -302,12 +314,13 @@ def _trace_config() -> aiohttp.TraceConfig:
 
     async def note_sent(_session: aiohttp.ClientSession, context: Any, _params: Any) -> None:
         trace: _Trace = context.trace_request_ctx
-        if trace.deadline is not None:
-            # What is left of the time for connecting is no part of the wait for an answer.
+        if trace.deadline is not None and not trace.deadline.expired():
+            # What is left of the time for connecting is no part of the wait for an answer, nor is what is sent.
             trace.deadline.reschedule(asyncio.get_running_loop().time() + trace.first_byte_s)
 
     config.on_connection_reuseconn.append(note_reuse)
     config.on_request_headers_sent.append(note_sent)
+    config.on_request_chunk_sent.append(note_sent)
     return config
 
 

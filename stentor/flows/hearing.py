@@ -1,23 +1,28 @@
 """``/v1/audio/transcriptions`` and ``/v1/audio/translations``: what is said in an uploaded file.
 
 The books admit the request before anybody knows how long the sound is; the engine that it is given a place on measures
-it, and only then is the exact worst case reserved. The engine tells what is said a stretch at a time.
+it, and only then is the exact worst case reserved. The engine tells what is said a stretch at a time. An upstream
+elsewhere is sent the file and tells all at once; until it says how long the sound is, the file itself is asked.
 """
 
+import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
-from typing import Any, Literal, cast
+from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 
 from stentor.core.books import Extend, Grant, Usage
 from stentor.core.errors import Refused
 from stentor.egress.engines import EngineUnreachable
-from stentor.flows.ask import Ask
 from stentor.flows.attempt import Attempt
 from stentor.flows.client import MediaClient
 from stentor.flows.failure import EngineFailed, EngineRefused
+from stentor.flows.hearing_ask import HearingAsk
+from stentor.flows.hearing_elsewhere import read_answer, write_question
+from stentor.flows.sound_file import NoSound, SoundFile, look_at_sound
 from stentor.flows.transcripts import SpokenSegment, Transcript
 from stentor.flows.upstreams.remote import Answer
 
@@ -36,35 +41,6 @@ _REFUSALS = {
     "missing_ability": ("missing_ability", "model"),
 }
 _encode = msgspec.json.Encoder().encode
-
-
-class HearingAsk(Ask):
-    """A checked request for a transcript. ``path`` is the upload, ``form`` the response format."""
-
-    __slots__ = ("form", "granularities", "language", "max_s", "path", "prompt", "surface", "task", "temperature")
-
-    def __init__(self, surface: str, task: Literal["transcribe", "translate"], path: str, max_s: float) -> None:
-        self.surface = surface
-        self.task = task
-        self.path = path
-        self.max_s = max_s
-        self.needs = ("translation",) if task == "translate" else ("transcription",)
-        self.kind = "completion"
-        self.fields = {}
-        self.model = self.language = self.prompt = ""
-        self.form = "json"
-        self.temperature: float | None = None
-        self.granularities: frozenset[str] = frozenset({"segment"})
-        self.stream = self.include_usage = False
-        # Nothing is generated as far as is known by now: the engine has to look first.
-        self.output_asked = 0
-        self.answers = 1
-        self.input_bound = self.media = self.prefix = 0
-        self.images = ()
-
-    @property
-    def endpoint(self) -> str:
-        return self.surface
 
 
 class _Segment(SpokenSegment, tag_field="event", tag="segment"):
@@ -115,11 +91,15 @@ class HearingAttempt(Attempt):
         self._transcript = Transcript(self._ask.task, self._ask.granularities)
         self._audio_ms = 0
         self._tokens = 0
+        self._guessed = False
 
     async def relay(self) -> None:
         """Have it measured, reserve, have it heard, settle, answer. Raises EngineFailed, EngineRefused, Refused."""
         grant = self._granted()
         self._overhead_us = max(0, int((time.monotonic() - self.client.received_s) * 1_000_000) - grant.queued_us)
+        if grant.remote is not None:
+            await self._finish_hearing(await self._ask_elsewhere(grant))
+            return
         if grant.engine not in HEARING_ENGINES:
             text = f"The engine of '{grant.model}' doesn't offer {self._ask.surface}; choose another model."
             raise EngineRefused("missing_ability", text, param="model")
@@ -139,12 +119,52 @@ class HearingAttempt(Attempt):
         except msgspec.DecodeError as error:
             raise EngineFailed("engine_rubbish", f"it can't say how long it is: {error}", suspect=True) from None
         self._audio_ms = math.ceil(duration_s * 1000)
-        bound = _TOKENS_LEAST + math.ceil(duration_s * _TOKENS_PER_S)
+        await self._reserve(grant, duration_s)
+
+    async def _reserve(self, grant: Grant, most_s: float) -> None:
+        bound = _tokens_in(most_s)
         try:
-            await self._books.extend(Extend(grant.request_id, grant.attempt, bound, self._audio_ms))
+            await self._books.extend(Extend(grant.request_id, grant.attempt, bound, math.ceil(most_s * 1000)))
         except Refused as refusal:
             await self.settle_failed(EngineFailed(refusal.code, refusal.message, suspect=False))
             raise
+
+    async def _ask_elsewhere(self, grant: Grant) -> _Done:
+        """Have another server hear it. What it says of the sound counts as far as it was reserved."""
+        ask = self._ask
+        self._preparing = True
+        sound = await self._look()
+        path, body = write_question(ask, grant, sound)
+        # Servers bill by whole seconds.
+        most_s = float(math.ceil(min(sound.most_s, ask.max_s)))
+        await self._reserve(grant, most_s)
+        length_s = min(sound.duration_s, most_s)
+        self._audio_ms = math.ceil(length_s * 1000)
+        self._preparing = False
+        heard = read_answer(await self._engines.remote.ask_whole(grant, path, body, _LINE_MAX_BYTES))
+        self._note_first()
+        self._guessed = heard.duration_s is None and not sound.measured
+        for segment in heard.segments:
+            self._transcript.add(segment)
+        self._transcript.said = heard.text
+        if ask.stream and heard.text:
+            await self._begin_stream()
+            await self.client.write(self._transcript.delta_frame(heard.text))
+        tokens = None if heard.output_tokens is None else min(heard.output_tokens, _tokens_in(most_s))
+        duration_s = length_s if heard.duration_s is None else min(heard.duration_s, most_s)
+        return _Done(duration_s, heard.language or ask.language, tokens)
+
+    async def _look(self) -> SoundFile:
+        try:
+            sound = await asyncio.to_thread(look_at_sound, Path(self._ask.path))
+        except NoSound as problem:
+            raise EngineRefused("invalid_request", f"The file {problem}.", param="file") from None
+        if sound.measured and not 0 < sound.duration_s <= self._ask.max_s:
+            text = (
+                f"The sound is {sound.duration_s:.1f} s long; it must be more than 0 and at most {self._ask.max_s:g} s."
+            )
+            raise EngineRefused("invalid_request", text, param="file")
+        return sound
 
     async def _hear(self, grant: Grant) -> _Done:
         ask = self._ask
@@ -201,7 +221,7 @@ class HearingAttempt(Attempt):
         transcript.language, transcript.duration_s = done.language, done.duration_s
         self._audio_ms = math.ceil(done.duration_s * 1000)
         uncounted = done.output_tokens is None and transcript.text
-        usage = Usage(output_tokens=done.output_tokens or 0, audio_ms=self._audio_ms)
+        usage = Usage(output_tokens=done.output_tokens or 0, audio_ms=self._audio_ms, estimated=self._guessed)
         try:
             settled = await self._settle("completed", usage, texts=("", transcript.text if uncounted else ""))
         except Refused as refusal:
@@ -234,6 +254,10 @@ class HearingAttempt(Attempt):
 
     def _usage_so_far(self) -> Usage:
         return Usage(output_tokens=self._tokens, audio_ms=self._audio_ms, estimated=True)
+
+
+def _tokens_in(seconds: float) -> int:
+    return _TOKENS_LEAST + math.ceil(seconds * _TOKENS_PER_S)
 
 
 async def _read_failure(answer: Answer) -> EngineRefused | EngineFailed:

@@ -40,6 +40,7 @@ class Transcript:
         self.segments: list[SpokenSegment] = []
         self.language = ""
         self.duration_s = 0.0
+        self.said: str | None = None  # all of it, where somebody else put it together
         self._task = task
         self._granularities = granularities
 
@@ -52,7 +53,8 @@ class Transcript:
     @property
     def text(self) -> str:
         """All of it in one line."""
-        return "".join(segment.text for segment in self.segments).strip()
+        said = "".join(segment.text for segment in self.segments) if self.said is None else self.said
+        return said.strip()
 
     def render(self, form: str) -> tuple[bytes, bytes]:
         """Body and media type of the whole in one of the forms."""

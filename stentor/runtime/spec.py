@@ -232,4 +232,6 @@ def declared_abilities(spec: ModelSpec) -> tuple[str, ...]:
     if spec.engine == "whisper" and not re.search(r"[.-]en\b", f"{spec.id} {spec.source}"):
         # Until its files are there its name must do: one that knows English alone says so.
         return (*abilities, "translation")
+    if spec.kind == "audio" and spec.engine == "remote" and "whisper" in f"{spec.id} {spec.upstream_model}".lower():
+        return (*abilities, "translation")
     return (*abilities, "dimensions") if spec.matryoshka and "embedding" in abilities else abilities

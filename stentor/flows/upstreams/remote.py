@@ -12,7 +12,7 @@ import msgspec
 from stentor.core.books import Grant
 from stentor.core.remote import RemoteTerms
 from stentor.egress.engines import EngineAnswer, EngineClient, EngineSettings, EngineUnreachable
-from stentor.egress.outbound import ERROR_BODY_BYTES, Outbound, OutboundAnswer, OutboundFailed, Patience
+from stentor.egress.outbound import ERROR_BODY_BYTES, Outbound, OutboundAnswer, OutboundFailed, Patience, StreamedBody
 from stentor.egress.targets import EgressRefused
 from stentor.egress.upstreams import read_retry_after, upstream_headers, upstream_url
 from stentor.flows.failure import EngineFailed, EngineRefused
@@ -146,11 +146,11 @@ class RemoteClient:
             raise _failed("upstream_rubbish", f"it answered {answer.content_type[:60] or 'nothing'}, not a stream")
         return RemoteAnswer(answer, translate)
 
-    async def ask_whole(self, grant: Grant, path: str, body: bytes, limit_bytes: int) -> bytes:
+    async def ask_whole(self, grant: Grant, path: str, body: bytes | StreamedBody, limit_bytes: int) -> bytes:
         """POST something that is answered whole; returns the answer. Raises EngineFailed, EngineRefused."""
         terms = _terms(grant)
         lacks: frozenset[int] = frozenset()
-        if path == COUNT_PATH:
+        if path == COUNT_PATH and isinstance(body, bytes):
             # Counting has no OpenAI shape that all speak; servers that count at all know Anthropic's.
             path, body, lacks = MESSAGES_COUNT_PATH, to_count(body), _LACKS[terms.kind]
         elif terms.kind == "anthropic":
@@ -182,7 +182,12 @@ class RemoteClient:
         return answer
 
     async def _send(
-        self, grant: Grant, terms: RemoteTerms, path: str, body: bytes, lacks: frozenset[int] = frozenset()
+        self,
+        grant: Grant,
+        terms: RemoteTerms,
+        path: str,
+        body: bytes | StreamedBody,
+        lacks: frozenset[int] = frozenset(),
     ) -> OutboundAnswer:
         """``lacks`` are the statuses of an upstream that has no such path."""
         try:

@@ -7,7 +7,7 @@ from typing import Literal
 from stentor.core.errors import Refused
 from stentor.core.principal import Principal
 from stentor.flows.ask import bad_request
-from stentor.flows.hearing import HearingAsk
+from stentor.flows.hearing_ask import HearingAsk
 from stentor.flows.languages import find_code
 from stentor.http.connection import Connection
 from stentor.http.multipart import MultipartReader, PartEnd, PartHead

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from stentor.egress.outbound import Outbound, OutboundFailed, Patience
+from stentor.egress.outbound import Outbound, OutboundFailed, Patience, StreamedBody
 from stentor.egress.settings import EgressSettings
 from stentor.egress.targets import EgressRefused
 
@@ -322,6 +322,48 @@ async def test_a_connection_that_died_while_idle_is_replaced_once() -> None:
             assert await answer.read_at_most(100) == b"ok"
             answer.release()
         assert len(server.seen) == 3
+
+
+async def test_a_body_that_is_read_while_it_is_sent_begins_anew_on_a_new_connection() -> None:
+    made = 0
+
+    async def read() -> AsyncIterator[bytes]:
+        nonlocal made
+        made += 1
+        yield b"half "
+        yield b"whole"
+
+    async def once(head: str, writer: asyncio.StreamWriter) -> None:
+        if len(server.seen) == 2:
+            writer.close()
+            return
+        await say(b"ok")(head, writer)
+
+    async with web(once) as server, door() as outbound:
+        for _ in range(2):
+            body = StreamedBody("audio/wav", 10, read)
+            answer = await outbound.send("POST", f"http://{PUBLIC}:{server.port}/", headers={}, body=body)
+            assert await answer.read_at_most(100) == b"ok"
+            answer.release()
+        assert (made, len(server.seen)) == (3, 3)
+        assert all("Content-Length: 10\r\n" in head and "Content-Type: audio/wav\r\n" in head for head in server.seen)
+
+
+async def test_the_wait_for_an_answer_begins_when_the_question_is_sent() -> None:
+    pieces = 10
+
+    async def slow() -> AsyncIterator[bytes]:
+        for _ in range(pieces):
+            await asyncio.sleep(0.5)
+            yield b"x"
+
+    async with web(say(b"ok")) as server, door() as outbound:
+        body = StreamedBody("audio/wav", pieces, slow)
+        url = f"http://{PUBLIC}:{server.port}/"
+        # It takes longer to send than an answer may take.
+        answer = await outbound.send("POST", url, headers={}, body=body, patience=Patience(4, 4))
+        assert await answer.read_at_most(100) == b"ok"
+        answer.release()
 
 
 async def test_two_idle_connections_that_both_died_are_a_failure_like_any() -> None:
