@@ -14,7 +14,6 @@ def configuration_rows(settings: Settings) -> list[dict[str, Any]]:
             "name": setting.name,
             "value": show_value(setting, settings.values.get(setting.name)),
             "origin": settings.origins.get(setting.name, "default"),
-            "takes_effect": setting.takes_effect,
             "group": setting.group,
             "text": setting.text,
         }

@@ -72,7 +72,7 @@ def _settings_table(settings: list[Setting]) -> str:
                 _default(setting),
                 setting.kind.words,
                 _aliases(setting),
-                setting.text + ("" if setting.takes_effect else " *Later.*"),
+                setting.text,
             )
             for setting in settings
         ),

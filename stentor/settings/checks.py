@@ -5,7 +5,6 @@ import stat
 from pathlib import Path
 
 from stentor.settings.compose import Settings
-from stentor.settings.declared import DECLARED
 from stentor.settings.layers import Notice, SettingsError
 
 _LAST_PORT = 65535
@@ -62,15 +61,6 @@ def find_risks(settings: Settings) -> list[Notice]:
     if _readable_secrets(settings):
         risks.append(f"{settings.config_file} holds secrets and other users can read it. Run chmod 600 on it.")
     return [Notice("risk", text) for text in risks]
-
-
-def find_unread(settings: Settings) -> list[Notice]:
-    """Settings that were given and that nothing reads yet: nobody should rely on them."""
-    return [
-        Notice("later", f"{settings.origins[setting.name]} is accepted, but this version does not act on it yet.")
-        for setting in DECLARED
-        if not setting.takes_effect and setting.name in settings.origins
-    ]
 
 
 def _readable_secrets(settings: Settings) -> bool:

@@ -13,8 +13,7 @@ class Setting(msgspec.Struct, frozen=True):
 
     ``aliases`` are names of the systems that Stentor unites, read from the environment; ``common_aliases`` are words so
     common that they count only beside an ``LLM_*`` name or with ``STENTOR_COMPAT=lmserv``. ``default_text`` says the
-    default where it is worked out at start. ``takes_effect`` is False for settings that are accepted, checked and kept,
-    and that nothing reads yet. ``secret`` values are never shown and have no command-line option.
+    default where it is worked out at start. ``secret`` values are never shown and have no command-line option.
     """
 
     name: str
@@ -24,7 +23,6 @@ class Setting(msgspec.Struct, frozen=True):
     default_text: str = ""
     aliases: tuple[str, ...] = ()
     common_aliases: tuple[str, ...] = ()
-    takes_effect: bool = True
     secret: bool = False
     group: str = "Server"
 

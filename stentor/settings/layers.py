@@ -34,7 +34,7 @@ class SettingsError(StentorError):
 
 
 class Notice(msgspec.Struct, frozen=True):
-    """Something to tell the operator about the settings: ``kind``: alias, unknown, unused, later, risk."""
+    """Something to tell the operator about the settings: ``kind``: alias, unknown, unused, risk."""
 
     kind: str
     text: str

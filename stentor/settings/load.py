@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from stentor.runtime.spec import ModelSpec
-from stentor.settings.checks import choose_engine_binary, find_risks, find_unread
+from stentor.settings.checks import choose_engine_binary, find_risks
 from stentor.settings.compose import Read, Settings, compose, with_defaults
 from stentor.settings.layers import (
     Notice,
@@ -45,7 +45,7 @@ def load_settings(
     tables = file_models(file, values["ENGINE_BIN"]) if file is not None else ()
     models = choose_models(tables, named, values["ENGINE_BIN"])
     settings = compose(Read(values, origins, models, named, path, environ))
-    return settings, [*notices, *engine_notices, *find_unread(settings), *find_risks(settings)]
+    return settings, [*notices, *engine_notices, *find_risks(settings)]
 
 
 def reload_models(settings: Settings) -> tuple[ModelSpec, ...]:

@@ -57,7 +57,6 @@ class SettingRow(msgspec.Struct):
     name: str
     value: str
     origin: str
-    takes_effect: bool
     group: str
     text: str
 
