@@ -58,7 +58,7 @@ class _Line(asyncio.Protocol):
         self._waiter: asyncio.Future[None] | None = None
         self._chunks: deque[bytes] = deque()
         self._buffered = 0
-        self._paused = False
+        self.paused = False
         self._headers_done = False
         self._ended = False
         self._framed = False
@@ -83,8 +83,8 @@ class _Line(asyncio.Protocol):
             self._break(f"its answer isn't HTTP: {error}")
             return
         self._wake()
-        if self._buffered > BUFFER_HIGH_BYTES and not self._paused and self._transport is not None:
-            self._paused = True
+        if self._buffered > BUFFER_HIGH_BYTES and not self.paused and self._transport is not None:
+            self.paused = True
             self._transport.pause_reading()
 
     def eof_received(self) -> None:
@@ -154,8 +154,8 @@ class _Line(asyncio.Protocol):
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
         self._buffered = 0
-        if self._paused and self._transport is not None:
-            self._paused = False
+        if self.paused and self._transport is not None:
+            self.paused = False
             self._transport.resume_reading()
         return data
 
@@ -312,7 +312,8 @@ class EngineClient:
         """A line is done with: keep it if its answer ended and the engine keeps it open."""
         self._busy.discard(line)
         lines = self._idle.setdefault(key, [])
-        if line.reusable and line.at_end and not line.closed and len(lines) < IDLE_MAX:
+        # One that isn't being read, as nobody took in the end of its answer, would never hear the next one's.
+        if line.reusable and line.at_end and not line.closed and not line.paused and len(lines) < IDLE_MAX:
             line.rest()
             lines.append(line)
         else:

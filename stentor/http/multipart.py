@@ -38,7 +38,9 @@ class MultipartReader:
         self.is_over = False
 
     def feed(self, data: bytes) -> Iterator[Event]:
-        """More of the body. Raises Refused for what is none."""
+        """More of the body. Raises Refused for what is none. What follows the last boundary is nobody's."""
+        if self.is_over:
+            return
         self._held += data
         while not self.is_over:
             event = self._next_content() if self._in_part else self._next_head()
@@ -77,6 +79,7 @@ class MultipartReader:
         after = len(self._mark)
         if self._held[after : after + 2] == b"--":
             self.is_over = True
+            self._held = b""
             return None
         end = self._held.find(b"\r\n\r\n", after)
         if end < 0:

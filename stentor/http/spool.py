@@ -10,6 +10,7 @@ from pathlib import Path
 from stentor.core.errors import Refused
 
 PREFIX = "upload-"
+FREE_MIN_BYTES = 512 << 20  # what uploads leave of the disk, which is the database's, too
 _STEP_BYTES = 1 << 20
 
 
@@ -37,11 +38,17 @@ class Upload:
         self._waiting.clear()
         self._waiting_bytes = 0
         try:
-            await asyncio.to_thread(_write_all, self._handle, data)
+            roomy = await asyncio.to_thread(_write_all, self._handle, data)
         except OSError as error:
             raise Refused(
                 "overloaded", f"The server can't take the upload: {error.strerror}.", retry_after_s=30.0
             ) from None
+        if not roomy:
+            raise Refused(
+                "overloaded",
+                "The server can't take the upload: its disk is almost full. Try again later, or tell its operator.",
+                retry_after_s=30.0,
+            )
 
     def remove(self) -> None:
         """Close and delete it."""
@@ -78,7 +85,12 @@ def sweep(folder: Path) -> None:
             path.unlink()
 
 
-def _write_all(handle: int, data: bytes) -> None:
+def _write_all(handle: int, data: bytes) -> bool:
+    """Write; False, and nothing is written, where too little of the disk would be left."""
+    disk = os.fstatvfs(handle)
+    if disk.f_bavail * disk.f_frsize - len(data) < FREE_MIN_BYTES:
+        return False
     view = memoryview(data)
     while view:
         view = view[os.write(handle, view) :]
+    return True

@@ -1,5 +1,6 @@
 """Uploads of sound: from a form that is read as it comes to a file in the spool, and on to the flow."""
 
+import asyncio
 import math
 from collections.abc import Mapping
 from typing import Literal
@@ -16,6 +17,7 @@ from stentor.http.spool import Spool, Upload
 
 MIB = 1 << 20
 FIELD_MAX_BYTES = 64 * 1024
+UPLOAD_TIMEOUT_S = 1800.0
 FORMS = ("json", "text", "srt", "vtt", "verbose_json")
 # Room for the fields and boundaries around a file that is as large as it may be.
 _FORM_BYTES = MIB
@@ -44,7 +46,13 @@ class TranscriptionEndpoints:
         self, connection: Connection, principal: Principal, task: Literal["transcribe", "translate"]
     ) -> None:
         async with self._spool.open() as upload:
-            fields = await self._receive(connection, upload)
+            try:
+                async with asyncio.timeout(UPLOAD_TIMEOUT_S):
+                    fields = await self._receive(connection, upload)
+            except TimeoutError:
+                raise Refused(
+                    "invalid_request", f"The upload did not arrive within {UPLOAD_TIMEOUT_S / 60:.0f} minutes."
+                ) from None
             ask = HearingAsk(connection.exchange.path, task, str(upload.path), self._max_s)
             fill(ask, fields)
             await self._text.answer(connection, principal, ask, connection)
