@@ -92,6 +92,7 @@ class HearingAttempt(Attempt):
         self._audio_ms = 0
         self._tokens = 0
         self._guessed = False
+        self._heard_ms = 0
 
     async def relay(self) -> None:
         """Have it measured, reserve, have it heard, settle, answer. Raises EngineFailed, EngineRefused, Refused."""
@@ -170,7 +171,8 @@ class HearingAttempt(Attempt):
         ask = self._ask
         order = {
             "path": ask.path,
-            "max_s": ask.max_s,
+            # No more than was reserved, whatever lengths the file tells; an honest one is off by some frames.
+            "max_s": min(ask.max_s, self._audio_ms / 1000 * 1.01 + 1.0),
             "task": ask.task,
             "language": ask.language,
             "prompt": ask.prompt,
@@ -197,6 +199,8 @@ class HearingAttempt(Attempt):
             return found
         if isinstance(found, _Failed):
             raise _refuse(found.code, found.message) or EngineFailed("engine_error", found.message, suspect=False)
+        heard_s = found.end if isinstance(found, _Segment) else found.heard_s
+        self._heard_ms = max(self._heard_ms, math.ceil(heard_s * 1000))
         if isinstance(found, _Segment):
             self._note_first()
             self._tokens += max(1, len(found.tokens))
@@ -254,6 +258,11 @@ class HearingAttempt(Attempt):
 
     def _usage_so_far(self) -> Usage:
         return Usage(output_tokens=self._tokens, audio_ms=self._audio_ms, estimated=True)
+
+    def _relayed(self) -> tuple[Usage, str]:
+        """What was heard for the text that reached the client."""
+        heard_ms = min(self._audio_ms, self._heard_ms)
+        return Usage(output_tokens=self._tokens, audio_ms=heard_ms, estimated=True), ""
 
 
 def _tokens_in(seconds: float) -> int:

@@ -96,6 +96,17 @@ def test_json_alone_is_answered_with_a_whole_wav(gate: Gate) -> None:
     assert float(answer.headers["x-stentor-cost"]) > 0
 
 
+def test_a_speech_too_long_for_one_json_answer_is_refused(gate: Gate) -> None:
+    order = {"model": "tone", "input": "a" * 3_200}  # 9.6 minutes
+    answer = gate.ask("POST", SPEECH, order, Accept="application/json")
+    assert answer.status == 400, len(answer.body)
+    error = answer.json()["error"]
+    assert error["param"] == "input"
+    assert "16 MiB" in error["message"]
+    assert "'Accept: application/json'" in error["message"]
+    assert gate.event(answer.request_id)["cost_nano"] == 0
+
+
 def test_a_streamed_wav_has_no_length(gate: Gate) -> None:
     wav = gate.ask("POST", SPEECH, body(response_format="wav"), Accept="*/*").body
     assert wav[4:8] == wav[40:44] == b"\xff\xff\xff\xff"

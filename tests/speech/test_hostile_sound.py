@@ -110,6 +110,40 @@ def test_a_wav_that_was_streamed_says_no_length(gate: Hearing) -> None:
     assert plain_words(answer.json()["text"]) == plain_words(SENTENCE)
 
 
+def replaced(data: bytes, name: bytes, change: bytes, at: int) -> bytes:
+    """An MP4 file, with bytes of the box ``name`` changed, ``at`` bytes after its name."""
+    place = data.index(name) + len(name) + at
+    return data[:place] + change + data[place + len(change) :]
+
+
+def test_a_file_that_says_too_short_a_length_is_not_heard_beyond_it(gate: Hearing) -> None:
+    """What is reserved is what its packets say; more is never heard."""
+    whole = clips.encode(clips.join(clips.SENTENCES[:3]), "m4a")
+    lie = replaced(whole.replace(b"edts", b"free"), b"stts", struct.pack(">I", 1), 12)
+    for stream in ("false", "true"):
+        answer = gate.hear(lie, stream=stream)
+        assert answer.status == 400, answer.body
+        assert "longer than" in answer.json()["error"]["message"]
+        assert gate.event(answer.request_id)["cost_nano"] == 0
+
+
+def test_a_stream_that_breaks_off_is_charged_for_what_was_heard(gate: Hearing) -> None:
+    said = clips.samples_of(clips.speak(SENTENCE))
+    parts = [said, clips.silence(6.0), said, said, said]
+    whole = clips.encode(clips.numpy.concatenate(parts), "m4a")
+    body = whole.index(b"mdat") + 4
+    size = struct.unpack(">I", whole[body - 8 : body - 4])[0] - 8
+    broken = body + size * 6 // 10
+    answer = gate.hear(whole[:broken] + b"\x21" * (body + size - broken) + whole[body + size :], stream="true")
+    assert b"transcript.text.delta" in answer.body
+    assert b"transcript.text.done" not in answer.body
+    event = gate.event(answer.request_id)
+    assert (event["status"], event["billable"]) == ("failed", True)
+    heard_ms = len(said) / clips.SPOKEN_RATE * 1000
+    assert heard_ms * 0.7 < event["audio_ms"] < heard_ms + 6000
+    assert event["estimated"]
+
+
 def test_an_empty_file_and_no_file_are_told_apart(gate: Hearing) -> None:
     for content, word in ((b"", "empty"), (None, "no file")):
         answer = gate.hear(content)

@@ -197,7 +197,9 @@ def _check_length(seconds: float, max_s: float) -> None:
 
 def _too_long(seconds: float, max_s: float) -> Problem:
     return Problem(
-        "too_long", f"The sound is longer than the {max_s:g} s that are heard at once ({seconds:.0f} s or more)."
+        "too_long",
+        f"The sound is longer than the {max_s:g} s that are heard at once, or than the file itself says "
+        f"({seconds:.0f} s or more).",
     )
 
 

@@ -22,7 +22,8 @@ from stentor.flows.speech.delivery import AsJson, make_way
 from stentor.flows.speech.inference import choose_form, inference_request
 from stentor.flows.speech.request import PATH, SpeechAsk
 
-WHOLE_MAX_BYTES = 128 * 1024 * 1024
+# About six minutes: a whole answer is held, copied and written as base64 at once, while other requests wait.
+WHOLE_MAX_BYTES = 16 * 1024 * 1024
 
 
 class _Event(msgspec.Struct):
@@ -129,7 +130,7 @@ class SpeechAttempt(Attempt):
             raise EngineRefused(
                 "invalid_request",
                 f"This speech is over {WHOLE_MAX_BYTES // 2**20} MiB, too much for one JSON answer. Send less text, or "
-                "leave out 'Accept: application/json' to have the sound itself.",
+                "leave out 'Accept: application/json' to have the sound streamed as it is made.",
                 param="input",
             )
         if not data:
