@@ -97,24 +97,30 @@ def find_passed(connection: Connection, thresholds: Sequence[int], starts: dict[
     return [alert for alert in passed if alert.source not in told]
 
 
-def list_due(connection: Connection, now_us: int, limit: int) -> list[Due]:
-    """What is to be sent now, oldest first."""
-    return table.list_due(connection, now_us, limit)
+def list_due(connection: Connection, now_us: int, per_hook: int) -> list[Due]:
+    """What is to be sent now, oldest first, at most ``per_hook`` to each hook."""
+    return table.list_due(connection, now_us, per_hook)
 
 
 def note_attempt(connection: Connection, due: Due, attempt: Attempt, now_us: int) -> str:
-    """Write down what came of an attempt; the delivery's state from now on."""
+    """Write down what came of an attempt; the delivery's state from now on.
+
+    What else is due at a hook that failed waits until this one is tried again.
+    """
     attempts = due.attempts + 1
     state = "delivered" if not attempt.problem else "failed" if attempts >= ATTEMPTS_MAX else "pending"
+    next_us = now_us + choose_pause_s(attempts) * 1_000_000
     values = {
         "state": state,
         "attempts": attempts,
-        "next_us": now_us + choose_pause_s(attempts) * 1_000_000,
+        "next_us": next_us,
         "http_status": attempt.http_status,
         "problem": attempt.problem,
         "tried_us": now_us,
     }
     table.change_delivery(connection, due.alert_id, due.webhook, values)
+    if state == "pending":
+        table.put_off(connection, due.webhook, now_us, next_us)
     return state
 
 

@@ -129,23 +129,25 @@ class DueRow(NamedTuple):
     attempts: int
 
 
-def list_due(connection: Connection, now_us: int, limit: int) -> list[DueRow]:
-    """What is due, oldest alert first."""
+def list_due(connection: Connection, now_us: int, per_hook: int) -> list[DueRow]:
+    """What is due, oldest alert first, at most ``per_hook`` for each hook."""
+    place = func.row_number().over(partition_by=deliveries.c.webhook, order_by=deliveries.c.alert_id).label("place")
+    due = select(deliveries.c.alert_id, deliveries.c.webhook, deliveries.c.attempts, place)
+    first = due.where(deliveries.c.state == "pending", deliveries.c.next_us <= now_us).subquery()
     query = (
         select(
-            deliveries.c.alert_id,
-            deliveries.c.webhook,
+            first.c.alert_id,
+            first.c.webhook,
             webhooks.c.url,
             alerts.c.event,
             alerts.c.body,
             alerts.c.created_us,
-            deliveries.c.attempts,
+            first.c.attempts,
         )
-        .join(alerts, alerts.c.id == deliveries.c.alert_id)
-        .join(webhooks, webhooks.c.name == deliveries.c.webhook)
-        .where(deliveries.c.state == "pending", deliveries.c.next_us <= now_us)
-        .order_by(deliveries.c.alert_id, deliveries.c.webhook)
-        .limit(limit)
+        .join(alerts, alerts.c.id == first.c.alert_id)
+        .join(webhooks, webhooks.c.name == first.c.webhook)
+        .where(first.c.place <= per_hook)
+        .order_by(first.c.alert_id, first.c.webhook)
     )
     return [DueRow(*row) for row in connection.execute(query)]
 
@@ -154,6 +156,12 @@ def change_delivery(connection: Connection, alert_id: str, webhook: str, values:
     """Note what became of an attempt."""
     here = (deliveries.c.alert_id == alert_id) & (deliveries.c.webhook == webhook)
     connection.execute(update(deliveries).where(here).values(**values))
+
+
+def put_off(connection: Connection, webhook: str, now_us: int, next_us: int) -> None:
+    """Let what is due at a hook wait until then."""
+    due = (deliveries.c.webhook == webhook) & (deliveries.c.state == "pending") & (deliveries.c.next_us <= now_us)
+    connection.execute(update(deliveries).where(due).values(next_us=next_us))
 
 
 def list_alerts(connection: Connection, before: str | None, limit: int) -> list[AnyRow]:

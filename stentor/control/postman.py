@@ -11,7 +11,7 @@ from stentor.alerts.outbox import Attempt, Due, list_due, note_attempt
 from stentor.alerts.values import TEST, message_body, message_headers
 from stentor.alerts.webhooks import find_signing_secret, get_webhook
 from stentor.core.clock import Clock
-from stentor.core.errors import NotLeader, StoreUnavailable
+from stentor.core.errors import NotLeader, StentorError, StoreUnavailable
 from stentor.core.ids import new_uuid7
 from stentor.egress.outbound import Outbound, OutboundFailed, Patience
 from stentor.egress.targets import EgressRefused
@@ -21,7 +21,7 @@ from stentor.telemetry.logs import Level, Log
 from stentor.vault.keyring import Keyring
 
 DEADLINE_S = 10.0
-BATCH = 64
+PER_HOOK = 8  # so that one that takes nothing leaves room for the others
 ANSWER_MAX_BYTES = 4096
 
 
@@ -43,9 +43,12 @@ class Postman:
         self._parts = parts
 
     async def deliver_due(self) -> int:
-        """Try to send everything that is due; how much that was. Raises StoreUnavailable, NotLeader."""
+        """Try to send what is due, at most :data:`PER_HOOK` to each hook; how much that was.
+
+        Raises StoreUnavailable, NotLeader.
+        """
         database, now_us = self._parts.database, self._parts.clock.now_us()
-        due = await database.read(lambda connection: list_due(connection, now_us, BATCH))
+        due = await database.read(lambda connection: list_due(connection, now_us, PER_HOOK))
         if not due:
             return 0
         if await self._parts.leader.claim() is None:
@@ -60,7 +63,12 @@ class Postman:
 
     async def _deliver_in_order(self, mine: Sequence[Due]) -> None:
         for due in mine:
-            attempt = await self._try(due.webhook, due.url, due.alert_id, due.body)
+            try:
+                attempt = await self._try(due.webhook, due.url, due.alert_id, due.body)
+            except StoreUnavailable:
+                return  # nothing was sent: it stays due
+            except StentorError as error:  # the secret can't be opened
+                attempt = Attempt(None, str(error))
             if not await self._note(due, attempt) or attempt.problem:
                 return  # who doesn't take this one is spared the rest for now
 

@@ -4,20 +4,21 @@ import asyncio
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, select, update
 
+from stentor.alerts import outbox as outbox_module
 from stentor.alerts import webhooks
 from stentor.alerts.outbox import ATTEMPTS_MAX, choose_pause_s, raise_alerts
 from stentor.alerts.values import Alert, sign_message
 from stentor.alerts.webhooks import NewWebhook, list_webhooks
 from stentor.control import postman as postman_module
-from stentor.control.postman import Postman
-from stentor.core.errors import NotLeader, Refused
+from stentor.control.postman import PER_HOOK, Postman
+from stentor.core.errors import NotLeader, Refused, StoreUnavailable
 from stentor.core.operator import Task
 from stentor.egress.outbound import Outbound
 from stentor.egress.settings import EgressSettings
 from stentor.store.leader import Leader
-from stentor.store.schema import metadata
+from stentor.store.schema import metadata, secrets
 from tests.receiver import Receiver
 from tests.store.watch import SECRET, check_signature, raise_some, states
 
@@ -85,6 +86,68 @@ class TestDelivery:
             (alert,) = await watch.alerts()
             problem = next(each.problem for each in alert.deliveries if each.webhook == "dead")
             assert "did not answer" in problem or "silent" in problem
+
+    async def test_a_dead_hook_with_many_alerts_does_not_starve_the_others(self, watch, receiver) -> None:
+        with Receiver() as dead:
+            dead.answers = [500] * 200
+            await watch.add(dead.url, "dead")
+            await raise_some(watch, 70)
+            await watch.add(receiver.url, "well")
+            late = Alert("late", "absorbed_cost", "late", {"n": 70})
+            now_us = watch.house.clock.now_us()
+            await watch.house.database.write(lambda connection: raise_alerts(connection, [late], now_us))
+            assert await watch.postman.deliver_due() == PER_HOOK + 1
+            assert [check_signature(got)["text"] for got in receiver.received] == ["late"]
+            # What else waits for the dead one waits until it is tried again.
+            assert await watch.postman.deliver_due() == 0
+            assert len(dead.received) == 1
+            watch.house.clock.advance(choose_pause_s(1))
+            assert await watch.postman.deliver_due() == PER_HOOK
+            assert len(dead.received) == 2
+
+    async def test_what_is_given_up_holds_up_nothing_behind_it(self, watch, receiver, monkeypatch) -> None:
+        monkeypatch.setattr(outbox_module, "ATTEMPTS_MAX", 1)
+        await watch.add(receiver.url)
+        await raise_some(watch, 2)
+        receiver.answers = [500]
+        await watch.postman.deliver_due()
+        await watch.postman.deliver_due()
+        assert sorted(await states(watch)) == [("delivered", 1), ("failed", 1)]
+
+    async def test_a_secret_that_cannot_be_opened_is_that_hooks_failure_alone(self, watch, receiver) -> None:
+        await watch.add(receiver.url, "spoiled")
+        await watch.add(receiver.url, "well")
+        spoil = update(secrets).where(secrets.c.name == "spoiled").values(sealed=b"spoiled" * 9)
+        await watch.house.database.write(lambda connection: connection.execute(spoil) and None)
+        await raise_some(watch)
+        assert await watch.postman.deliver_due() == 2
+        assert len(receiver.received) == 1
+        (alert,) = await watch.alerts()
+        told = {each.webhook: each for each in alert.deliveries}
+        assert (told["well"].state, told["spoiled"].state, told["spoiled"].attempts) == ("delivered", "pending", 1)
+        assert told["spoiled"].problem
+
+    async def test_a_database_that_is_gone_for_a_moment_leaves_everything_as_it_was(self, watch, receiver) -> None:
+        await watch.add(receiver.url)
+        await raise_some(watch)
+
+        class Faltering:
+            """Its second read fails."""
+
+            def __init__(self) -> None:
+                self.reads = 0
+
+            async def read(self, work: Any) -> Any:
+                self.reads += 1
+                if self.reads == 2:
+                    raise StoreUnavailable("gone")
+                return await watch.house.database.read(work)
+
+        postman = Postman(watch.parts._replace(database=Faltering()))
+        assert await postman.deliver_due() == 1
+        assert (receiver.received, await states(watch)) == ([], [("pending", 0)])
+        assert await postman.deliver_due() == 1
+        assert await states(watch) == [("delivered", 1)]
 
     async def test_redirects_are_not_followed(self, watch, receiver) -> None:
         await watch.add(receiver.url)
