@@ -176,4 +176,6 @@ class Jobs:
                 pass  # another node does it
             except StentorError as error:
                 self._log.event("job_failed", level="warning", job=job.name, cause=error)
+            except Exception as error:  # noqa: BLE001 - a defect of one job is told of; it must not end all the others
+                self._log.event("job_failed", level="error", job=job.name, cause=error)
             await asyncio.sleep(job.every_s)

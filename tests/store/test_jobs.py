@@ -1,14 +1,19 @@
 """What is done as time goes by: usage folded away, uptime noted."""
 
+import asyncio
+from typing import Any
+
 import pytest
 
 from stentor.accounting.usage import UsageFilter, sum_up
 from stentor.audit.log import Actor
-from stentor.control.jobs import Retention, Uptime
+from stentor.control.jobs import Job, Jobs, Retention, Uptime
 from stentor.control.reports import Reports
 from stentor.core.operator import Task
 from stentor.people.values import KeyLimits
 from stentor.store.leader import Leader
+from stentor.telemetry.logs import Log
+from stentor.telemetry.settings import TelemetrySettings
 
 USD = 1_000_000_000
 DAY_S = 86_400
@@ -127,3 +132,39 @@ async def test_uptime_is_kept_for_ninety_days(house) -> None:
     assert len(answer["daily"]) == 90
     count = await house.database.read(lambda c: c.exec_driver_sql("SELECT count(*) FROM uptime").scalar_one())
     assert count == 91
+
+
+async def test_a_defect_of_one_job_ends_neither_it_nor_the_others(house, monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+    both = asyncio.Event()
+
+    async def break_down() -> None:
+        tries.append("broken")
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_fail())
+
+    async def work() -> int:
+        tries.append("sound")
+        if tries.count("broken") > 1 and tries.count("sound") > 1:
+            both.set()
+        return 0
+
+    log = Log(TelemetrySettings(log_level="INFO"), fd=-1)
+    told: list[tuple[str, Any]] = []
+    monkeypatch.setattr(log, "event", lambda name, **fields: told.append((name, fields.get("job"))))
+    jobs = Jobs(Leader(house.database, "jobs"), log, [Job("bad", break_down, 0.01), Job("good", work, 0.01)])
+    running = asyncio.create_task(jobs.run())
+    waiting = asyncio.create_task(both.wait())
+    try:
+        await asyncio.wait((running, waiting), timeout=30, return_when=asyncio.FIRST_COMPLETED)
+        assert both.is_set()
+        assert ("job_failed", "bad") in told
+    finally:
+        running.cancel()
+        waiting.cancel()
+        await asyncio.gather(running, waiting, return_exceptions=True)
+        log.close()
+
+
+async def _fail() -> None:
+    raise ZeroDivisionError
