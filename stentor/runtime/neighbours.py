@@ -62,14 +62,22 @@ class Neighbours:
         self._remotes = remotes
         self._owners: dict[ModelId, list[Provider]] = {}
         self._known: dict[ModelId, ModelSpec] = {}
+        self._turns: dict[ModelId, int] = {}
+        remotes.on_taken = self._end_turn
 
     def find_provider(self, name: str) -> Provider | None:
-        """An owner of a model (its name after :data:`PREFIX`), each in turn; None while none is up."""
-        owners = self._owners.get(ModelId(name.removeprefix(PREFIX)))
-        if not owners:
-            return None
-        owners.append(owners.pop(0))
-        return owners[-1]
+        """The owner of a model (its name after :data:`PREFIX`) whose turn it is; None while none is up.
+
+        Asking changes nothing: the next one's turn comes once a place was taken.
+        """
+        model = ModelId(name.removeprefix(PREFIX))
+        owners = self._owners.get(model)
+        return owners[self._turns.get(model, 0) % len(owners)] if owners else None
+
+    def _end_turn(self, name: str) -> None:
+        model = ModelId(name.removeprefix(PREFIX))
+        if name.startswith(PREFIX) and model in self._owners:
+            self._turns[model] = self._turns.get(model, 0) + 1
 
     def list_shared(self) -> list[SharedModel]:
         """This machine's own models, as the others are to know them."""
@@ -97,6 +105,7 @@ class Neighbours:
             model: [Provider("openai", each.url, each.token) for each, _ in owners if each.is_up]
             for model, owners in by_model.items()
         }
+        self._turns = {model: turn for model, turn in self._turns.items() if model in self._owners}
         self.give_way(())
         wanted: dict[ModelId, tuple[ModelSpec, Learned]] = {}
         own = [spec for model, spec in self._catalogue.specs.items() if model not in self._known]

@@ -44,6 +44,8 @@ class Address(msgspec.Struct, frozen=True):
 
 
 FindProvider = Callable[[str], Provider | None]
+Tell = Callable[[str], None]
+"""Is told the name of a provider whenever a place at it is taken; empty where a model has none."""
 Look = Callable[[Address], Awaitable[str]]
 """Looks at an upstream's list of models: empty if it is well, else what is wrong, for operators."""
 
@@ -51,7 +53,9 @@ Look = Callable[[Address], Awaitable[str]]
 class Remote:
     """One remote model: its places, who waits for them, and whether it is worth asking."""
 
-    def __init__(self, spec: ModelSpec, find_provider: FindProvider, queue_max: int, generation: int = 0) -> None:
+    def __init__(
+        self, spec: ModelSpec, find_provider: FindProvider, on_taken: Tell, queue_max: int, generation: int = 0
+    ) -> None:
         assert spec.remote is not None
         self.generation = generation
         self.spec = spec
@@ -65,6 +69,7 @@ class Remote:
         self.idle = asyncio.Event()
         self.idle.set()
         self._find_provider = find_provider
+        self._on_taken = on_taken
         self._address: Address | None = None
 
     def address(self) -> Address | None:
@@ -88,6 +93,7 @@ class Remote:
         address = self._address  # the one that was just found to be worth asking
         assert address is not None
         self.circuit.begin(now_s)
+        self._on_taken(self.remote.provider)
         self.running += 1
         self.idle.clear()
         return Place(self.instance, self.generation, address.base_url, address.credential, queued_us)
@@ -174,6 +180,7 @@ class Remotes:
         self._by_instance: dict[InstanceId, Remote] = {}
         self._closing = False
         self._made = 0
+        self.on_taken: Tell = _ignore
 
     def connect(self, find_provider: FindProvider, look: Look) -> None:
         """Say where providers are found, and who looks at upstreams; before that there are none, and nobody does."""
@@ -182,6 +189,9 @@ class Remotes:
 
     def _find_provider(self, name: str) -> Provider | None:
         return self._providers(name)
+
+    def _tell_taken(self, provider: str) -> None:
+        self.on_taken(provider)
 
     def __contains__(self, model: ModelId) -> bool:
         return model in self._remotes
@@ -192,7 +202,7 @@ class Remotes:
             if spec.remote is not None:
                 self.remove(ModelId(spec.id))
                 self._made += 1
-                remote = Remote(spec, self._find_provider, self._queue_max, self._made)
+                remote = Remote(spec, self._find_provider, self._tell_taken, self._queue_max, self._made)
                 self._remotes[ModelId(spec.id)] = remote
                 self._by_instance[remote.instance] = remote
 
@@ -347,6 +357,10 @@ class Remotes:
 
 def _find_nothing(_name: str) -> Provider | None:
     return None
+
+
+def _ignore(_name: str) -> None:
+    return
 
 
 def _unavailable(spec: ModelSpec, why: str, retry_s: float) -> Refused:

@@ -69,6 +69,17 @@ def test_owners_take_turns_and_who_is_down_is_not_asked(beside: Beside) -> None:
     assert {beside.ask("far") for _ in range(4)} == {"http://c token-of-c"}
 
 
+def test_looking_takes_no_turn_and_turns_outlast_what_the_others_say(beside: Beside) -> None:
+    said = [node("b", shared("far")), node("c", shared("far"))]
+    beside.neighbours.update(said)
+    asked = []
+    for _ in range(4):
+        assert beside.remotes.is_available(ModelId("far"))  # as whoever chooses a model asks first
+        asked.append(beside.ask("far"))
+        beside.neighbours.update(said)
+    assert asked[0] == asked[2] != asked[1] == asked[3]
+
+
 async def test_a_model_whose_owners_are_down_is_unavailable_and_not_unknown(beside: Beside) -> None:
     beside.neighbours.update([node("b", shared("far"), up=False)])
     served = beside.catalogue.resolve("far", frozenset())
