@@ -46,6 +46,7 @@ class Follower:
         }
         self._others: dict[str, list[Callable[[str], Awaitable[None]]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._failed: dict[tuple[str, str], None] = {}  # what could not be applied, tried again each time
         self._task = asyncio.get_running_loop().create_task(self._follow(), name="node-follow")
 
     @classmethod
@@ -69,10 +70,15 @@ class Follower:
         while True:
             await asyncio.sleep(POLL_S)
             try:
+                for subject in list(self._failed):
+                    await self._follow_one(subject)
                 while await self._read_on():
                     pass
             except StoreUnavailable:
                 continue  # nothing is skipped: it is read when the database is back
+            except Exception as error:  # noqa: BLE001 - or what is revoked elsewhere would never be revoked here
+                if self._log is not None:
+                    self._log.event("following_failed", level="error", cause=error)
 
     async def _read_on(self) -> bool:
         """Apply what is new, at most a page of it; whether there may be more."""
@@ -85,17 +91,28 @@ class Follower:
                 task = asyncio.get_running_loop().create_task(self._pass_on(work, subject), name="node-follow-on")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-            apply = self._apply.get(subject[0])
-            if apply is None:
-                continue
-            try:
-                await apply(subject[1])
-            except Refused as error:
-                if isinstance(error, StoreUnavailable):
-                    raise
-                self._pass_over(subject, error)  # it is gone by now: there is nothing to apply
+            await self._follow_one(subject)
         self._seen = found[-1][0]
         return len(found) == PAGE
+
+    async def _follow_one(self, subject: tuple[str, str]) -> None:
+        """Apply a change, or keep it for the next time. Raises StoreUnavailable."""
+        kind, name = subject
+        apply = self._apply.get(kind)
+        if apply is None:
+            return
+        try:
+            await apply(name)
+        except StoreUnavailable:
+            raise
+        except Refused as error:
+            self._pass_over(subject, error)  # it is gone by now: there is nothing to apply
+        except Exception as error:  # noqa: BLE001 - one that can't be applied must not hold up those behind it
+            self._failed[subject] = None
+            if self._log is not None:
+                self._log.event("change_failed", level="error", subject=":".join(subject), cause=error)
+            return
+        self._failed.pop(subject, None)
 
     async def _pass_on(self, work: Callable[[str], Awaitable[None]], subject: tuple[str, str]) -> None:
         while True:

@@ -7,7 +7,6 @@ request goes on twice; and it is metered where it was admitted, not here.
 
 import asyncio
 import base64
-import contextlib
 import hmac
 
 import msgspec
@@ -62,8 +61,12 @@ class Neighbourhood:
     async def run(self) -> None:
         """Tell and look, for ever. Alone with its database a server has no neighbours."""
         while self._database.is_shared:
-            with contextlib.suppress(StoreUnavailable):  # what was known stays known meanwhile
+            try:
                 await self.look()
+            except StoreUnavailable:
+                pass  # what was known stays known meanwhile
+            except Exception as error:  # noqa: BLE001 - a defect must not keep this node from seeing the others again
+                self._log.event("neighbours_failed", level="error", cause=error)
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> None:

@@ -16,7 +16,7 @@ from stentor.core.errors import StentorError, StoreUnavailable
 from stentor.receipts import table
 from stentor.receipts.canonical import leaf_hash
 from stentor.receipts.log import Entry, ReceiptLog, SequencerReplaced, Store
-from stentor.receipts.merkle import hash_leaf
+from stentor.receipts.merkle import MissingTile, hash_leaf
 from stentor.receipts.stored import decode_body
 from stentor.receipts.usage import UsageRow, usage_leaf_bytes
 from stentor.telemetry.logs import Log
@@ -57,22 +57,29 @@ class Sequencer:
         """Number what comes, until cancelled or replaced."""
         while not self.replaced:
             try:
-                if await self._receipt_log.leads():
-                    await self.catch_up()
-                else:
-                    self._awake.clear()
-                await self._sign_in_time()
+                if await self._go_on():
+                    continue
             except StoreUnavailable:
                 await asyncio.sleep(RETRY_S)
                 continue
-            except SequencerReplaced:
-                self.replaced = not await self._receipt_log.resync()
-                if self.replaced:
-                    self._log.event("sequencer_replaced", level="error", origin=self._receipt_log.row.origin)
-                continue
-            except StentorError as error:
+            except (StentorError, MissingTile) as error:  # a damaged log is told of; the server serves without it
                 self._log.event("sequencer_failed", level="error", message=str(error))
             await self._wait()
+
+    async def _go_on(self) -> bool:
+        """Number what waits; True where that has to begin again at once."""
+        try:
+            if await self._receipt_log.leads():
+                await self.catch_up()
+            else:
+                self._awake.clear()
+            await self._sign_in_time()
+        except SequencerReplaced:
+            self.replaced = not await self._receipt_log.resync()
+            if self.replaced:
+                self._log.event("sequencer_replaced", level="error", origin=self._receipt_log.row.origin)
+            return True
+        return False
 
     async def finish(self) -> None:
         """Number what waits, unless somebody else does: for an orderly end. Then another node may go on."""
