@@ -149,11 +149,16 @@ def run_in_transaction(connection: Connection, work: Callable[[Connection], T]) 
     raw = raw_of(connection)
     raw.execute("BEGIN IMMEDIATE")
     result = work(connection)
+    end_transaction(connection)
+    return result
+
+
+def end_transaction(connection: Connection) -> None:
+    """Commit what :func:`run_in_transaction` began."""
     if connection.in_transaction():
         connection.commit()
     else:
-        raw.execute("COMMIT")
-    return result
+        raw_of(connection).execute("COMMIT")
 
 
 def reader_engine(path: Path, settings: StoreSettings) -> Engine:

@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from sqlalchemy.engine import Connection as StoreConnection  # noqa: E402
 from sqlalchemy.engine import Transaction  # noqa: E402
 
 from stentor.accounting import table as accounting_table  # noqa: E402
@@ -35,6 +36,7 @@ from stentor.flows.attempt import Attempt  # noqa: E402
 from stentor.http.connection import Connection  # noqa: E402
 from stentor.receipts.log import ReceiptLog  # noqa: E402
 from stentor.runtime.scheduler import LocalScheduler  # noqa: E402
+from stentor.store import driver  # noqa: E402
 from stentor.store.lane import Lane  # noqa: E402
 from stentor.store.writer import Writer  # noqa: E402
 
@@ -116,6 +118,7 @@ def point_relay() -> None:
 def point_store() -> None:
     """The group that makes a settlement durable, and what goes on behind it."""
     add_events, commit, resolve = accounting_table.add_events, Transaction.commit, Lane.resolve
+    commit_own = driver.end_transaction
 
     def add(*args: Any) -> list[bool]:
         _group.settles = True
@@ -144,7 +147,15 @@ def point_store() -> None:
     accounting_table.add_events = add
     accounting_table.charge_buckets = charge(accounting_table.charge_buckets)
     accounting_table.post_shared = charge(accounting_table.post_shared)
+
+    def end_own(connection: StoreConnection) -> None:
+        settles, _group.settles = getattr(_group, "settles", False), False
+        reach("group-committing" if settles else "")
+        commit_own(connection)
+        reach("group-committed" if settles else "")
+
     Transaction.commit = end  # type: ignore[method-assign]
+    driver.end_transaction = end_own
     Lane.resolve = tell  # type: ignore[method-assign]
     around(Writer, "_checkpoint", "log-copying", "log-copied")
     around(ReceiptLog, "append", "receipt-numbering", "receipt-numbered")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import ssl
 import subprocess
 import sys
 from pathlib import Path
@@ -35,11 +36,19 @@ def run_script(folder: Path, script: str, base_url: str, key: str, *arguments: s
     return json.loads(said)
 
 
+def _trust() -> dict[str, str]:
+    """Node.js brings its own certificates; it is to trust whom the machine trusts, too."""
+    paths = ssl.get_default_verify_paths()
+    known = (os.environ.get("SSL_CERT_FILE"), paths.cafile, paths.openssl_cafile, "/etc/ssl/certs/ca-certificates.crt")
+    found = next((path for path in known if path and Path(path).is_file()), None)
+    return {} if found is None else {"NODE_EXTRA_CA_CERTS": found}
+
+
 def _run(command: list[str], folder: Path, more: dict[str, str]) -> str:
     done = subprocess.run(
         command,
         cwd=folder,
-        env={**os.environ, **more},
+        env={**_trust(), **os.environ, **more},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

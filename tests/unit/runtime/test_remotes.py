@@ -175,6 +175,8 @@ def test_prices_are_nano_usd_per_million() -> None:
         "output_nano": 10_000_000_000,
         "cached_nano": 1_250_000_000,
         "request_nano": 1_000_000 * 1_000_000,
+        "character_nano": 0,
+        "audio_second_nano": 0,
     }
 
 
