@@ -12,11 +12,13 @@ engine was given, whatever the number of requests.
 import asyncio
 import hmac
 import os
+import resource
 import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
 
@@ -37,6 +39,8 @@ _MESSAGES_MAX = 256
 _HEARTBEAT_S = 30.0
 # Beyond the places: the canary, and requests that are being replaced by their second try.
 _SPARE_PLACES = 8
+_STATUS = Path("/proc/self/status")  # Linux
+_SPARE_BYTES = 512 << 20  # for threads, requests and what libraries keep, beyond the work itself
 
 
 class SpeechConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -150,6 +154,15 @@ class TalkingEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class BoundedEngine(Protocol):
+    """An engine that strangers' files reach: beyond what its work needs it gets no memory, whatever they claim."""
+
+    def room_bytes(self, loaded_bytes: int) -> int | None:
+        """What its work needs at most beyond the ``loaded_bytes`` after loading; None where nobody can tell."""
+        ...
+
+
 def read_order(body: bytes, kind: type[Order]) -> Order:
     """A request's JSON. Raises Problem."""
     try:
@@ -177,7 +190,23 @@ def run(make: Callable[[SpeechConfig], Engine]) -> None:
         engine.load()
     except BadModel as problem:
         end(EXIT_BAD_MODEL, f"error: {problem}")
+    if isinstance(engine, BoundedEngine):
+        _bound_memory(engine)
     asyncio.run(_Service(config, engine).serve())
+
+
+def _bound_memory(engine: BoundedEngine) -> None:
+    try:
+        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
+    except OSError:
+        return  # not Linux
+    loaded_bytes = int(fields["VmData"].split()[0]) << 10
+    room_bytes = engine.room_bytes(loaded_bytes)
+    if room_bytes is None:
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    most = loaded_bytes + _SPARE_BYTES + room_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def end(status: int, line: str = "") -> NoReturn:

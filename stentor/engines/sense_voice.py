@@ -12,6 +12,7 @@ from stentor.engines.hearing.windows import Detector, Loudness, Window
 from stentor.engines.host import BadModel, Problem, SpeechConfig, need, run
 
 _EXTRA = "sense_voice"
+_WINDOW_BYTES = 256 << 20
 LANGUAGES = ("en", "ja", "ko", "yue", "zh")
 # What the model says of itself before the text: its language, the mood, what kind of sound it is.
 _TAG = re.compile(r"<\|([^|]*)\|>")
@@ -50,6 +51,10 @@ class SenseVoice:
         self._recognizers = {name: each for name, each in self._recognizers.items() if name == "auto"}
         self._recognizers[language] = made
         return made
+
+    def room_bytes(self, loaded_bytes: int) -> int | None:
+        """See :class:`~stentor.engines.host.BoundedEngine`: there may be three recognizers while one is replaced."""
+        return 2 * loaded_bytes + self._config.workers * _WINDOW_BYTES
 
     def begin(self, order: HearOrder) -> Ear:
         """See :class:`~stentor.engines.hearing.transcription.Recognizer`."""

@@ -4,7 +4,9 @@ import gzip
 import io
 import socket
 import struct
+import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -39,6 +41,17 @@ def sound(form_name: str) -> bytes:
     return clips.encode(clips.samples_of(clips.speak(SENTENCE)), form_name)
 
 
+def replaced(data: bytes, name: bytes, change: bytes, at: int) -> bytes:
+    """An MP4 file, with bytes of the box ``name`` changed, ``at`` bytes after its name."""
+    place = data.index(name) + len(name) + at
+    return data[:place] + change + data[place + len(change) :]
+
+
+def bomb() -> bytes:
+    """A small file that makes FFmpeg build an index of 40 million places."""
+    return replaced(sound("m4a"), b"stsz", struct.pack(">II", 1, 40_000_000), 4)
+
+
 BAD = {
     "one byte": lambda: b"R",
     "a text": lambda: b"this is not sound at all, however long it is" * 50,
@@ -64,6 +77,7 @@ BAD = {
     "webm: its mark alone": lambda: b"\x1a\x45\xdf\xa3" + bytes(2000),
     "m4a: its mark alone": lambda: b"\x00\x00\x00\x20ftypM4A " + bytes(2000),
     "m4a: cut before its index": lambda: sound("m4a")[:2000],
+    "m4a: an index of a gigabyte": bomb,
     "ogg: cut in its head": lambda: sound("ogg")[:60],
     "webm: cut in its head": lambda: sound("webm")[:200],
     "flac: its samples scrambled": lambda: sound("flac")[:100] + bytes(range(256)) * 100,
@@ -93,6 +107,19 @@ def test_the_engine_has_survived_it_all(gate: Hearing) -> None:
     assert gate.slot("tiny")["restarts"] == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is bounded on Linux alone")
+def test_a_small_file_makes_no_engine_large(gate: Hearing) -> None:
+    assert gate.hear(clips.speak(SENTENCE).read_bytes()).status == 200  # it is loaded
+    status = Path(f"/proc/{gate.slot('tiny')['pid']}/status")
+
+    def most_mib() -> int:
+        return int(status.read_text().partition("VmHWM:")[2].split()[0]) >> 10
+
+    before_mib = most_mib()
+    assert gate.hear(bomb()).status == 400
+    assert most_mib() - before_mib < 200
+
+
 def test_what_came_before_a_cut_is_heard(gate: Hearing) -> None:
     """A recording that broke off is still a recording."""
     for name in ("wav", "mp3", "ogg", "webm", "flac"):
@@ -108,12 +135,6 @@ def test_a_wav_that_was_streamed_says_no_length(gate: Hearing) -> None:
     head[4:8] = head[40:44] = b"\xff\xff\xff\xff"
     answer = gate.hear(bytes(head) + samples)
     assert plain_words(answer.json()["text"]) == plain_words(SENTENCE)
-
-
-def replaced(data: bytes, name: bytes, change: bytes, at: int) -> bytes:
-    """An MP4 file, with bytes of the box ``name`` changed, ``at`` bytes after its name."""
-    place = data.index(name) + len(name) + at
-    return data[:place] + change + data[place + len(change) :]
 
 
 def test_a_file_that_says_too_short_a_length_is_not_heard_beyond_it(gate: Hearing) -> None:

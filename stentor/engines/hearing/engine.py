@@ -47,6 +47,10 @@ class HearingEngine:
             raise BadModel("model_path is missing: this engine needs a model")
         self._recognizer.load()
 
+    def room_bytes(self, loaded_bytes: int) -> int | None:
+        """See :class:`~stentor.engines.host.BoundedEngine`."""
+        return self._recognizer.room_bytes(loaded_bytes)
+
     def check(self) -> None:
         """See :class:`~stentor.engines.host.Engine`."""
         ear = self._recognizer.begin(HearOrder(path="", max_s=1.0))
@@ -61,10 +65,10 @@ class HearingEngine:
         """See :class:`~stentor.engines.host.TalkingEngine`."""
         return {"/v1/listen": lambda socket: Listener(self._recognizer, socket).run()}
 
-    def _probe(self, body: bytes, _left: threading.Event) -> Answer:
+    def _probe(self, body: bytes, left: threading.Event) -> Answer:
         order = read_order(body, ProbeOrder)
         with Sound(order.path) as sound:
-            duration_s = sound.measure(order.max_s)
+            duration_s = sound.measure(order.max_s, left)
         if duration_s <= 0:
             raise Problem("bad_audio", "The file holds no sound: it is zero seconds long.")
         return Answer(JSON, iter([msgspec.json.encode({"duration_s": duration_s})]))

@@ -6,6 +6,8 @@ are opened, and FFmpeg sees a file that is open already, never a name. Everythin
 more samples come out than were asked for, however small the file is that promises them.
 """
 
+import itertools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -84,7 +86,7 @@ class Sound:
                 options={"protocol_whitelist": "none"},
                 metadata_errors="ignore",
             )
-        except (self._av.FFmpegError, ValueError, OSError):
+        except (self._av.FFmpegError, ValueError, OSError, MemoryError):
             raise _broken(f"{name} file") from None
 
     def _choose_stream(self) -> Any:
@@ -104,28 +106,31 @@ class Sound:
             )
         return stream
 
-    def measure(self, max_s: float) -> float:
+    def measure(self, max_s: float, left: threading.Event) -> float:
         """Its length in seconds, by the lengths of its packets; by its samples where they don't say.
 
-        Raises Problem ``too_long`` beyond ``max_s``. The file has been read after that.
+        Raises Problem ``too_long`` beyond ``max_s``; ends early when ``left`` is set. The file has been read then.
         """
         total_s = 0.0
         try:
             for packet in self._container.demux(self._stream):
+                if left.is_set():
+                    break
                 if packet.size == 0:
                     continue
                 if not packet.duration or packet.time_base is None:
-                    return self._count(max_s)
+                    return self._count(max_s, left)
                 total_s += float(packet.duration * packet.time_base)
                 _check_length(total_s, max_s)
-        except (self._av.FFmpegError, OverflowError):
+        except (self._av.FFmpegError, OverflowError, MemoryError):
             if total_s == 0.0:
                 raise _broken("file") from None
         return total_s
 
-    def _count(self, max_s: float) -> float:
+    def _count(self, max_s: float, left: threading.Event) -> float:
         self._container.seek(0)
-        return sum(len(samples) for samples in self.read(max_s)) / RATE
+        pieces = itertools.takewhile(lambda _: not left.is_set(), self.read(max_s))
+        return sum(len(samples) for samples in pieces) / RATE
 
     def read(self, max_s: float) -> Iterator[Any]:
         """Its samples as 16 kHz mono, float32 from -1 to 1, a piece at a time.
@@ -149,7 +154,7 @@ class Sound:
         for packet in self._packets():
             try:
                 frames = self._stream.codec_context.decode(packet)
-            except self._av.FFmpegError:
+            except (self._av.FFmpegError, MemoryError):
                 broken += 1
                 if broken > _BROKEN_MAX or (not found and packet.size == 0):
                     raise _broken("file") from None
@@ -167,7 +172,7 @@ class Sound:
         while True:
             try:
                 packet = next(packets, None)
-            except self._av.FFmpegError:
+            except (self._av.FFmpegError, MemoryError):
                 return  # cut off in the middle: what came before is read
             if packet is None:
                 return
@@ -177,7 +182,7 @@ class Sound:
         numpy = load("numpy")
         try:
             pieces = resampler.resample(frame)
-        except (self._av.FFmpegError, ValueError):
+        except (self._av.FFmpegError, ValueError, MemoryError):
             raise _broken("file") from None
         for piece in pieces:
             yield piece.to_ndarray().reshape(-1).astype(numpy.float32) / 32768.0

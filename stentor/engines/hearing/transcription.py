@@ -98,6 +98,10 @@ class Recognizer(Protocol):
         """Load it. Raises BadModel."""
         ...
 
+    def room_bytes(self, loaded_bytes: int) -> int | None:
+        """See :class:`~stentor.engines.host.BoundedEngine`."""
+        ...
+
     def begin(self, order: HearOrder) -> Ear:
         """A listener for one request. Raises Problem for what this model can't do."""
         ...
