@@ -58,6 +58,11 @@ def free_ports(count: int) -> int:
     raise RuntimeError("no free ports")
 
 
+def model_table(**fields: object) -> str:
+    """A ``[[models]]`` table."""
+    return "[[models]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
+
+
 def scripted_model(model: str = "scripted", **fields: Any) -> str:
     """A ``[[models]]`` table with the scripted engine."""
     lines = {
@@ -69,7 +74,7 @@ def scripted_model(model: str = "scripted", **fields: Any) -> str:
         "preload": True,
         **fields,
     }
-    return "[[models]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in lines.items())
+    return model_table(**lines)
 
 
 class Answer:

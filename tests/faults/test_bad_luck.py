@@ -18,15 +18,14 @@ from tests.engine.tiny_gguf import write_tiny_gguf
 from tests.faults.conftest import MakeSubject
 from tests.faults.streams import Background, OpenStream, deaf_client
 from tests.faults.subject import Subject, Surroundings, events_on_disk, limited, run_stentor, wait_for
-from tests.serving import SCRIPTED, scripted_model
+from tests.serving import SCRIPTED, model_table, scripted_model
 
 WORKERS = pytest.mark.parametrize("workers", [1, 2], ids=["1-worker", "2-workers"])
 
 
 def weights_model(model: str, source: str, **fields: Any) -> str:
     """A ``[[models]]`` table of a model with weights for the embedded engine."""
-    lines = {"id": model, "source": source, "ctx": 256, "parallel": 1, "preload": True, **fields}
-    return "[[models]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in lines.items())
+    return model_table(**{"id": model, "source": source, "ctx": 256, "parallel": 1, "preload": True, **fields})
 
 
 def refusal(subject: Subject, model: str) -> tuple[int, str, str]:

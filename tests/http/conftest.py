@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.http.harness import Gate, until
+from tests.http.harness import Gate, at_rest, serve
 from tests.serving import Server, scripted_model
 
 DYING = 12
@@ -23,13 +23,8 @@ def _config() -> str:
 def _start(folder: Path, config: str, **settings: str) -> Iterator[Gate]:
     # Nobody listens there: no test asks the real hub.
     settings.setdefault("HF_ENDPOINT", "http://127.0.0.1:9")
-    with Server(folder, config, "--admin-key", slots=DYING + 2, DURABILITY="process", **settings) as server:
-        gate = Gate(server)
-        yield gate
-        gate.check_books()
-        stopped_well = server.stop()
-    assert stopped_well == 0
-    assert b"request_crashed" not in server.log, server.log.decode(errors="replace")
+    server = Server(folder, config, "--admin-key", slots=DYING + 2, DURABILITY="process", **settings)
+    yield from serve(server, Gate)
 
 
 @pytest.fixture(scope="session")
@@ -69,22 +64,16 @@ def _strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
 @pytest.fixture(params=["single", "double", "triple"])
 def each(request: pytest.FixtureRequest) -> Iterator[Gate]:
     """Each server: for what passes through the worker's line, and into each kind of database."""
-    yield from _at_rest(request.getfixturevalue(request.param))
+    yield from at_rest(request.getfixturevalue(request.param))
 
 
 @pytest.fixture
 def gate(single: Gate) -> Iterator[Gate]:
     """The server in one process."""
-    yield from _at_rest(single)
+    yield from at_rest(single)
 
 
 @pytest.fixture
 def strict(_strict: Gate) -> Iterator[Gate]:
     """A server with other settings: short waits, few requests a second, small bodies, origins, names."""
-    yield from _at_rest(_strict)
-
-
-def _at_rest(gate: Gate) -> Iterator[Gate]:
-    yield gate
-    until(gate.running, lambda count: count == 0)
-    until(lambda: gate.metric("stentor_open_requests"), lambda count: count == 0)
+    yield from at_rest(_strict)

@@ -358,6 +358,27 @@ class Gate:
         assert wrong == [], wrong
 
 
+G = TypeVar("G", bound=Gate)
+
+
+def serve(server: Server, kind: type[G]) -> Iterator[G]:
+    """A server that runs meanwhile; its books must agree in the end, and it must stop well."""
+    with server:
+        gate = kind(server)
+        yield gate
+        gate.check_books()
+        stopped_well = server.stop()
+    assert stopped_well == 0
+    assert b"request_crashed" not in server.log, server.log.decode(errors="replace")
+
+
+def at_rest(gate: G, timeout_s: float = 30.0) -> Iterator[G]:
+    """The server for one test, after which nothing may run on it."""
+    yield gate
+    until(gate.running, lambda count: count == 0, timeout_s)
+    until(lambda: gate.metric("stentor_open_requests"), lambda count: count == 0, timeout_s)
+
+
 def raw_request(method: str, path: str, headers: dict[str, str], body: bytes = b"", version: str = "1.1") -> bytes:
     """The bytes of a request, with nothing added."""
     lines = [f"{method} {path} HTTP/{version}", *(f"{name}: {text}" for name, text in headers.items())]

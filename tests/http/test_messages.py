@@ -7,23 +7,13 @@ import anthropic
 import pytest
 
 from tests.http.harness import Gate, marked
+from tests.http.tool_calls import CALLS
 from tests.scripted_engine import DEFAULT_TEXT, script
 
 PATH = "/v1/messages"
 COUNT = "/v1/messages/count_tokens"
 WEATHER = {"name": "weather", "description": "Looks out.", "input_schema": {"type": "object"}}
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-CALLS = script(
-    {"think": "hm, well"},
-    {"say": "Let me see."},
-    {
-        "calls": [
-            {"call": "weather", "arguments": {"city": "Genève"}, "fragment": 1},
-            {"call": "time", "arguments": "{}"},
-            {"call": "weather", "arguments": {"city": 'a "quoted" city'}, "fragment": 3},
-        ]
-    },
-)
 
 
 @pytest.fixture

@@ -8,21 +8,11 @@ import pytest
 from pydantic import BaseModel
 
 from tests.http.harness import Gate, marked
+from tests.http.tool_calls import CALLS
 from tests.scripted_engine import DEFAULT_TEXT, script
 
 PATH = "/v1/responses"
 WEATHER = {"type": "function", "name": "weather", "parameters": {"type": "object"}, "strict": False}
-CALLS = script(
-    {"think": "hm, well"},
-    {"say": "Let me see."},
-    {
-        "calls": [
-            {"call": "weather", "arguments": {"city": "Genève"}, "fragment": 1},
-            {"call": "time", "arguments": "{}"},
-            {"call": "weather", "arguments": {"city": 'a "quoted" city'}, "fragment": 3},
-        ]
-    },
-)
 
 
 @pytest.fixture

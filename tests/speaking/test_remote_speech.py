@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import pytest
 
 from tests.http.harness import Gate, until
-from tests.serving import Server
-from tests.speaking.conftest import SPEECH, VOICES, start, table
+from tests.serving import Server, model_table
+from tests.speaking.conftest import SPEECH, VOICES, start
 from tests.speaking.sound import listen
 from tests.speaking.upstream import TOKEN, VoiceUpstream, flac_of
 
@@ -23,7 +23,7 @@ def upstream() -> Iterator[VoiceUpstream]:
 def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A second Stentor that speaks in tones."""
     folder = tmp_path_factory.mktemp("peer")
-    with Server(folder, table(id="tone", engine="tone", preload=True), DURABILITY="process") as server:
+    with Server(folder, model_table(id="tone", engine="tone", preload=True), DURABILITY="process") as server:
         yield server
 
 
@@ -33,10 +33,10 @@ def far(tmp_path_factory: pytest.TempPathFactory, upstream: VoiceUpstream, peer:
     remote = "[models.remote]\nprice = {characters = 2}\nfirst_byte_s = 20\nhealth_s = 0\n"
     config = "\n".join(
         [
-            table(id="peer-voice", upstream_model="tone", **base) + remote + 'provider = "peer"\n',
-            table(id="broken", **base) + remote + f'base_url = "{upstream.url}/v1"\n',
-            table(source="hf-inference:org/voice") + remote,
-            table(source="hf-inference:org/cold") + remote,
+            model_table(id="peer-voice", upstream_model="tone", **base) + remote + 'provider = "peer"\n',
+            model_table(id="broken", **base) + remote + f'base_url = "{upstream.url}/v1"\n',
+            model_table(source="hf-inference:org/voice") + remote,
+            model_table(source="hf-inference:org/cold") + remote,
         ]
     )
     settings = {"HF_INFERENCE_URL": upstream.url, "EGRESS_ALLOW": "127.0.0.1"}

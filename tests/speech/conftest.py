@@ -1,6 +1,5 @@
 """One server with real recognizers; after each test it must be at rest, with nothing left in its spool."""
 
-import json
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +9,12 @@ import openai
 import pytest
 
 from stentor.runtime.offers import OFFERS
-from tests.http.harness import Gate, until
+from tests.http.harness import Gate, at_rest, serve
 from tests.kinds.models import CACHE, fetch
-from tests.serving import Answer, Server
+from tests.serving import Answer, Server, model_table
 
 ANSWER_TIMEOUT_S = 110.0  # a minute of sound on a machine that does other things, too
 TRANSCRIPTIONS, TRANSLATIONS = "/v1/audio/transcriptions", "/v1/audio/translations"
-
-
-def table(**fields: object) -> str:
-    """A ``[[models]]`` table."""
-    return "[[models]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in fields.items())
 
 
 def form(content: bytes | None, filename: str = "sound.wav", **fields: Any) -> tuple[bytes, str]:
@@ -64,13 +58,7 @@ class Hearing(Gate):
 def start(folder: Path, config: str, **settings: str) -> Iterator[Hearing]:
     """A server that must stop well."""
     settings = {"DURABILITY": "process", "MODEL_CACHE": str(CACHE), "HF_ENDPOINT": "http://127.0.0.1:9", **settings}
-    with Server(folder, config, "--admin-key", **settings) as server:
-        gate = Hearing(server)
-        yield gate
-        gate.check_books()
-        stopped_well = server.stop()
-    assert stopped_well == 0
-    assert b"request_crashed" not in server.log, server.log.decode(errors="replace")
+    yield from serve(Server(folder, config, "--admin-key", **settings), Hearing)
 
 
 @pytest.fixture(scope="session")
@@ -79,8 +67,8 @@ def _hearing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hearing]:
         fetch(OFFERS[name].source)
     config = "\n".join(
         [
-            table(id="tiny", source="whisper-tiny.en", parallel=4, threads=1),
-            table(id="base", source="whisper-base", parallel=2, threads=2),
+            model_table(id="tiny", source="whisper-tiny.en", parallel=4, threads=1),
+            model_table(id="base", source="whisper-base", parallel=2, threads=2),
         ]
     )
     yield from start(
@@ -91,9 +79,7 @@ def _hearing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hearing]:
 @pytest.fixture
 def gate(_hearing: Hearing) -> Iterator[Hearing]:
     """The server: two gateway workers, uploads of at most 4 MiB and 100 s."""
-    yield _hearing
-    until(_hearing.running, lambda count: count == 0, 60)
-    until(lambda: _hearing.metric("stentor_open_requests"), lambda count: count == 0, 60)
+    yield from at_rest(_hearing, 60)
     assert _hearing.spooled() == []
 
 

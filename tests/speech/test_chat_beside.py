@@ -10,8 +10,9 @@ from stentor.runtime.offers import OFFERS
 from stentor.settings.models import STARTER_SOURCE
 from tests.http.harness import Gate, Stream, until
 from tests.kinds.models import fetch
+from tests.serving import model_table
 from tests.speech import clips
-from tests.speech.conftest import TRANSCRIPTIONS, Hearing, form, start, table
+from tests.speech.conftest import TRANSCRIPTIONS, Hearing, form, start
 
 SENTENCE = "This is a sentence that goes on for a while before it ends. "
 QUESTIONS = ("Name the capital of France.", "What is two and two?", "Say a colour.")
@@ -24,9 +25,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hearing]:
         fetch(source)
     config = "\n".join(
         [
-            table(id="joe", source="piper-joe", threads=1, preload=True),
-            table(id="tiny", source="whisper-tiny.en", threads=1, preload=True),
-            table(id="starter", source=STARTER_SOURCE, threads=1, parallel=1, preload=True),
+            model_table(id="joe", source="piper-joe", threads=1, preload=True),
+            model_table(id="tiny", source="whisper-tiny.en", threads=1, preload=True),
+            model_table(id="starter", source=STARTER_SOURCE, threads=1, parallel=1, preload=True),
         ]
     )
     yield from start(tmp_path_factory.mktemp("shared"), config)

@@ -9,9 +9,9 @@ import pytest
 from stentor.runtime.offers import OFFERS
 from tests.http.harness import until
 from tests.kinds.models import fetch
-from tests.serving import Server
+from tests.serving import Server, model_table
 from tests.speech import clips
-from tests.speech.conftest import TRANSCRIPTIONS, TRANSLATIONS, Hearing, form, start, table
+from tests.speech.conftest import TRANSCRIPTIONS, TRANSLATIONS, Hearing, form, start
 from tests.speech.test_sharing import MIB, most_resident
 from tests.speech.upstream import HearingUpstream
 from tests.speech.words import plain_words
@@ -38,8 +38,8 @@ def _far(tmp_path_factory: pytest.TempPathFactory, upstream: HearingUpstream) ->
     remote = f"[models.remote]\nprice = {{audio_second = {SECOND_NANO / 10**9:.6f}}}\nhealth_s = 0\n"
     config = "\n".join(
         [
-            table(id="far", type="audio", upstream_model="whisper-1") + remote + 'provider = "elsewhere"\n',
-            table(source="hf-inference:org/ears", type="audio") + remote,
+            model_table(id="far", type="audio", upstream_model="whisper-1") + remote + 'provider = "elsewhere"\n',
+            model_table(source="hf-inference:org/ears", type="audio") + remote,
         ]
     )
     settings = {
@@ -255,9 +255,9 @@ def test_another_stentor_hears(tmp_path_factory: pytest.TempPathFactory) -> None
     fetch(OFFERS["whisper-tiny.en"].source)
     folder = tmp_path_factory.mktemp("peer")
     settings = {"DURABILITY": "process", "MODEL_CACHE": str(clips.CACHE), "HF_ENDPOINT": "http://127.0.0.1:9"}
-    with Server(folder, table(id="tiny", source="whisper-tiny.en", threads=1), **settings) as peer:
+    with Server(folder, model_table(id="tiny", source="whisper-tiny.en", threads=1), **settings) as peer:
         remote = f'[models.remote]\nprice = {{audio_second = 0.000001}}\nbase_url = "http://127.0.0.1:{peer.port}/v1"\n'
-        config = table(id="far", type="audio", upstream_model="tiny") + remote + 'provider = "peer"\n'
+        config = model_table(id="far", type="audio", upstream_model="tiny") + remote + 'provider = "peer"\n'
         for gate in start(tmp_path_factory.mktemp("near"), config, EGRESS_ALLOW="127.0.0.1"):
             provider = {"name": "peer", "kind": "openai", "base_url": f"http://127.0.0.1:{peer.port}/v1"}
             gate.admin("POST", "/providers", {**provider, "credential": peer.key})

@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from tests.http.harness import until
+from tests.serving import model_table
 from tests.speech import clips
-from tests.speech.conftest import TRANSCRIPTIONS, Hearing, form, start, table
+from tests.speech.conftest import TRANSCRIPTIONS, Hearing, form, start
 
 MIB = 1 << 20
 
@@ -21,7 +22,10 @@ MIB = 1 << 20
 def roomy(tmp_path: Path) -> Iterator[Hearing]:
     """A server for large uploads."""
     yield from start(
-        tmp_path, table(id="tiny", source="whisper-tiny.en", parallel=4, threads=1), AUDIO_MAX_MB="60", AUDIO_MAX_S="60"
+        tmp_path,
+        model_table(id="tiny", source="whisper-tiny.en", parallel=4, threads=1),
+        AUDIO_MAX_MB="60",
+        AUDIO_MAX_S="60",
     )
 
 

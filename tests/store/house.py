@@ -1,6 +1,9 @@
 """A whole set of books on a database, with a clock that stands still and places that are counted."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -20,7 +23,9 @@ from stentor.people.values import Tier
 from stentor.runtime.place import Place
 from stentor.runtime.spec import ServedModel
 from stentor.store.database import Database
+from stentor.store.settings import StoreSettings
 from stentor.vault.keyring import Keyring
+from stentor.vault.settings import VaultSettings
 
 USD = 1_000_000_000
 OPERATOR = Actor("tester", "cli")
@@ -155,3 +160,21 @@ class House:
 
 def _replace(value, changes):  # type: ignore[no-untyped-def]
     return msgspec.structs.replace(value, **changes)
+
+
+@contextlib.asynccontextmanager
+async def two_houses(settings: StoreSettings, folder: Path, clock: HeldClock) -> AsyncIterator[tuple[House, House]]:
+    """Two nodes on one PostgreSQL, with the same clock and master key, and a data folder each in ``folder``."""
+    houses = []
+    vault = VaultSettings(key_file=folder / "master.key")
+    for name in ("one", "two"):
+        mine = msgspec.structs.replace(settings, data_dir=folder / name)
+        database = await asyncio.to_thread(Database.open, mine)
+        keyring = await database.write(lambda connection: Keyring.open(connection, vault, clock.now_us()))
+        house = House(database, keyring, clock, FewPlaces())
+        await house.start_books()
+        houses.append(house)
+    yield houses[0], houses[1]
+    for house in houses:
+        house.management.close()
+        await asyncio.to_thread(house.database.close)

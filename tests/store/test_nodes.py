@@ -5,7 +5,6 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-import msgspec
 import pytest
 from sqlalchemy import Connection, select, text
 
@@ -17,13 +16,10 @@ from stentor.core.books import Grant
 from stentor.core.errors import Refused, StoreUnavailable
 from stentor.core.ids import KeyId, ModelId
 from stentor.people.values import KeyLimits
-from stentor.store.database import Database
 from stentor.store.leader import Leader
 from stentor.store.schema import bucket, leases, nodes, usage_events
 from stentor.store.settings import StoreSettings
-from stentor.vault.keyring import Keyring
-from stentor.vault.settings import VaultSettings
-from tests.store.house import OPERATOR, USD, FewPlaces, HeldClock, House
+from tests.store.house import OPERATOR, USD, HeldClock, House, two_houses
 
 PRICE = 3000  # what ten tokens in and ten out cost
 PARALLEL = 200
@@ -38,19 +34,8 @@ def system() -> str:
 @pytest.fixture
 async def pair(store_settings: StoreSettings, tmp_path: Path, clock: HeldClock) -> AsyncIterator[tuple[House, House]]:
     """Two nodes with the same clock and master key."""
-    houses = []
-    vault = VaultSettings(key_file=tmp_path / "master.key")
-    for name in ("one", "two"):
-        mine = msgspec.structs.replace(store_settings, data_dir=tmp_path / name)
-        database = await asyncio.to_thread(Database.open, mine)
-        keyring = await database.write(lambda connection: Keyring.open(connection, vault, clock.now_us()))
-        house = House(database, keyring, clock, FewPlaces())
-        await house.start_books()
-        houses.append(house)
-    yield houses[0], houses[1]
-    for house in houses:
-        house.management.close()
-        await asyncio.to_thread(house.database.close)
+    async with two_houses(store_settings, tmp_path, clock) as houses:
+        yield houses
 
 
 async def storm(pair: tuple[House, House], key: KeyId) -> tuple[list[tuple[House, Grant]], list[Refused]]:

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 from sqlalchemy import Connection, text
 
@@ -22,10 +21,8 @@ from stentor.store.database import Database
 from stentor.store.settings import StoreSettings
 from stentor.telemetry.logs import Log
 from stentor.telemetry.settings import TelemetrySettings
-from stentor.vault.keyring import Keyring
-from stentor.vault.settings import VaultSettings
 from tests.independent_verifier import check_receipt, merkle_root
-from tests.store.house import FewPlaces, HeldClock, House
+from tests.store.house import HeldClock, House, two_houses
 
 
 @pytest.fixture
@@ -105,24 +102,15 @@ class Node:
 @pytest.fixture
 async def pair(store_settings: StoreSettings, tmp_path: Path, clock: HeldClock) -> AsyncIterator[tuple[Node, Node]]:
     """Two nodes with the same clock and master key; the first leads."""
-    nodes = []
-    vault = VaultSettings(key_file=tmp_path / "master.key")
-    for name in ("one", "two"):
-        mine = msgspec.structs.replace(store_settings, data_dir=tmp_path / name)
-        database = await asyncio.to_thread(Database.open, mine)
-        keyring = await database.write(lambda connection: Keyring.open(connection, vault, clock.now_us()))
-        house = House(database, keyring, clock, FewPlaces())
-        await house.start_books()
-        nodes.append(Node(house, tmp_path / name))
-    await nodes[0].house.set_tier("free")
-    await nodes[0].house.add_user("ann", tier="free")
-    nodes[0].other, nodes[1].other = nodes[1], nodes[0]
-    for node in nodes:
-        await node.start()
-    yield nodes[0], nodes[1]
-    for node in nodes:
-        node.house.management.close()
-        await asyncio.to_thread(node.house.database.close)
+    async with two_houses(store_settings, tmp_path, clock) as houses:
+        one, two = (Node(house, tmp_path / name) for house, name in zip(houses, ("one", "two"), strict=True))
+        await one.house.set_tier("free")
+        await one.house.add_user("ann", tier="free")
+        one.other, two.other = two, one
+        for node in (one, two):
+            await node.start()
+        yield one, two
+    for node in (one, two):
         node.log.close()
 
 

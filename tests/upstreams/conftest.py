@@ -9,7 +9,7 @@ import pytest
 
 from tests.http.harness import Gate, until
 from tests.scripted_engine import EngineProcess
-from tests.serving import Server, free_port, scripted_model
+from tests.serving import Server, free_port, model_table, scripted_model
 from tests.upstreams.anthropic_upstream import AnthropicUpstream
 
 TOKEN = "canary-upstream-token-5d1f00aa77"
@@ -39,8 +39,11 @@ def remote_model(model: str, url: str, **fields: object) -> str:
         **fields.pop("remote", {}),  # type: ignore[dict-item]
     }
     lines = {"id": model, "ctx": 8192, "parallel": 8, **fields}
-    table = "[[models]]\n" + "".join(f"{name} = {json.dumps(value)}\n" for name, value in lines.items())
-    return table + "[models.remote]\n" + "".join(f"{name} = {toml(value)}\n" for name, value in remote.items())
+    return (
+        model_table(**lines)
+        + "[models.remote]\n"
+        + "".join(f"{name} = {toml(value)}\n" for name, value in remote.items())
+    )
 
 
 def toml(value: object) -> str:
