@@ -30,6 +30,11 @@ class SystemClock:
     monotonic_s = staticmethod(time.monotonic)
 
 
+def us_since(start_s: float) -> int:
+    """Microseconds since ``start_s`` of the machine's monotonic clock."""
+    return int((time.monotonic() - start_s) * 1_000_000)
+
+
 def time_text(time_us: int) -> str:
     """UTC microseconds as RFC 3339 with six decimals and ``Z``."""
     seconds, micros = divmod(time_us, 1_000_000)

@@ -3,12 +3,12 @@
 import asyncio
 import contextlib
 import re
-import time
 from zlib import crc32
 
 import msgspec
 
 from stentor.core.books import Books, Close, Grant, Open, Outcome, Settled, Usage
+from stentor.core.clock import us_since
 from stentor.core.errors import Refused
 from stentor.core.principal import Principal
 from stentor.egress.engines import EngineUnreachable
@@ -43,10 +43,6 @@ class _WireErrorBody(msgspec.Struct):
 
 
 _decode_error = msgspec.json.Decoder(_WireErrorBody).decode
-
-
-def _us_since(start_s: float) -> int:
-    return int((time.monotonic() - start_s) * 1_000_000)
 
 
 class Attempt:
@@ -111,7 +107,7 @@ class Attempt:
         grant = self._granted()
         body = self._body(grant)
         self._keep_frames = grant.engine not in OWN_ENGINES
-        self._overhead_us = max(0, _us_since(self.client.received_s) - grant.queued_us)
+        self._overhead_us = max(0, us_since(self.client.received_s) - grant.queued_us)
         path = self._ask.engine_path
         answer: Answer
         try:
@@ -168,7 +164,7 @@ class Attempt:
                 if not chunk:
                     break
                 if self._first_token_us is None:
-                    self._first_token_us = _us_since(self.client.received_s)
+                    self._first_token_us = us_since(self.client.received_s)
                 assembly.feed(chunk)
         except EngineUnreachable:
             # What came before the end may be a whole answer.
@@ -200,7 +196,7 @@ class Attempt:
     async def _pass_on(self, frames: list[bytes]) -> None:
         if not self.started:
             self.started = True
-            self._first_token_us = _us_since(self.client.received_s)
+            self._first_token_us = us_since(self.client.received_s)
             await self.client.start_stream(self._head(None))
         if self._keep_frames:
             self._frames += frames
@@ -322,7 +318,7 @@ class Attempt:
             usage=usage or Usage(estimated=True),
             reason=reason,
             billable=billable,
-            latency_us=_us_since(self.client.received_s),
+            latency_us=us_since(self.client.received_s),
             first_token_us=self._first_token_us,
             overhead_us=self._overhead_us,
             instance_suspect=suspect,

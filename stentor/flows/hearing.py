@@ -7,7 +7,6 @@ elsewhere is sent the file and tells all at once; until it says how long the sou
 
 import asyncio
 import math
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +14,7 @@ from typing import Any, cast
 import msgspec
 
 from stentor.core.books import Extend, Grant, Usage
+from stentor.core.clock import us_since
 from stentor.core.errors import Refused
 from stentor.egress.engines import EngineUnreachable
 from stentor.flows.attempt import Attempt
@@ -97,7 +97,7 @@ class HearingAttempt(Attempt):
     async def relay(self) -> None:
         """Have it measured, reserve, have it heard, settle, answer. Raises EngineFailed, EngineRefused, Refused."""
         grant = self._granted()
-        self._overhead_us = max(0, int((time.monotonic() - self.client.received_s) * 1_000_000) - grant.queued_us)
+        self._overhead_us = max(0, us_since(self.client.received_s) - grant.queued_us)
         if grant.remote is not None:
             await self._finish_hearing(await self._ask_elsewhere(grant))
             return
@@ -212,7 +212,7 @@ class HearingAttempt(Attempt):
 
     def _note_first(self) -> None:
         if self._first_token_us is None:
-            self._first_token_us = int((time.monotonic() - self.client.received_s) * 1_000_000)
+            self._first_token_us = us_since(self.client.received_s)
 
     async def _begin_stream(self) -> None:
         if not self.started:

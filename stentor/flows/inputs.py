@@ -5,11 +5,11 @@ goes to the engine in steps of a few: no engine can be stopped in the middle of 
 a key that is revoked, ends it after the step, and other requests get their turn between two of them.
 """
 
-import time
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, Protocol
 
 from stentor.core.books import Grant, Usage
+from stentor.core.clock import us_since
 from stentor.core.errors import Refused
 from stentor.egress.engines import EngineUnreachable
 from stentor.flows.answer import EngineRubbish
@@ -81,7 +81,7 @@ class InputsAttempt(Attempt):
     async def relay(self) -> None:
         """Ask the engine, step by step, settle, and answer. Raises EngineFailed, EngineRefused."""
         grant = self._granted()
-        self._overhead_us = max(0, int((time.monotonic() - self.client.received_s) * 1_000_000) - grant.queued_us)
+        self._overhead_us = max(0, us_since(self.client.received_s) - grant.queued_us)
         work = self._ask.begin(grant)
         counts = await self._work(grant, work)
         self._call.closing = True

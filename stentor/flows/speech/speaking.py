@@ -7,11 +7,11 @@ as it comes, and its text counts as spoken from the first byte on.
 
 import base64
 import binascii
-import time
 
 import msgspec
 
 from stentor.core.books import Grant, Usage
+from stentor.core.clock import us_since
 from stentor.core.errors import Refused
 from stentor.egress.engines import EngineAnswer, EngineUnreachable
 from stentor.egress.outbound import OutboundFailed
@@ -55,7 +55,7 @@ class SpeechAttempt(Attempt):
     async def relay(self) -> None:
         """Have it spoken, pass it on, settle, end it. Raises EngineFailed, EngineRefused."""
         grant = self._granted()
-        self._overhead_us = max(0, int((time.monotonic() - self.client.received_s) * 1_000_000) - grant.queued_us)
+        self._overhead_us = max(0, us_since(self.client.received_s) - grant.queued_us)
         self._way = make_way(self._ask.delivery)
         last = await (self._relay_engine(grant) if grant.remote is None else self._relay_remote(grant))
         await self._end(last)
@@ -141,7 +141,7 @@ class SpeechAttempt(Attempt):
 
     async def _start(self) -> None:
         self.started = True
-        self._first_token_us = int((time.monotonic() - self.client.received_s) * 1_000_000)
+        self._first_token_us = us_since(self.client.received_s)
         await self.client.start_stream(self._head(None))
 
     async def _end(self, last: bytes) -> None:
