@@ -12,6 +12,7 @@ from stentor.egress.engines import EngineSettings
 from stentor.egress.outbound import Outbound
 from stentor.egress.passage import EnginePassage
 from stentor.egress.settings import EgressSettings
+from stentor.flows.attempt import Attempt
 from stentor.flows.calls import Calls
 from stentor.flows.chat import ChatFlow
 from stentor.flows.hearing import HearingAttempt
@@ -75,7 +76,7 @@ class GatewayParts:
         self._streams = OpenStreams()
         self._passage = EnginePassage()
         passage = EnginePassageEndpoints(scheduler, self._passage, self._streams, log, settings.body_max_bytes)
-        self._dialects = DialectService(flow, inputs, self.calls, settings.body_max_bytes)
+        self._dialects = DialectService(text, settings.body_max_bytes)
         self._handlers: dict[str, Handler] = {
             "completion": text.completion,
             "embeddings": text.embeddings,
@@ -90,21 +91,20 @@ class GatewayParts:
     def _audio_handlers(self) -> dict[str, Handler]:
         """What is said written down, and texts spoken aloud."""
         settings = self._settings
-        heard = ChatFlow(self._books, self.engines, self._tracer, HearingAttempt)
-        hearing = TranscriptionEndpoints(
-            TextEndpoints(heard, heard, self.calls, settings.body_max_bytes),
-            Spool(Path(settings.spool_dir)),
-            settings.audio_max_bytes,
-            settings.audio_max_s,
-        )
-        spoken = ChatFlow(self._books, self.engines, self._tracer, SpeechAttempt)
-        speech = SpeechEndpoints(spoken, self._scheduler, self.calls, settings.body_max_bytes)
+        heard, spoken = self._media(HearingAttempt), self._media(SpeechAttempt)
+        spool = Spool(Path(settings.spool_dir))
+        hearing = TranscriptionEndpoints(heard, spool, settings.audio_max_bytes, settings.audio_max_s)
+        speech = SpeechEndpoints(spoken, self._scheduler, settings.body_max_bytes)
         return {
             "transcription": hearing.transcription,
             "translation": hearing.translation,
             "speak": speech.speak,
             "list_voices": speech.list_voices,
         }
+
+    def _media(self, attempt: type[Attempt]) -> TextEndpoints:
+        flow = ChatFlow(self._books, self.engines, self._tracer, attempt)
+        return TextEndpoints(flow, flow, self.calls, self._settings.body_max_bytes)
 
     def app(
         self,

@@ -5,8 +5,6 @@ from urllib.parse import parse_qsl
 from stentor.core.errors import Refused
 from stentor.core.principal import Principal
 from stentor.core.scheduler import Scheduler
-from stentor.flows.calls import Calls
-from stentor.flows.chat import ChatFlow
 from stentor.flows.client import AnswerHead
 from stentor.flows.speech.delivery import media_type_of
 from stentor.flows.speech.request import SpeechAsk, read_speech
@@ -14,7 +12,7 @@ from stentor.http.connection import Connection
 from stentor.http.errors import error_frame
 from stentor.http.openai import audio_wire
 from stentor.http.openai.models import may_use, respond_json
-from stentor.http.openai.text import labels_of, not_in_models
+from stentor.http.openai.text import TextEndpoints, not_in_models
 
 
 class _Listener:
@@ -43,23 +41,16 @@ class _Listener:
 class SpeechEndpoints:
     """Texts spoken aloud."""
 
-    def __init__(self, flow: ChatFlow, scheduler: Scheduler, calls: Calls, body_max_bytes: int) -> None:
-        self._flow = flow
+    def __init__(self, text: TextEndpoints, scheduler: Scheduler, body_max_bytes: int) -> None:
+        self._text = text
         self._scheduler = scheduler
-        self._calls = calls
         self._body_max_bytes = body_max_bytes
 
     async def speak(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """POST /v1/audio/speech"""
         as_json = (connection.header(b"accept") or b"").strip().lower() == b"application/json"
         ask = read_speech(await connection.read_body(self._body_max_bytes), as_json=as_json)
-        call = self._calls.enter(principal.key_id)
-        connection.watch(call)
-        try:
-            await self._flow.run(principal, ask, _Listener(connection, ask), call, labels_of(connection))
-        finally:
-            call.closing = True
-            self._calls.leave(call)
+        await self._text.answer(connection, principal, ask, _Listener(connection, ask))
 
     async def list_voices(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """GET /v1/audio/voices"""
