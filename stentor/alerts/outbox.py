@@ -44,6 +44,7 @@ class ToldAlert(msgspec.Struct, frozen=True):
 
 
 Due = table.DueRow
+list_due = table.list_due
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -95,11 +96,6 @@ def find_passed(connection: Connection, thresholds: Sequence[int], starts: dict[
     passed = [alert for row in rows for alert in choose_passed(row, thresholds)]
     told = table.find_sources(connection, [alert.source for alert in passed])
     return [alert for alert in passed if alert.source not in told]
-
-
-def list_due(connection: Connection, now_us: int, per_hook: int) -> list[Due]:
-    """What is to be sent now, oldest first, at most ``per_hook`` to each hook."""
-    return table.list_due(connection, now_us, per_hook)
 
 
 def note_attempt(connection: Connection, due: Due, attempt: Attempt, now_us: int) -> str:

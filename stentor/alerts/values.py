@@ -2,14 +2,14 @@
 
 import hashlib
 import hmac
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 
 from stentor.core.clock import time_text
 
 AlertEvent = Literal["budget_threshold", "engine_crash_loop", "absorbed_cost"]
-EVENTS: tuple[AlertEvent, ...] = ("budget_threshold", "engine_crash_loop", "absorbed_cost")
+EVENTS: tuple[AlertEvent, ...] = get_args(AlertEvent)
 TEST = "test"
 
 SIGNATURE_HEADER = "x-stentor-signature"

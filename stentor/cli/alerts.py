@@ -5,12 +5,12 @@ from urllib.parse import quote
 
 import click
 
+from stentor.alerts.values import EVENTS
 from stentor.cli.backend import open_backend
 from stentor.cli.credentials import read_secret
 from stentor.cli.options import place_options, read_settings
 from stentor.cli.render import Row, json_option, plain, printable, show_row, show_rows, time_of
 
-EVENTS = click.Choice(["budget_threshold", "engine_crash_loop", "absorbed_cost"])
 TEST_S = 30.0
 
 
@@ -32,7 +32,13 @@ def list_webhooks(as_json: bool, **place: Any) -> None:
 @webhooks.command("add")
 @click.argument("name")
 @click.option("--url", required=True, help="Where to send alerts, such as https://ops.example.org/stentor.")
-@click.option("--event", "events", type=EVENTS, multiple=True, help="What to tell of; may be repeated. [default: all]")
+@click.option(
+    "--event",
+    "events",
+    type=click.Choice(EVENTS),
+    multiple=True,
+    help="What to tell of; may be repeated. [default: all]",
+)
 @click.option("--secret", "own", is_flag=True, help="Ask for the signing secret, or read it from stdin.")
 @json_option
 @place_options

@@ -4,10 +4,9 @@ from typing import Literal
 
 import msgspec
 
+from stentor.alerts.values import AlertEvent
 from stentor.http.route import Route, admin, listing
 from stentor.http.wire import Json
-
-Event = Literal["budget_threshold", "engine_crash_loop", "absorbed_cost"]
 
 
 class Delivery(msgspec.Struct):
@@ -28,7 +27,7 @@ class Webhook(msgspec.Struct):
 
     name: str
     url: str
-    events: list[Event]
+    events: list[AlertEvent]
     created_us: int
     pending: int
     last_delivery: Delivery | None
@@ -49,7 +48,7 @@ class CreateWebhookRequest(msgspec.Struct, omit_defaults=True):
 
     name: str
     url: str
-    events: list[Event] = []
+    events: list[AlertEvent] = []
     secret: str | None = None
 
 
@@ -73,7 +72,7 @@ class Alert(msgspec.Struct):
     """Something that operators were told of: the message, and whom it went to."""
 
     id: str
-    event: Event
+    event: AlertEvent
     created_us: int
     message: Json
     deliveries: list[Delivery]
