@@ -5,7 +5,6 @@ nothing and repeats nothing: the next start goes on behind the mark.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 
@@ -85,10 +84,14 @@ class Sequencer:
         """Number what waits, unless somebody else does: for an orderly end. Then another node may go on."""
         if self.replaced:
             return
-        with contextlib.suppress(SequencerReplaced):
+        try:
             if await self._receipt_log.leads():
                 await self.catch_up()
                 await self._receipt_log.resign()
+        except SequencerReplaced:
+            return
+        except (StentorError, MissingTile) as error:  # what isn't numbered now, the next start numbers
+            self._log.event("sequencer_failed", level="error", message=str(error))
 
     async def _wait(self) -> None:
         try:
