@@ -5,6 +5,7 @@ small sample that must be caught.
 """
 
 import ast
+import functools
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -40,6 +41,7 @@ class Source(msgspec.Struct, frozen=True):
     path: str
     text: str
     tree: ast.Module
+    nodes: list[ast.AST]
 
     @property
     def module(self) -> str:
@@ -55,11 +57,13 @@ Rule = Callable[[Source], Found]
 
 
 def parse(path: str, text: str) -> Source:
-    return Source(path, text, ast.parse(text))
+    tree = ast.parse(text)
+    return Source(path, text, tree, list(ast.walk(tree)))
 
 
+@functools.cache
 def read_package() -> list[Source]:
-    """Every Python file of the package."""
+    """Every Python file of the package, read once."""
     files = sorted((ROOT / "stentor").rglob("*.py"))
     return [parse(file.relative_to(ROOT).as_posix(), file.read_text(encoding="utf-8")) for file in files]
 
@@ -69,23 +73,23 @@ def report(rule: Rule, sources: Iterable[Source]) -> list[str]:
     return [f"{source.path}:{line} {what}" for source in sources for line, what in rule(source)]
 
 
-def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    return (node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+def _functions(source: Source) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    return (node for node in source.nodes if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
 
 
-def _imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+def _imports(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
     """Line and dotted name of each import; ``from a import b`` gives ``a.b``."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
 
 
-def _docstrings(tree: ast.Module) -> set[int]:
+def _docstrings(source: Source) -> set[int]:
     """The ids of the nodes that are docstrings."""
     owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    bodies = [node.body for node in ast.walk(tree) if isinstance(node, owners)]
+    bodies = [node.body for node in source.nodes if isinstance(node, owners)]
     firsts = [body[0].value for body in bodies if body and isinstance(body[0], ast.Expr)]
     return {id(first) for first in firsts if isinstance(first, ast.Constant)}
 
@@ -99,9 +103,9 @@ def environment_is_read_by_settings(source: Source) -> Found:
         return
     handed_over: set[int] = set()
     if source.lies_in("stentor/cli/", "stentor/app/"):
-        calls = (node for node in ast.walk(source.tree) if isinstance(node, ast.Call))
+        calls = (node for node in source.nodes if isinstance(node, ast.Call))
         handed_over = {id(each) for call in calls for each in (*call.args, *(word.value for word in call.keywords))}
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "environb", "getenv", "putenv"):
             if isinstance(node.value, ast.Name) and node.value.id == "os" and id(node) not in handed_over:
                 yield node.lineno, f"os.{node.attr}"
@@ -113,8 +117,8 @@ def sql_lives_in_tables(source: Source) -> Found:
     """Statements are written in ``table.py`` and in the store."""
     if source.path.endswith("/table.py") or source.lies_in("stentor/store/"):
         return
-    skipped = _docstrings(source.tree)
-    for node in ast.walk(source.tree):
+    skipped = _docstrings(source)
+    for node in source.nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in skipped:
             if _SQL.match(node.value):
                 yield node.lineno, f"SQL text {node.value.strip()[:40]!r}"
@@ -125,7 +129,7 @@ def sql_lives_in_tables(source: Source) -> Found:
 
 def tables_are_private(source: Source) -> Found:
     """``stentor.people.table`` is imported inside ``stentor.people`` alone."""
-    for line, name in _imports(source.tree):
+    for line, name in _imports(source.nodes):
         parts = name.split(".")
         if parts[0] == "stentor" and "table" in parts:
             owner = ".".join(parts[: parts.index("table")])
@@ -137,7 +141,7 @@ def engines_know_core_alone(source: Source) -> Found:
     """Engine programs import nothing of the server but core."""
     if not source.lies_in("stentor/engines/"):
         return
-    for line, name in _imports(source.tree):
+    for line, name in _imports(source.nodes):
         if name.startswith("stentor.") and not name.startswith(("stentor.core", "stentor.engines")):
             yield line, f"imports {name}"
 
@@ -146,10 +150,10 @@ def imports_stand_at_the_top(source: Source) -> Found:
     """Imports that are put off go through ``core.lazy.load``."""
     if source.lies_in("stentor/core/lazy.py"):
         return
-    for function in _functions(source.tree):
-        for line, name in _imports(function):
+    for function in _functions(source):
+        for line, name in _imports(ast.walk(function)):
             yield line, f"imports {name} inside {function.name}"
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if isinstance(node, ast.Name) and node.id in ("__import__", "import_module"):
             yield node.lineno, node.id
         elif isinstance(node, ast.Attribute) and node.attr == "import_module":
@@ -165,7 +169,7 @@ def files_are_short(source: Source) -> Found:
 
 def functions_are_short(source: Source) -> Found:
     """At most 50 lines a function, its docstring not counted."""
-    for function in _functions(source.tree):
+    for function in _functions(source):
         first = function.body[0]
         documented = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
         docstring = (first.end_lineno or 0) - first.lineno + 1 if documented else 0
@@ -176,7 +180,7 @@ def functions_are_short(source: Source) -> Found:
 
 def the_http_client_is_aiohttp(source: Source) -> Found:
     """No second HTTP client."""
-    for line, name in _imports(source.tree):
+    for line, name in _imports(source.nodes):
         if name.partition(".")[0] in _SLOW_CLIENTS:
             yield line, f"imports {name}"
 
@@ -196,7 +200,7 @@ def modules_say_what_they_are_for(source: Source) -> Found:
 
 def log_events_are_noun_verb_with_known_fields(source: Source) -> Found:
     """``log.event("noun_verb", …)`` names only allow-listed fields: others would be dropped at run time."""
-    for node in ast.walk(source.tree):
+    for node in source.nodes:
         if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "event"):
             continue
         first = node.args[0] if node.args else None
