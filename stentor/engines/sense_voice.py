@@ -80,7 +80,6 @@ class _SenseEar:
         self.output_tokens: int | None = None
         self._recognizer = recognizer
         self._words = order.words
-        self._spoke = False
 
     def hear(self, window: Window) -> Iterable[Segment]:
         """See :class:`~stentor.engines.hearing.transcription.Ear`."""

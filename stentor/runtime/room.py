@@ -130,7 +130,6 @@ class Room:
         self._claims: dict[InstanceId, _Claim] = {}
         self._soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._due_s = 0.0
         self._closed = False
         self.idle_limits_s: dict[ModelId, float] = {}
         self.departures: dict[tuple[ModelId, Cause], int] = {}

@@ -85,10 +85,6 @@ class Snapshots:
             return folder / snapshot.main
         return folder / os.path.commonpath([PurePosixPath(file.path).parent for file in snapshot.files])
 
-    def folder_of(self, snapshot: Snapshot) -> Path:
-        """Where its files lie, by their paths in the repository."""
-        return self._folder(snapshot.repo, snapshot.commit)
-
     def list_all(self) -> list[Snapshot]:
         """Every recorded snapshot, by source."""
         found = [_read(path) for path in sorted(self._root.glob("*/*.json"))]

@@ -68,14 +68,6 @@ class Sources:
         snapshot = self.snapshots.find(parsed)
         return None if snapshot is None else self.snapshots.path_of(snapshot)
 
-    def find_projector(self, source: str) -> Path | None:
-        """The projector that was fetched with ``source``, or None. Raises SourceError."""
-        parsed = parse_source(source)
-        snapshot = self.snapshots.find(parsed) if isinstance(parsed, HubSource) else None
-        if snapshot is None or snapshot.projector is None:
-            return None
-        return self.snapshots.folder_of(snapshot) / snapshot.projector
-
     async def fetch(self, source: str, progress: Progress | None = None) -> Path:
         """The file of ``source``, fetched and checked if need be; concurrent calls for one source share one fetch.
 
