@@ -38,6 +38,7 @@ from stentor.core.clock import Clock
 from stentor.core.errors import InDoubt, Refused
 from stentor.core.ids import KeyId, RequestId
 from stentor.core.principal import Principal
+from stentor.runtime.keeping import KeepWish
 from stentor.runtime.place import Place
 from stentor.store.database import Database
 from stentor.telemetry.logs import Log
@@ -164,6 +165,10 @@ class LocalBooks:
     def _grant(self, running: Running, place: Place) -> Grant:
         running.place = place
         ask, model = running.ask, running.model
+        if ask.keep_s is not None:
+            by_operator = "admin" in running.account.terms.principal.scopes
+            wish = KeepWish(ask.request_id, ask.key_id, ask.keep_s, by_operator)
+            self._places.keep(place.instance, place.generation, wish)
         grant = Grant(
             ask.request_id,
             ask.attempt,

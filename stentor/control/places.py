@@ -8,6 +8,7 @@ from stentor.core.books import Open
 from stentor.core.errors import Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
 from stentor.runtime.catalogue import AUTOMATIC_NAMES
+from stentor.runtime.keeping import KeepWish
 from stentor.runtime.place import Place
 from stentor.runtime.spec import ServedModel
 
@@ -40,6 +41,10 @@ class Places(Protocol):
 
     def release(self, place_instance: InstanceId, generation: int, *, suspect: bool) -> None:
         """Give a place back."""
+        ...
+
+    def keep(self, place_instance: InstanceId, generation: int, wish: KeepWish) -> None:
+        """What the request that has a place asks for the time after it."""
         ...
 
     def is_available(self, model: ModelId) -> bool:

@@ -275,6 +275,7 @@ def _empty(port: int) -> Row:
         "planned_bytes": 0,
         "resident_bytes": 0,
         "context_size": 0,
+        "leaves_us": None,
         "model_name": "",
         "model_path": "",
         "model_type": "",

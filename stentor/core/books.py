@@ -39,6 +39,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True):
     ``prefix_key`` identifies the start of the conversation for prefix affinity (0: none).
     ``audio_ms`` and ``characters`` bound the sound that is to be heard (or made) and the text that is to be spoken.
     ``step`` is how many models of the chain (the one asked for, then its fallbacks) aren't to be tried any more.
+    ``keep_s`` is how long the model shall be kept once it is idle (None: as the operator says, inf: for ever).
     """
 
     request_id: RequestId
@@ -58,6 +59,7 @@ class Open(msgspec.Struct, frozen=True, array_like=True):
     step: int = 0
     audio_ms: int = 0
     characters: int = 0
+    keep_s: float | None = None
 
 
 class Extend(msgspec.Struct, frozen=True, array_like=True):

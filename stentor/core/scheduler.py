@@ -38,6 +38,7 @@ class InstanceCard(msgspec.Struct, frozen=True):
 
     ``reason`` is why it is as it is («evicted: idle 12 min, needed 3.1 GB for X»). ``planned_bytes`` of memory are set
     aside for it, ``resident_bytes`` are in use now; ``context_size`` is tokens per request, 0 where nobody knows yet.
+    ``leaves_us`` is when it is unloaded if nobody asks it any more; None: not for being idle.
     """
 
     id: InstanceId
@@ -55,6 +56,7 @@ class InstanceCard(msgspec.Struct, frozen=True):
     planned_bytes: int = 0
     resident_bytes: int = 0
     context_size: int = 0
+    leaves_us: int | None = None
 
 
 class SlotCard(msgspec.Struct, frozen=True):

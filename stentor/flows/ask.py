@@ -79,11 +79,13 @@ class Ask:
     """A checked request for text. ``fields`` are the client's fields, raw; the rest is what admission needs.
 
     ``prefix`` is a number for how it begins, the same for every turn of a conversation. ``images`` are those that
-    it names instead of sending them. ``audio_ms`` and ``characters`` bound what is heard and spoken.
+    it names instead of sending them. ``audio_ms`` and ``characters`` bound what is heard and spoken. ``keep_s`` is how
+    long the model shall be kept afterwards (None: nobody asked, inf: for ever).
     """
 
     audio_ms = 0
     characters = 0
+    keep_s: float | None = None
 
     __slots__ = (
         "answers",

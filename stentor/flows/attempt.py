@@ -86,6 +86,7 @@ class Attempt:
             step=step,
             audio_ms=ask.audio_ms,
             characters=ask.characters,
+            keep_s=ask.keep_s,
         )
         try:
             self.grant = await self._books.open(wanted)

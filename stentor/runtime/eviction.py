@@ -6,6 +6,7 @@ is only ever drained, for a request that has waited longer than the patience, an
 Pinned ones stay, and so does what loads, is doubted, or is on its way out already.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -14,6 +15,8 @@ import msgspec
 from stentor.core.ids import InstanceId, ModelId
 
 Reach = Literal["free", "idle", "swap"]
+HASTE_S = 1.0  # who is kept for less is looked at as soon as it is idle
+_AGAIN_S = 0.01
 
 
 class SwapPolicy(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,7 +57,8 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
 
     ``settled``: it is up and neither loading, doubted nor stopping. ``leaving``: it was told to go, so what it holds
     comes free by itself. ``waiting`` counts requests that wait for its model, ``idle_s`` is 0 while it is busy,
-    ``resident_s`` counts from its getting ready, ``load_s`` is how long loading it took.
+    ``resident_s`` counts from its getting ready, ``load_s`` is how long loading it took. ``keep_s`` is how long it is
+    kept while it is idle.
     """
 
     instance: InstanceId
@@ -68,6 +72,7 @@ class Resident(msgspec.Struct, frozen=True, kw_only=True):
     idle_s: float = 0.0
     resident_s: float = 0.0
     load_s: float = 0.0
+    keep_s: float = math.inf
 
     @property
     def is_idle(self) -> bool:
@@ -215,17 +220,20 @@ def reserve_space(wish: Wish, step: Step, residents: Sequence[Resident], space: 
     return Space(max(0, min(space.slots, left.slots)), max(0, min(space.size_bytes, left.size_bytes)))
 
 
-def choose_idle(residents: Sequence[Resident], limits_s: dict[ModelId, float]) -> tuple[list[InstanceId], float | None]:
-    """Who was idle for as long as its model's limit, and in how many seconds the next one can be (None: nobody)."""
+def choose_idle(residents: Sequence[Resident]) -> tuple[list[InstanceId], float | None]:
+    """Who was idle for as long as it is kept, and in how many seconds the next one can be (None: nobody).
+
+    One that is kept for less than ``HASTE_S`` isn't waited for: whoever notes its getting idle has it looked at.
+    """
     due: list[InstanceId] = []
     next_s: float | None = None
     for each in residents:
-        limit_s = limits_s.get(each.model, 0.0)
-        if limit_s <= 0 or each.pinned or each.leaving:
+        if each.keep_s == math.inf or each.pinned or each.leaving:
             continue
-        left_s = limit_s - each.idle_s
+        left_s = each.keep_s - each.idle_s
         if each.is_idle and each.settled and left_s <= 0:
             due.append(each.instance)
-        else:
-            next_s = min(x for x in (next_s, max(left_s, limit_s / 20)) if x is not None)
+        elif each.is_idle or each.keep_s >= HASTE_S:
+            again_s = left_s if left_s > 0 else max(each.keep_s / 20, _AGAIN_S)
+            next_s = again_s if next_s is None else min(next_s, again_s)
     return due, next_s

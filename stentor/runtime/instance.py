@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from stentor.core.ids import ModelId
 from stentor.runtime.eviction import Resident
+from stentor.runtime.keeping import FOR_EVER, Keeping, KeepWish
 from stentor.runtime.place import Place
 from stentor.runtime.process import EngineProcess
 from stentor.runtime.queue import WaitQueue
@@ -51,15 +52,16 @@ class Instance:
     """
 
     __slots__ = (
-        "generation", "id", "idle", "idle_since_s", "leaving", "model", "place", "places", "pool", "process",
-        "ready_at_s", "reason", "running",
+        "generation", "id", "idle", "idle_since_s", "keeping", "leaving", "model", "place", "places", "pool",
+        "process", "ready_at_s", "reason", "running",
     )  # fmt: skip
 
-    def __init__(self, pool: Owner, process: EngineProcess) -> None:
+    def __init__(self, pool: Owner, process: EngineProcess, keeping: Keeping) -> None:
         self.id = process.instance
         self.model = pool.model
         self.pool = pool
         self.process = process
+        self.keeping = keeping
         self.generation = -1
         self.running = 0
         self.places = process.places
@@ -96,6 +98,7 @@ class Instance:
         """Take over what a process that just became ready says of itself."""
         process = self.process
         self.generation = process.generation
+        self.keeping.forget()
         self.running = 0
         self.idle.set()
         self.places = process.places
@@ -108,6 +111,11 @@ class Instance:
         self.generation = -1
         self.running = 0
         self.idle.set()
+
+    def note_wish(self, wish: KeepWish) -> None:
+        """A request that runs here asks how long the model shall be kept afterwards."""
+        self.keeping.note(wish)
+        self.pool.room.look()
 
     def drain(self, leaving: Leaving) -> None:
         """Take no new work from now on, as an operator asks."""
@@ -133,6 +141,13 @@ class Instance:
     def reported_bytes(self) -> int:
         """Memory that the engine said it took."""
         return self.process.reported_bytes
+
+    def find_left_s(self) -> float | None:
+        """For how long it is kept yet if nobody asks it again; None: for ever, or it isn't up."""
+        seen = self.describe(self.pool.now(), 0)
+        if seen.pinned or seen.leaving or self.process.state != "ready" or seen.keep_s == FOR_EVER:
+            return None
+        return max(0.0, seen.keep_s - seen.idle_s)
 
     def find_pid(self) -> int | None:
         """The process's id while it lives."""
@@ -162,6 +177,7 @@ class Instance:
             idle_s=0.0 if self.running or waiting else max(0.0, now_s - self.idle_since_s),
             resident_s=max(0.0, now_s - self.ready_at_s),
             load_s=process.load_s,
+            keep_s=self.keeping.keep.keep_s,
         )
 
     def leave(self, reason: str) -> None:

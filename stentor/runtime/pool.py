@@ -15,12 +15,14 @@ from stentor.core.ids import KeyId, ModelId
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.failure import NoRoom, StartFailed
 from stentor.runtime.instance import Instance
+from stentor.runtime.keeping import Keeping
 from stentor.runtime.place import Place
 from stentor.runtime.process import EngineProcess
 from stentor.runtime.queue import Waiter, WaitQueue, refuse_late
 from stentor.runtime.refusals import refuse_gone
 from stentor.runtime.room import Demand, Room
 from stentor.runtime.routing import Affinity, choose_instance
+from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.spec import ModelSpec
 
 _UP = ("starting", "ready", "draining", "stopping")
@@ -29,11 +31,10 @@ _UP = ("starting", "ready", "draining", "stopping")
 class PoolParts(msgspec.Struct, frozen=True):
     """What all pools of one server share."""
 
+    settings: RuntimeSettings
     room: Room
     catalogue: Catalogue
     clock: Clock
-    queue_max: int
-    queue_timeout_s: float
     explain_fetch: Callable[[ModelSpec], str]
 
 
@@ -46,7 +47,7 @@ class Pool:
         self.count = spec.instances
         self.instances: list[Instance] = []
         self.ready: list[Instance] = []
-        self.queue = WaitQueue(parts.queue_max)
+        self.queue = WaitQueue(parts.settings.queue_max)
         self.note = ""
         self.room = parts.room
         self.now = parts.clock.monotonic_s
@@ -54,7 +55,7 @@ class Pool:
         self._make_process = make_process
         self._catalogue = parts.catalogue
         self._explain_fetch = parts.explain_fetch
-        self._late_s = parts.queue_timeout_s
+        self._settings = parts.settings
         self._affinity = Affinity()
         self._stops = 0
 
@@ -176,7 +177,9 @@ class Pool:
 
     def add_instance(self) -> Instance:
         """One more instance, which nobody wants yet."""
-        instance = Instance(self, self._make_process(self))
+        own_s = self.spec.idle_unload_s
+        keeping = Keeping(self._settings.idle_unload_s if own_s is None else own_s, self._settings.keep_alive)
+        instance = Instance(self, self._make_process(self), keeping)
         self.instances.append(instance)
         return instance
 
@@ -193,7 +196,7 @@ class Pool:
         """How much room for ``instance`` is wanted: by requests, by an operator, or as the model is pinned."""
         waited_s = now_s - min([*self._asked_at_s, self.queue.find_oldest_s() or now_s])
         if self._asked_at_s:
-            late = self.queue.length == 0 and waited_s > self._late_s
+            late = self.queue.length == 0 and waited_s > self._settings.queue_timeout_s
             return Demand(is_wanted=True, waited_s=waited_s, reach="swap", is_late=late)
         others = (each for each in self.instances if each is instance or each.process.has_room or each.is_claiming)
         first = next(others, instance)

@@ -14,6 +14,7 @@ import msgspec
 from stentor.core.clock import Clock
 from stentor.core.ids import InstanceId, ModelId
 from stentor.runtime.eviction import (
+    HASTE_S,
     Reach,
     Resident,
     Space,
@@ -26,6 +27,7 @@ from stentor.runtime.eviction import (
 )
 from stentor.runtime.failure import NoRoom
 from stentor.runtime.host import Host
+from stentor.runtime.keeping import Keeping
 from stentor.runtime.memory import ContextPlan, Held, choose_free_bytes, describe_bytes, describe_s
 from stentor.runtime.procfs import MemoryUse
 from stentor.runtime.sizes import Sizes
@@ -59,6 +61,7 @@ class Tenant(Protocol):
     model: ModelId
     running: int
     idle_since_s: float
+    keeping: Keeping
 
     @property
     def reported_bytes(self) -> int:
@@ -131,7 +134,6 @@ class Room:
         self._soon: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
-        self.idle_limits_s: dict[ModelId, float] = {}
         self.departures: dict[tuple[ModelId, Cause], int] = {}
 
     # -- those who want room ---------------------------------------------------------------------------------------
@@ -173,7 +175,7 @@ class Room:
     def note_idle(self, tenant: Tenant) -> None:
         """The last request of an instance is over. Called often: does next to nothing while nobody wants room."""
         tenant.idle_since_s = self._now()
-        if self._claims:
+        if self._claims or tenant.keeping.keep.keep_s < HASTE_S:
             self.look()
 
     def note_ready(self, instance: InstanceId, load_s: float) -> None:
@@ -254,11 +256,11 @@ class Room:
         return [tenant.describe(now_s, self._slots.planned_for(tenant.id)) for tenant in self._tenants.values()]
 
     def _unload_idle(self, residents: Sequence[Resident]) -> float | None:
-        due, next_s = choose_idle(residents, self.idle_limits_s)
+        due, next_s = choose_idle(residents)
         for resident in residents:
             if resident.instance in due:
-                reason = f"unloaded: idle {describe_s(resident.idle_s)}, as long as an idle model is kept"
-                self._send_away(resident, "idle", reason)
+                keep = self._tenants[resident.instance].keeping.keep
+                self._send_away(resident, "idle", keep.explain(resident.idle_s))
         return next_s
 
     def _serve(self, residents: Sequence[Resident], now_s: float) -> tuple[set[InstanceId], float | None]:

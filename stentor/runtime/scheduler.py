@@ -20,6 +20,7 @@ from stentor.runtime.desired import Desired, DesiredModel
 from stentor.runtime.host import Host, LocalHost
 from stentor.runtime.instance import Instance
 from stentor.runtime.journal import Journal
+from stentor.runtime.keeping import KeepWish
 from stentor.runtime.launchers.base import Launcher
 from stentor.runtime.launchers.command import CommandLauncher
 from stentor.runtime.launchers.llama import LlamaLauncher
@@ -67,7 +68,7 @@ class LocalScheduler(SchedulerViews):
         self._settings = settings
         slots = Slots(settings.slot_first_port, settings.slot_count, self._host.is_port_free)
         catalogue = Catalogue(settings.models, settings.default_ctx, lenient=settings.lenient_routing)
-        super().__init__(catalogue, slots, clock.now_us())
+        super().__init__(catalogue, slots, clock)
         run_dir = settings.data_dir / "run"
         launchers: dict[EngineKind, Launcher] = {
             "llama": LlamaLauncher(environment),
@@ -86,9 +87,7 @@ class LocalScheduler(SchedulerViews):
         self._room = Room(limits, slots, self._host, self._sizes, clock, self._journal.note_departure)
         self._parts = ProcessParts(settings, self._host, self._room, self._roster, clock)
         explain = self._preparation.explain_fetch
-        self._pool_parts = PoolParts(
-            self._room, self._catalogue, clock, settings.queue_max, settings.queue_timeout_s, explain
-        )
+        self._pool_parts = PoolParts(settings, self._room, self._catalogue, clock, explain)
         self._numbers: dict[ModelId, itertools.count[int]] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self._closing = False
@@ -143,6 +142,12 @@ class LocalScheduler(SchedulerViews):
             self.remotes.release(place_instance, generation)
         elif instance.generation == generation:
             instance.pool.give_back(instance, suspect)
+
+    def keep(self, place_instance: InstanceId, generation: int, wish: KeepWish) -> None:
+        """What the request that has a place asks for the time after it. A remote model knows no such time."""
+        instance = self._instances.get(place_instance)
+        if instance is not None and instance.generation == generation:
+            instance.note_wish(wish)
 
     def is_available(self, model: ModelId) -> bool:
         """Whether asking a remote model is worth it now; True for a local one."""
@@ -254,7 +259,6 @@ class LocalScheduler(SchedulerViews):
             return old
         self.remotes.remove(model)
         self._preparation.forget(model)
-        self._note_limit(spec)
         pool = self._pools.get(model)
         if pool is not None:
             return pool.change(spec)
@@ -265,7 +269,6 @@ class LocalScheduler(SchedulerViews):
 
     def _drop(self, model: ModelId) -> list[Instance]:
         self.remotes.remove(model)
-        self._room.idle_limits_s.pop(model, None)
         pool = self._pools.pop(model, None)
         return [] if pool is None else pool.retire()
 
@@ -360,11 +363,6 @@ class LocalScheduler(SchedulerViews):
 
     def _add_pool(self, spec: ModelSpec) -> None:
         self._pools[ModelId(spec.id)] = Pool(spec, self._make_process, self._pool_parts)
-        self._note_limit(spec)
-
-    def _note_limit(self, spec: ModelSpec) -> None:
-        own = spec.idle_unload_s
-        self._room.idle_limits_s[ModelId(spec.id)] = self._settings.idle_unload_s if own is None else own
 
     def _make_process(self, pool: Pool) -> EngineProcess:
         self.sweep()

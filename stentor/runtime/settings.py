@@ -5,6 +5,7 @@ from pathlib import Path
 import msgspec
 
 from stentor.runtime.eviction import SwapPolicy
+from stentor.runtime.keeping import KeepBounds
 from stentor.runtime.spec import ModelSpec
 
 
@@ -14,7 +15,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     ``default_threads`` None means one less than the physical cores this process may use, at least one.
     ``memory_limit_mb`` None means what the machine has free. ``engine_bin`` is the external ``llama-server`` for
     models with ``engine = "llama-server"`` that name no binary of their own. ``idle_unload_s`` 0 means that idle
-    models stay.
+    models stay; ``keep_alive`` bounds what requests may ask instead.
     """
 
     data_dir: Path = Path("data")
@@ -26,6 +27,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     default_threads: int | None = None
     memory_limit_mb: int | None = None
     idle_unload_s: float = 0.0
+    keep_alive: KeepBounds = KeepBounds()
     engine_bin: Path | None = None
     models: tuple[ModelSpec, ...] = ()
     lenient_routing: bool = False

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable
 
+from stentor.core.clock import Clock
 from stentor.core.ids import InstanceId, ModelId
 from stentor.core.scheduler import (
     CrashLoop,
@@ -27,10 +28,11 @@ from stentor.runtime.spec import ServedModel
 class SchedulerViews:
     """The reading half of the scheduler."""
 
-    def __init__(self, catalogue: Catalogue, slots: Slots, created_us: int) -> None:
+    def __init__(self, catalogue: Catalogue, slots: Slots, clock: Clock) -> None:
         self._catalogue = catalogue
         self._slots = slots
-        self._created_us = created_us
+        self._clock = clock
+        self._created_us = clock.now_us()
         self._pools: dict[ModelId, Pool] = {}
         self._instances: dict[InstanceId, Instance] = {}
         self._room: Room
@@ -187,7 +189,12 @@ class SchedulerViews:
             planned_bytes=self._slots.planned_for(instance.id),
             resident_bytes=self._room.find_resident_bytes(instance),
             context_size=process.context_size or 0,
+            leaves_us=self._find_leaving_us(instance),
         )
+
+    def _find_leaving_us(self, instance: Instance) -> int | None:
+        left_s = instance.find_left_s()
+        return None if left_s is None else self._clock.now_us() + int(left_s * 1_000_000)
 
 
 def choose_model_state(pool: Pool) -> ModelState:

@@ -13,6 +13,7 @@ from stentor.egress.settings import EgressSettings
 from stentor.receipts.settings import ReceiptSettings
 from stentor.registry.settings import RegistrySettings
 from stentor.runtime.hub import HubSettings
+from stentor.runtime.keeping import KeepBounds
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.spec import ModelSpec
 from stentor.settings.declared import DECLARED, PREFIX, UNUSED_ALIASES, Setting
@@ -180,6 +181,7 @@ def _runtime(values: Mapping[str, Any], models: tuple[ModelSpec, ...]) -> Runtim
         default_threads=values["DEFAULT_THREADS"],
         memory_limit_mb=values["MEMORY_LIMIT_MB"],
         idle_unload_s=values["IDLE_UNLOAD_S"],
+        keep_alive=KeepBounds(min_s=values["KEEP_ALIVE_MIN_S"], max_s=values["KEEP_ALIVE_MAX_S"]),
         engine_bin=values["ENGINE_BIN"],
         models=models,
         lenient_routing=values["ROUTING"] == "lenient",

@@ -234,6 +234,19 @@ _MODELS = (
         "Unload a model after so long without a request, where its table says nothing; 0 never.",
         default=0.0,
     ),
+    Setting(
+        "KEEP_ALIVE_MIN_S",
+        number(0, "s"),
+        "How long an idle model stays at least when a request asks for less (`keep_alive` of Ollama's clients). Keys "
+        "with the scope `admin` may ask for anything.",
+        default=0.0,
+    ),
+    Setting(
+        "KEEP_ALIVE_MAX_S",
+        number(0, "s"),
+        "How long an idle model stays at most when a request asks for more than `IDLE_UNLOAD_S`, or its table, says.",
+        default=3600.0,
+    ),
     Setting("QUEUE_MAX", integer(0), "Requests that may wait for one model.", default=256),
     Setting("QUEUE_TIMEOUT_S", number(0, "s"), "How long a request may wait.", default=60.0),
     Setting(

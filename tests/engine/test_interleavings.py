@@ -7,6 +7,7 @@ sound still serves.
 
 import asyncio
 import contextlib
+import math
 import random
 import tempfile
 from collections import Counter
@@ -19,6 +20,7 @@ from virtual import VirtualChild, VirtualClock, VirtualHost, VirtualLoop
 
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ModelId, RequestId
+from stentor.runtime.keeping import KeepWish
 from stentor.runtime.place import Place
 from stentor.runtime.scheduler import LocalScheduler
 from stentor.runtime.settings import RuntimeSettings
@@ -141,6 +143,10 @@ class Day:
         self.held[key] += 1
         child = self.host.find(place.url)
         self.works[child] += 1
+        if self.rng.random() < 0.2:
+            keep_s = self.rng.choice((0.0, 0.3, 3.0, 60.0, math.inf))
+            wish = KeepWish(RequestId("r"), KeyId("x"), keep_s, by_operator=self.rng.random() < 0.3)
+            self.scheduler.keep(place.instance, place.generation, wish)
         if self.held[key] > 4:
             self.problems.append(f"{place.instance} got {self.held[key]} requests")
         await asyncio.sleep(self.rng.choice((0.0, 0.1, 1.0, 2.5, 8.0)))

@@ -3,6 +3,7 @@
 import base64
 import datetime
 import json
+import time
 from collections.abc import Iterator
 
 import ollama
@@ -142,10 +143,8 @@ def test_logprobs(each):
 def test_preloading_asks_nothing(client, each):
     before = len(each.engine()._ask("GET", "/log"))
     assert client.generate("scripted").done_reason == "load"
-    assert client.chat("scripted", [], keep_alive="5m").done_reason == "load"
+    assert client.chat("scripted", [], keep_alive=-1).done_reason == "load"
     assert len(each.engine()._ask("GET", "/log")) == before
-    refused = each.ask("POST", GENERATE, {"model": "scripted", "keep_alive": 0}, key=each.make_key()["key"])
-    assert (refused.status, "scope 'admin'" in refused.json()["error"]) == (403, True)
     with pytest.raises(ollama.ResponseError):
         client.generate("nothing-like-it")
 
@@ -154,17 +153,19 @@ def test_preloading_asks_nothing(client, each):
 def test_preloading_loads_and_unloads(tmp_path, workers):
     """A request without a prompt is how Ollama's clients load a model, and with ``keep_alive`` 0 unload it."""
     model = scripted_model("lazy", preload=False)
-    with Server(tmp_path, model, "--admin-key", slots=3, GATEWAY_WORKERS=workers) as server:
+    settings = {"GATEWAY_WORKERS": workers, "IDLE_UNLOAD_S": "600", "KEEP_ALIVE_MAX_S": "1800"}
+    with Server(tmp_path, model, "--admin-key", slots=3, **settings) as server:
         gate = Gate(server)
         client = ollama.Client(f"http://127.0.0.1:{gate.port}", headers={"Authorization": f"Bearer {gate.key}"})
 
         def running() -> list[str]:
             return [each.model for each in client.ps().models]
 
+        keep_as_asked(gate, client)
         assert running() == []
         assert client.generate("lazy", keep_alive="10m").done_reason == "load"
         assert running() == ["lazy:latest"]
-        (event,) = gate.admin("GET", "/usage")["data"]
+        event = gate.admin("GET", "/usage")["data"][0]
         assert (event["endpoint"], event["status"], event["cost_nano"]) == (GENERATE, "completed", 0)
         assert client.generate("lazy", keep_alive=0).done_reason == "unload"
         assert running() == []
@@ -174,6 +175,48 @@ def test_preloading_loads_and_unloads(tmp_path, workers):
         assert client._request_raw("GET", "/api/version").json()["version"]
         assert running() == []
         client._client.close()
+
+
+def keep_as_asked(gate: Gate, client: ollama.Client) -> None:
+    """``keep_alive``, by an administrator's ``client`` and one with an ordinary key; the model is cold afterwards."""
+    headers = {"Authorization": f"Bearer {gate.make_key()['key']}"}
+    ordinary = ollama.Client(f"http://127.0.0.1:{gate.port}", headers=headers)
+
+    def left_s() -> float:
+        (model,) = ordinary.ps().models
+        return (model.expires_at - datetime.datetime.now(datetime.UTC)).total_seconds()
+
+    def wait_unloaded(by: ollama.Client) -> str:
+        deadline_s = time.monotonic() + 60
+        while by.ps().models:
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        (row,) = gate.admin("GET", "/models")["data"]
+        return row["reason"]
+
+    ordinary.chat("lazy", said())
+    assert left_s() == pytest.approx(600, abs=60)
+    ordinary.chat("lazy", said(), keep_alive="20m")
+    assert left_s() == pytest.approx(1200, abs=60)
+    list(ordinary.generate("lazy", "hi", stream=True, keep_alive=900))
+    assert left_s() == pytest.approx(900, abs=60)
+    ordinary.generate("lazy", keep_alive=-1)
+    assert left_s() == pytest.approx(1800, abs=60)
+    client.chat("lazy", said(), keep_alive=-1)
+    assert left_s() > 1e9
+    ordinary.chat("lazy", said(), keep_alive=0)
+    assert left_s() > 1e9  # an administrator asked to keep it
+    with pytest.raises(ollama.ResponseError, match="keep_alive"):
+        ordinary.chat("lazy", said(), keep_alive="soon")
+    answer = gate.ask("POST", CHAT, {"model": "lazy", "messages": said(), "keep_alive": 0, "stream": False})
+    assert wait_unloaded(client) == f"unloaded: keep_alive 0 of request {answer.request_id}"
+    # Nothing is loaded to be unloaded.
+    assert ordinary.generate("lazy", keep_alive=0).done_reason == "unload"
+    assert ordinary.ps().models == []
+    ordinary.chat("lazy", said())
+    assert ordinary.chat("lazy", [], keep_alive="0s").done_reason == "unload"
+    assert wait_unloaded(ordinary).startswith("unloaded: keep_alive 0 of request ")
+    ordinary._client.close()
 
 
 async def test_the_asynchronous_client(each):

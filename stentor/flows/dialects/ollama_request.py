@@ -12,6 +12,7 @@ import msgspec
 from stentor.core.books import Usage
 from stentor.flows.answer import NOTHING
 from stentor.flows.ask import bad_request
+from stentor.flows.dialects.durations import read_keep_alive
 from stentor.flows.dialects.reading import (
     Json,
     TranslatedAsk,
@@ -88,6 +89,7 @@ class _Embed(msgspec.Struct):
     input: str | list[str] | None = None
     prompt: str | None = None
     dimensions: int | None = None
+    keep_alive: float | str | None = None
 
 
 class _Show(msgspec.Struct):
@@ -96,11 +98,16 @@ class _Show(msgspec.Struct):
 
 
 class Preload(msgspec.Struct, frozen=True):
-    """No question, only a model that should be at hand, or (``leave``) needn't be any more. ``path``: asked where."""
+    """No question, only a model that should be at hand for ``keep_s``, or not any more. ``path``: asked where."""
 
     model: str
-    leave: bool
+    keep_s: float | None
     path: str
+
+    @property
+    def leave(self) -> bool:
+        """Whether it is to be unloaded."""
+        return self.keep_s == 0
 
 
 class OllamaAsk(msgspec.Struct, frozen=True):
@@ -129,7 +136,7 @@ def read_chat(body: bytes) -> OllamaAsk | Preload:
     if not wanted.messages:
         return _preload(wanted, CHAT_PATH)
     fields = {**_common(wanted), "messages": _messages(wanted.messages), "tools": wanted.tools or None}
-    return OllamaAsk(translated(CHAT_PATH, fields), wanted.model)
+    return _asked(CHAT_PATH, fields, wanted)
 
 
 def read_generate(body: bytes) -> OllamaAsk | Preload:
@@ -143,10 +150,16 @@ def read_generate(body: bytes) -> OllamaAsk | Preload:
         if wanted.images:
             raise unsupported("images", "can't be used together with 'raw'.")
         fields |= {"prompt": wanted.prompt, "json_schema": _schema(wanted), "response_format": None}
-        return OllamaAsk(translated(GENERATE_PATH, fields, kind="completion"), wanted.model)
+        return _asked(GENERATE_PATH, fields, wanted, kind="completion")
     message = {"role": "user", "content": _content(wanted.prompt, wanted.images)}
     fields["messages"] = with_instructions([wanted.system or ""], [message])
-    return OllamaAsk(translated(GENERATE_PATH, fields), wanted.model)
+    return _asked(GENERATE_PATH, fields, wanted)
+
+
+def _asked(path: str, fields: Json, wanted: _Common, *, kind: str = "chat") -> OllamaAsk:
+    ask = translated(path, fields, kind=kind)
+    ask.keep_s = read_keep_alive(wanted.keep_alive)
+    return OllamaAsk(ask, wanted.model)
 
 
 def read_embed(body: bytes) -> InputsAsk:
@@ -175,11 +188,12 @@ def _embeddings(path: str, wanted: _Embed, text: str | list[str] | None) -> Inpu
     fields |= {"dimensions": wanted.dimensions} if wanted.dimensions is not None else {}
     ask = read_embeddings(_encode(fields))
     ask.surface = path
+    ask.keep_s = read_keep_alive(wanted.keep_alive)
     return ask
 
 
 def _preload(wanted: _Common, path: str) -> Preload:
-    return Preload(wanted.model, wanted.keep_alive in (0, "0", "0s", "0m"), path)
+    return Preload(wanted.model, read_keep_alive(wanted.keep_alive), path)
 
 
 def preload_ask(preload: Preload, answer: Callable[[], bytes]) -> InputsAsk:
@@ -187,6 +201,7 @@ def preload_ask(preload: Preload, answer: Callable[[], bytes]) -> InputsAsk:
     do, so that the model is there afterwards. ``answer`` is made then."""
     ask = InputsAsk(preload.path, (), "model")
     ask.fields, ask.model, ask.input_bound = {}, plain_name(preload.model), 0
+    ask.keep_s = preload.keep_s
     ask.begin = lambda _grant: _Nothing(answer)
     ask.text = str
     return ask

@@ -26,7 +26,8 @@ class Capabilities(msgspec.Struct):
 class Slot(msgspec.Struct):
     """A port and the engine on it. ``status`` is what people read, ``state`` the engine's own.
 
-    ``threads`` null: the server's default. ``cpu_percent`` is of one core, since the last look.
+    ``threads`` null: the server's default. ``cpu_percent`` is of one core, since the last look. ``leaves_us`` is when
+    it is unloaded if nobody asks it any more, in µs since 1970; null: not for being idle.
     """
 
     port: int
@@ -53,6 +54,7 @@ class Slot(msgspec.Struct):
     planned_bytes: int
     resident_bytes: int
     context_size: int
+    leaves_us: int | None
     log_tail: list[str]
 
 

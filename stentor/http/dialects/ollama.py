@@ -8,9 +8,10 @@ from urllib.parse import quote
 import msgspec
 
 from stentor.core.errors import Refused
+from stentor.core.ids import ModelId
 from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
-from stentor.core.scheduler import ModelCard, Scheduler
+from stentor.core.scheduler import InstanceCard, ModelCard, Scheduler
 from stentor.flows.client import AnswerHead
 from stentor.flows.dialects import ollama_answer, ollama_request
 from stentor.http.connection import Connection
@@ -26,6 +27,7 @@ _CAPABILITIES = {
 }  # fmt: skip
 _ELSEWHERE = ("openai", "anthropic", "hf-inference")  # there is nothing to load here
 _FOREVER = "9999-12-31T23:59:59Z"
+_LAST_US = 253_402_300_799 * 1_000_000
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json; charset=utf-8")
 
@@ -74,19 +76,17 @@ class OllamaEndpoints:
             return _encode(ollama_answer.preloaded(asked.model, chat=chat, leave=asked.leave))
 
         card = await self._find(principal, ollama_request.plain_name(asked.model))
-        if asked.leave:
+        if asked.leave and "admin" in principal.scopes:
             await self._unload(connection, principal, card)
-        elif card.engine not in _ELSEWHERE:
+        elif card.engine not in _ELSEWHERE and not (asked.leave and card.state in ("cold", "failed")):
+            # Others share the model: for an ordinary key it leaves as after a question, once it is idle.
             ask = ollama_request.preload_ask(asked, answer)
             await self._service.run_inputs(connection, principal, ask, connection)
             return
         await _respond(connection, answer())
 
     async def _unload(self, connection: Connection, principal: Principal, card: ModelCard) -> None:
-        """Stop a model as administrators do: what runs ends first. Others share it, so not every key may."""
-        if "admin" not in principal.scopes:
-            text = "Unloading a model needs the scope 'admin'; it leaves by itself when it is idle, or room is needed."
-            raise Refused("insufficient_scope", text)
+        """Stop a model as administrators do: what runs ends first."""
         path = f"/admin/api/models/{quote(card.id, safe='')}/stop"
         address = connection.exchange.address or ""
         stopped = await self._operate(OperatorCall("POST", path, b"", b"", principal, address))
@@ -124,23 +124,18 @@ class OllamaEndpoints:
                 "stentor.context_length": card.context_size,
             },
             capabilities=capabilities,
-            modified_at=_time_text(card),
+            modified_at=_time_text(card.created_us),
         )
         await _respond(connection, _encode(shown))
 
     async def running(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """GET /api/ps"""
-        instances = await self._scheduler.list_instances()
-        ready = {card.model for card in instances if card.state == "ready"}
+        ready: dict[ModelId, list[InstanceCard]] = {}
+        for instance in await self._scheduler.list_instances():
+            if instance.state == "ready":
+                ready.setdefault(instance.model, []).append(instance)
         cards = [card for card in await self._scheduler.list_models() if card.id in ready and may_use(principal, card)]
-        sizes = {card.model: card.resident_bytes for card in instances}
-        models = [
-            wire.OllamaRunning(
-                **msgspec.structs.asdict(_tag(card))
-                | {"size": sizes[card.id], "context_length": card.context_size, "expires_at": _FOREVER, "size_vram": 0}
-            )
-            for card in cards
-        ]
+        models = [_running(card, ready[card.id]) for card in cards]
         await _respond(connection, _encode(wire.OllamaProcesses(models)))
 
     async def version(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
@@ -178,11 +173,29 @@ class _EmbedClient:
 def _tag(card: ModelCard) -> wire.OllamaTag:
     name = card.id + ollama_request.LATEST
     digest = hashlib.sha256(f"{card.id}\n{card.source}".encode()).hexdigest()
-    return wire.OllamaTag(name, name, _time_text(card), 0, digest, wire.OllamaDetails())
+    return wire.OllamaTag(name, name, _time_text(card.created_us), 0, digest, wire.OllamaDetails())
 
 
-def _time_text(card: ModelCard) -> str:
-    made = datetime.datetime.fromtimestamp(card.created_us / 1_000_000, datetime.UTC)
+def _running(card: ModelCard, instances: list[InstanceCard]) -> wire.OllamaRunning:
+    """A loaded model; it is there as long as one of its ``instances`` is."""
+    times_us = [instance.leaves_us for instance in instances]
+    last_us = max((time_us for time_us in times_us if time_us is not None), default=0)
+    tag = _tag(card)
+    return wire.OllamaRunning(
+        tag.name,
+        tag.model,
+        tag.modified_at,
+        max(instance.resident_bytes for instance in instances),
+        tag.digest,
+        tag.details,
+        _FOREVER if None in times_us else _time_text(last_us),
+        0,
+        card.context_size,
+    )
+
+
+def _time_text(time_us: int) -> str:
+    made = datetime.datetime.fromtimestamp(min(time_us, _LAST_US) / 1_000_000, datetime.UTC)
     return made.isoformat(timespec="seconds").replace("+00:00", "Z")
 
 

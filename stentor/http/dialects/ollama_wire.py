@@ -6,7 +6,11 @@ from stentor.http.wire import Json
 
 
 class OllamaChatRequest(msgspec.Struct, omit_defaults=True):
-    """A conversation to answer. Streamed unless ``stream`` is false; ``keep_alive`` means nothing here."""
+    """A conversation to answer. Streamed unless ``stream`` is false.
+
+    ``keep_alive`` is how long the model stays loaded once it is idle: seconds, or a duration as ``5m``; 0 unloads it,
+    below 0 keeps it. The operator's settings bound it.
+    """
 
     model: str
     messages: list[Json] = []
@@ -61,6 +65,7 @@ class OllamaEmbedRequest(msgspec.Struct, omit_defaults=True):
     input: str | list[str]
     dimensions: int | None = None
     truncate: bool | None = None
+    keep_alive: float | str | None = None
 
 
 class OllamaEmbeddings(msgspec.Struct):
@@ -73,11 +78,12 @@ class OllamaEmbeddings(msgspec.Struct):
     prompt_eval_count: int
 
 
-class OllamaOldEmbedRequest(msgspec.Struct):
+class OllamaOldEmbedRequest(msgspec.Struct, omit_defaults=True):
     """One text to turn into a vector."""
 
     model: str
     prompt: str
+    keep_alive: float | str | None = None
 
 
 class OllamaOldEmbedding(msgspec.Struct):
@@ -115,7 +121,10 @@ class OllamaTags(msgspec.Struct):
 
 
 class OllamaRunning(OllamaTag):
-    """A model that is loaded; ``size`` is the memory of one of its processes, in bytes."""
+    """A model that is loaded; ``size`` is the memory of its largest process in bytes.
+
+    ``expires_at`` is when it is unloaded if nobody asks it any more; the year 9999: not for being idle.
+    """
 
     expires_at: str
     size_vram: int

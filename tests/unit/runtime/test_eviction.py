@@ -237,15 +237,17 @@ def test_a_later_wish_never_takes_what_an_earlier_one_waits_for(
 
 
 def test_who_was_idle_for_its_time_is_due_and_the_next_one_is_looked_at_in_time() -> None:
-    limits = {ModelId("a"): 10.0, ModelId("b"): 100.0, ModelId("never"): 0.0}
-    due, next_s = choose_idle(
-        [resident("a"), resident("b"), resident("never"), resident("other")],
-        limits,
-    )
+    due, next_s = choose_idle([resident("a", keep_s=10.0), resident("b", keep_s=100.0), resident("never")])
     assert due == ["a#1"]
     assert next_s == 40.0
 
 
 @pytest.mark.parametrize("fields", [{"pinned": True}, {"running": 1, "idle_s": 0.0}, {"settled": False}])
 def test_pinned_busy_and_loading_models_are_never_idle_too_long(fields: dict[str, Any]) -> None:
-    assert choose_idle([resident("a", **fields)], {ModelId("a"): 10.0})[0] == []
+    assert choose_idle([resident("a", keep_s=10.0, **fields)])[0] == []
+
+
+def test_whoever_is_not_kept_at_all_is_due_when_idle_and_not_waited_for_before() -> None:
+    assert choose_idle([resident("a", keep_s=0.0, idle_s=0.0)]) == (["a#1"], None)
+    assert choose_idle([busy("a", keep_s=0.0)]) == ([], None)
+    assert choose_idle([resident("a", keep_s=0.0, settled=False)]) == ([], 0.01)
