@@ -48,7 +48,8 @@ class Repo:
 class Hub:
     """The hub. ``mishaps`` are taken one a file request: dictionaries with one of ``status`` (and ``headers``), ``cut``
     (bytes after which the connection is closed), ``stall`` (bytes after which nothing comes for ``seconds``), ``html``,
-    ``ignore_range``, ``corrupt``; for API requests ``api_mishaps`` in the same way. ``slow`` bytes a second, 0 none.
+    ``ignore_range``, ``corrupt``, ``to`` (a redirect), ``json``, ``endless`` (a piece to repeat); for
+    API requests ``api_mishaps`` in the same way. ``slow`` bytes a second, 0 none.
     """
 
     def __init__(self) -> None:
@@ -283,13 +284,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return self._refuse(mishap)
 
     def _refuse(self, mishap: dict[str, Any]) -> bool:
-        if "html" in mishap:
+        if "endless" in mishap:
+            self._say_endlessly(mishap["endless"])
+        elif "to" in mishap:
+            self._answer(302, b"", {"Location": mishap["to"]})
+        elif "json" in mishap:
+            self._json(mishap["json"], mishap.get("headers"))
+        elif "html" in mishap:
             self._answer(200, mishap["html"].encode(), {"Content-Type": mishap.get("type", "text/html; charset=utf-8")})
         elif "status" in mishap:
             self._answer(mishap["status"], b"no", mishap.get("headers", {}))
         else:
             return False
         return True
+
+    def _say_endlessly(self, piece: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.close_connection = True
+        while True:
+            self.wfile.write(piece * 65536)
 
     def _fail(self, status: int, code: str) -> None:
         self._answer(status, b'{"error":"no"}', {"X-Error-Code": code, "Content-Type": "application/json"})

@@ -6,6 +6,11 @@ cross the line between worker and authority, so they are plain data: a code, a m
 
 from typing import Any
 
+import msgspec
+
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What the decoder raises over JSON that somebody else wrote: no JSON, another shape, no text, too deep."""
+
 
 class StentorError(Exception):
     """An error whose text was written for the person who reads it: what happened, which value, what to do next."""

@@ -19,8 +19,8 @@ import msgspec
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from stentor.core.addresses import AllowList, read_address
 from stentor.core.errors import StentorError
-from stentor.egress.addresses import AllowList, read_address
 from stentor.egress.settings import EgressSettings
 from stentor.egress.targets import Target, check_address, check_target, read_target
 

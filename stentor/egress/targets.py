@@ -8,8 +8,8 @@ import re
 from ipaddress import AddressValueError, IPv4Address, IPv6Address
 from typing import NamedTuple
 
+from stentor.core.addresses import Address, AllowList, find_objection
 from stentor.core.errors import Refused
-from stentor.egress.addresses import Address, AllowList, find_objection
 
 URL_MAX_CHARS = 4096
 _DEFAULT_PORTS = {"http": 80, "https": 443}

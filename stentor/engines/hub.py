@@ -13,6 +13,8 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
+import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -22,14 +24,22 @@ from urllib.parse import parse_qs, quote, urlsplit
 
 import msgspec
 
+from stentor.core.errors import UNREADABLE
 from stentor.core.lazy import load
 from stentor.engines.hub_attempts import Attempts, Problem, tell
+from stentor.engines.hub_doors import Doors
 
 _ORDER_MAX_BYTES = 1 << 22
 _TELL_EVERY_S = 0.2
 _HASH_BYTES = 1 << 20
 _TRICKLE_BYTES_PER_S = 512
 _PAGES_MAX = 200
+_FILES_MAX = 100_000
+_PATH_MAX = 4_096
+_FILE_MAX_BYTES = 1 << 50
+_ANSWER_MAX_BYTES = 1 << 24
+_FRAMING = frozenset({"connection", "content-length", "transfer-encoding"})
+_COMMIT = re.compile(r"[A-Za-z0-9]{1,64}")
 _GGUF_MAGIC = b"GGUF"
 
 
@@ -43,7 +53,8 @@ class WantedFile(msgspec.Struct, frozen=True):
 
 
 class HubOrder(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What to do. ``tries`` without any progress end it, with growing pauses from ``backoff_first_s`` between them."""
+    """What to do. ``tries`` without any progress end it, with growing pauses from ``backoff_first_s`` between them;
+    ``allow`` is what an operator allows beyond public addresses."""
 
     task: Literal["search", "look", "fetch"]
     token: str = ""
@@ -56,6 +67,7 @@ class HubOrder(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     stall_s: float = 30.0
     tries: int = 6
     backoff_first_s: float = 0.5
+    allow: tuple[str, ...] = ()
 
 
 class HubProgram:
@@ -69,6 +81,7 @@ class HubProgram:
         self._httpx = load("httpx2")
         self._endpoint: str = load("huggingface_hub.constants").ENDPOINT
         self._told_s = 0.0
+        socket.getaddrinfo = Doors(self._endpoint, order.allow, os.environ).resolve
 
     def run(self) -> dict[str, Any]:
         """The order's result. Raises Problem."""
@@ -101,13 +114,16 @@ class HubProgram:
         revision = quote(self._order.revision or "main", safe="")
         found, _ = self._get(f"{self._endpoint}/api/models/{repo}/revision/{revision}", {})
         commit = found.get("sha") if isinstance(found, dict) else None
-        if not isinstance(commit, str) or not commit.isalnum():
+        if not isinstance(commit, str) or not _COMMIT.fullmatch(commit):
             raise Problem("rubbish", "it names no commit")
         files: list[dict[str, Any]] = []
         following = f"{self._endpoint}/api/models/{repo}/tree/{commit}?recursive=true"
         for _ in range(_PAGES_MAX):
             page, following = self._get(following, {})
-            files += [_describe_file(row) for row in page if isinstance(row, dict) and row.get("type") == "file"]
+            rows = page if isinstance(page, list) else []
+            files += [_describe_file(row) for row in rows if isinstance(row, dict) and row.get("type") == "file"]
+            if len(files) > _FILES_MAX:
+                raise Problem("rubbish", f"it lists over {_FILES_MAX} files")
             if not following:
                 break
         return {"commit": commit, "gated": bool(found.get("gated")), "files": files}
@@ -117,15 +133,36 @@ class HubProgram:
         for attempt in self._attempts:
             with attempt:
                 with self._session() as session:
-                    answer = session.get(
-                        url, params=params or None, headers=self._headers(), timeout=self._order.stall_s
-                    )
+                    answer = self._ask(session, url, params)
                 self._http.hf_raise_for_status(answer)
                 following = answer.links.get("next", {}).get("url", "")
                 if following and urlsplit(following)[:2] != urlsplit(self._endpoint)[:2]:
                     raise Problem("rubbish", f"its next page is on another host ({urlsplit(following).netloc})")
                 return _decode(answer.content), following
         raise AssertionError("the last attempt raises")
+
+    def _ask(self, session: Any, url: str, params: dict[str, Any]) -> Any:
+        """An answer of the hub's API, whole, as far as one may reasonably go."""
+        with session.stream(
+            "GET", url, params=params or None, headers=self._headers(), timeout=self._order.stall_s
+        ) as answer:
+            return self._read_whole(answer)
+
+    def _read_whole(self, answer: Any) -> Any:
+        """The same answer with its body read. Raises Problem for one that is packed, or goes on and on."""
+        if answer.headers.get("content-encoding", "identity") != "identity":
+            raise Problem("rubbish", "its answer came packed, though nobody asked for that")
+        pace, parts, size = _Pace(self._order.stall_s), [], 0
+        for chunk in answer.iter_raw():
+            parts.append(chunk)
+            size += len(chunk)
+            if size > _ANSWER_MAX_BYTES:
+                raise Problem("rubbish", f"its answer is over {_ANSWER_MAX_BYTES} bytes")
+            pace.note(len(chunk))
+        headers = [(name, text) for name, text in answer.headers.multi_items() if name not in _FRAMING]
+        return self._httpx.Response(
+            answer.status_code, headers=headers, content=b"".join(parts), request=answer.request
+        )
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[Any]:
@@ -181,9 +218,7 @@ class HubProgram:
         have = part.tell()
         headers = self._headers() | ({"Range": f"bytes={have}-"} if have else {})
         with session.stream("GET", url, headers=headers, timeout=self._order.stall_s) as answer:
-            if answer.status_code >= 400:
-                answer.read()
-            self._http.hf_raise_for_status(answer)
+            self._http.hf_raise_for_status(answer if answer.status_code < 400 else self._read_whole(answer))
             if _check_answer(answer.status_code, answer.headers, file, have):
                 have = part.seek(0)
                 part.truncate()
@@ -269,7 +304,7 @@ def _check_answer(status: int, headers: Any, file: WantedFile, have: int) -> boo
 def _decode(content: bytes) -> Any:
     try:
         return msgspec.json.decode(content)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         raise Problem("rubbish", f"it answered {content[:40]!r} where JSON was asked for") from None
 
 
@@ -288,15 +323,29 @@ def _describe_file(row: dict[str, Any]) -> dict[str, Any]:
     lfs = row.get("lfs")
     if isinstance(lfs, dict):
         return {
-            "path": str(row.get("path", "")),
-            "size_bytes": _integer(lfs.get("size")),
+            "path": _path(row),
+            "size_bytes": _size(lfs.get("size")),
             "digest": f"sha256:{lfs.get('oid') or lfs.get('sha256')}",
         }
     return {
-        "path": str(row.get("path", "")),
-        "size_bytes": _integer(row.get("size")),
+        "path": _path(row),
+        "size_bytes": _size(row.get("size")),
         "digest": f"git:{row.get('oid')}",
     }
+
+
+def _path(row: dict[str, Any]) -> str:
+    path = str(row.get("path", ""))
+    if len(path) > _PATH_MAX:
+        raise Problem("rubbish", f"it lists a path of {len(path)} characters")
+    return path
+
+
+def _size(value: Any) -> int:
+    size = _integer(value)
+    if size > _FILE_MAX_BYTES:
+        raise Problem("rubbish", f"it lists a file of over {_FILE_MAX_BYTES} bytes")
+    return size
 
 
 def _integer(value: Any) -> int:
@@ -308,7 +357,7 @@ def main() -> None:
     try:
         order = msgspec.json.decode(sys.stdin.buffer.readline(_ORDER_MAX_BYTES), type=HubOrder)
         tell("result", **HubProgram(order).run())
-    except msgspec.DecodeError as error:
+    except UNREADABLE as error:
         tell("problem", kind="order", text=str(error))
     except Problem as problem:
         tell("problem", kind=problem.kind, text=str(problem), file="")

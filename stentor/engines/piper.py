@@ -11,8 +11,7 @@ import msgspec
 from stentor.core.lazy import load
 from stentor.core.voices import VoiceCard, read_piper_voices
 from stentor.engines.host import BadModel, SpeechConfig, need, run
-from stentor.engines.onnx import session_options
-from stentor.engines.speaking.sentences import PACE
+from stentor.engines.speaking.onnx import session_options
 from stentor.engines.speaking.synthesis import SpeakingEngine
 
 _EXTRA = "piper"
@@ -31,8 +30,6 @@ def find_piper_files(place: Path) -> tuple[Path, Path]:
 
 class PiperSynthesizer:
     """One loaded voice."""
-
-    pace = PACE
 
     def __init__(self, place: Path, threads: int) -> None:
         """Raises BadModel for files that don't make a voice, and without the library."""

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from stentor.core.errors import UNREADABLE
 from stentor.runtime.downloads import FetchError
 from stentor.runtime.quants import RepoFile
 
@@ -29,7 +30,7 @@ T = TypeVar("T")
 
 class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
     """How to reach the hub. ``endpoint`` None is the hub library's own; ``token`` opens gated and private repositories;
-    ``inference_url`` is where it runs models for others.
+    ``inference_url`` is where it runs models for others; ``allow`` is where it may send us beyond public addresses.
 
     ``stall_s`` without a byte ends a connection, which is then made again; ``tries`` in a row without progress, with
     growing pauses from ``backoff_first_s``, are the last.
@@ -38,6 +39,7 @@ class HubSettings(msgspec.Struct, frozen=True, kw_only=True):
     endpoint: str | None = None
     token: str | None = None
     inference_url: str | None = None
+    allow: tuple[str, ...] = ()
     stall_s: float = 30.0
     tries: int = 6
     backoff_first_s: float = 0.5
@@ -123,7 +125,7 @@ class Hub:
         tries = settings.tries if order["task"] == "fetch" else min(settings.tries, _TRIES_OF_QUESTIONS)
         token = settings.token or (await self.find_token() if self.find_token is not None else None) or ""
         order |= {"token": token, "stall_s": settings.stall_s, "tries": tries}
-        order["backoff_first_s"] = settings.backoff_first_s
+        order |= {"backoff_first_s": settings.backoff_first_s, "allow": settings.allow}
         command = (sys.executable, "-P", "-m", "stentor.engines.exec", str(os.getpid()), "--")
         child = await asyncio.create_subprocess_exec(
             *(*command, sys.executable, "-P", "-m", "stentor.engines.hub"),
@@ -206,6 +208,8 @@ _TEXTS = {
     "cut": "The connection to the hub keeps breaking: {text}. What was fetched is kept; try again later.",
     "rubbish": "What answers as the hub isn't the hub: {text}. A proxy or a sign-in page may stand between; check "
     "HF_ENDPOINT.",
+    "elsewhere": "The hub sends {subject} to a machine that isn't public: {text}. An administrator can allow it with "
+    "EGRESS_ALLOW.",
     "damaged": "{text} of {subject} has another checksum than the hub lists, twice. Nothing of it was kept.",
     "locked": "{text} is being fetched by another process. Wait for it, or end it.",
     "disk": "Writing {subject} failed: {text}. Free some space, or set MODEL_CACHE to a folder on a larger disk.",
@@ -225,7 +229,7 @@ def _read_event(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         event = msgspec.json.decode(line)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return None
     return event if isinstance(event, dict) else None
 

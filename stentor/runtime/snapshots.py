@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 import msgspec
 
-from stentor.core.errors import StentorError
+from stentor.core.errors import UNREADABLE, StentorError
 from stentor.runtime.downloads import FetchError, Progress, require_space
 from stentor.runtime.hub import Hub, Part
 from stentor.runtime.origins import HubSource
@@ -159,7 +159,9 @@ class Snapshots:
             folder.mkdir(parents=True, exist_ok=True)
             known = self._known(plan.source.repo)
             missing = [file for file in plan.choice.files if not self._take_over(file, folder, known)]
-            parts = [Part(file, folder.parent / "parts" / file.digest.replace(":", "-")) for file in missing]
+            # Files of the same content are one part.
+            once = {file.digest: file for file in reversed(missing)}
+            parts = [Part(file, folder.parent / "parts" / file.digest.replace(":", "-")) for file in once.values()]
             (folder.parent / "parts").mkdir(exist_ok=True)
             for part in parts:
                 whole = folder / part.file.path
@@ -200,9 +202,12 @@ class Snapshots:
 
     def _keep(self, plan: Plan, folder: Path, parts: Iterable[Part]) -> Snapshot:
         """Give checked parts their names, and record the snapshot."""
+        whole = {part.file.digest: folder / part.file.path for part in parts}
         for part in parts:
-            part.part.replace(folder / part.file.path)
+            part.part.replace(whole[part.file.digest])
         for file in plan.choice.files:
+            if not (folder / file.path).is_file():
+                _place(whole[file.digest], folder / file.path)
             if file.path.endswith(".gguf"):
                 _check_magic(folder / file.path)
         choice, files = plan.choice, list(plan.choice.files)
@@ -255,7 +260,7 @@ def write_whole(path: Path, content: bytes) -> None:
 def _read(path: Path) -> Snapshot | None:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Snapshot)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return None
 
 
@@ -276,13 +281,19 @@ def _place_beside(folder: Path, main: str, projector: RepoFile) -> RepoFile:
     path = PurePosixPath(main).parent / PurePosixPath(projector.path).name
     if str(path) == projector.path:
         return projector
-    (folder / path).unlink(missing_ok=True)
-    try:
-        (folder / path).hardlink_to(folder / projector.path)
-    except OSError:
-        # Not every file system has hard links; projectors are small.
-        shutil.copyfile(folder / projector.path, folder / path)
+    _place(folder / projector.path, folder / path)
     return RepoFile(str(path), projector.size_bytes, projector.digest)
+
+
+def _place(path: Path, target: Path) -> None:
+    """Have the file at ``path`` at ``target`` as well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        target.hardlink_to(path)
+    except OSError:
+        # Not every file system has hard links; what there is twice is small.
+        shutil.copyfile(path, target)
 
 
 def _check_magic(path: Path) -> None:

@@ -129,7 +129,10 @@ def compose(read: Read) -> Settings:
         runtime=_runtime(values, read.models),
         telemetry=_telemetry(values),
         hub=HubSettings(
-            endpoint=values["HF_ENDPOINT"], token=values["HF_TOKEN"], inference_url=values["HF_INFERENCE_URL"]
+            endpoint=values["HF_ENDPOINT"],
+            token=values["HF_TOKEN"],
+            inference_url=values["HF_INFERENCE_URL"],
+            allow=values["EGRESS_ALLOW"],
         ),
         receipts=_receipts(values),
         registry=RegistrySettings(base_url=values["REGISTRY_BASE_URL"] or "", ttl_s=values["CACHE_TTL"]),

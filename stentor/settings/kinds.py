@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from stentor.egress.addresses import AllowList
+from stentor.core.addresses import AllowList
 
 Parser = Callable[[Any, Path], Any]
 

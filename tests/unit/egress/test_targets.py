@@ -4,7 +4,7 @@ import ipaddress
 
 import pytest
 
-from stentor.egress.addresses import AllowList, find_objection
+from stentor.core.addresses import AllowList, find_objection
 from stentor.egress.targets import EgressRefused, check_target, read_target
 
 # Each leads somewhere that a caller must not reach, or is written so that two programs could read it differently.
