@@ -1,7 +1,8 @@
 """LLM Gateway's ``config.json`` and ``assets/config/*.json``."""
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from stentor.runtime.origins import SourceError, id_from_source, parse_source
 from stentor.runtime.spec import ABILITIES
@@ -12,6 +13,7 @@ _KNOWN = frozenset({
     "slots", "hf_token", "admin_key", "default_threads", "default_ctx_size", "pricing", "rate_limits", "performance",
 })  # fmt: skip
 _CACHE_TYPES = frozenset({"f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"})
+_PORT = re.compile(r"[0-9]{1,5}")
 _NANO_PER_MILLION = 1_000_000_000_000  # USD for one thousand as nano-USD for a million
 
 
@@ -22,9 +24,9 @@ def read_gateway_config(path: Path) -> Imported:
     for name in sorted(set(config) - _KNOWN):
         found.skip("field", name, "is not known")
     threads, ctx = config.get("default_threads"), config.get("default_ctx_size")
-    if isinstance(threads, int) and threads > 0:
+    if _is_number(threads) and threads > 0:
         found.settings["DEFAULT_THREADS"] = threads
-    if isinstance(ctx, int) and ctx >= 128:
+    if _is_number(ctx) and ctx >= 128:
         found.settings["DEFAULT_CTX"] = ctx
     if "ROUTING" in BY_NAME:
         found.settings["ROUTING"] = "lenient"
@@ -46,11 +48,11 @@ def _read_slots(found: Imported, config: dict[str, Any], folder: Path) -> None:
     slots = config.get("slots")
     if not isinstance(slots, dict):
         return
-    ports = sorted(int(port) for port in slots if port.isdigit() and 1024 <= int(port) <= 65535)
+    ports = {int(port): port for port in slots if _PORT.fullmatch(port) and 1024 <= int(port) <= 65535}
     if ports:
-        found.settings["SLOT_FIRST_PORT"] = ports[0]
-        found.settings["SLOT_COUNT"] = ports[-1] - ports[0] + 1
-    for port in map(str, ports):
+        found.settings["SLOT_FIRST_PORT"] = min(ports)
+        found.settings["SLOT_COUNT"] = max(ports) - min(ports) + 1
+    for _, port in sorted(ports.items()):
         slot = slots[port]
         if slot is None or slot == {}:
             continue
@@ -78,7 +80,7 @@ def _read_slot(found: Imported, port: str, slot: dict[str, Any], folder: Path, p
     else:
         found.skip("slot", port, f"its type '{kind}' is not known; it is taken as text")
     for ours, theirs in (("ctx", "ctx_size"), ("threads", "threads")):
-        if isinstance(slot.get(theirs), int) and slot[theirs] > 0:
+        if _is_number(slot.get(theirs)) and slot[theirs] > 0:
             model[ours] = slot[theirs]
     projector = slot.get("mmproj_path")
     if isinstance(projector, str) and projector:
@@ -104,6 +106,11 @@ def _read_performance(found: Imported, performance: Any) -> dict[str, Any]:
     if isinstance(performance.get("batch_size"), int) and performance["batch_size"] > 0:
         fields["batch"] = performance["batch_size"]
     return fields
+
+
+def _is_number(value: Any) -> TypeGuard[int]:
+    """Whether it is a whole number of a plausible size; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 40
 
 
 def _read_money(found: Imported, config: dict[str, Any]) -> None:

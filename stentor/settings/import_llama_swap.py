@@ -10,10 +10,13 @@ import yaml
 
 from stentor.runtime.origins import SourceError, id_from_source, parse_source
 from stentor.runtime.spec import MODEL_ID_PATTERN
-from stentor.settings.imported import Imported, ImportFailed, free_id
+from stentor.settings.imported import Imported, ImportFailed, free_id, read_file
 
 _MACRO = re.compile(r"\$\{([A-Za-z0-9_-]+)\}")
 _MACRO_ROUNDS = 20
+_COMMAND_MAX = 1 << 16
+_NODES_MAX = 100_000
+_DIGITS = re.compile(r"[0-9]{1,12}")
 _NUMBERS = {
     "-c": "ctx", "--ctx-size": "ctx", "-np": "parallel", "--parallel": "parallel", "-t": "threads",
     "--threads": "threads", "-b": "batch", "--batch-size": "batch", "-ub": "ubatch", "--ubatch-size": "ubatch",
@@ -61,15 +64,30 @@ def read_llama_swap(path: Path) -> Imported:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    text = read_file(path)
     try:
-        config = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        raise ImportFailed(f"{path} can't be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ImportFailed(f"{path} is no YAML: {' '.join(str(error).split())}.") from None
+        root = yaml.compose(text.decode(), Loader=yaml.SafeLoader)
+        if root is not None and _grown(root, {}) > _NODES_MAX:
+            raise ImportFailed(f"{path} can't be read: its aliases make over {_NODES_MAX} values of it.")
+        config = yaml.safe_load(text.decode())
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ImportFailed(f"{path} is no YAML: {' '.join(str(error).split())[:500]}.") from None
     if not isinstance(config, dict):
         raise ImportFailed(f"{path} is no llama-swap configuration.")
     return config
+
+
+def _grown(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node is with all its aliases written out; one that holds itself is endless."""
+    if id(node) not in known:
+        known[id(node)] = _NODES_MAX + 1  # until it is counted
+        parts: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            parts = node.value
+        known[id(node)] = 1 + sum(_grown(part, known) for part in parts)
+    return known[id(node)]
 
 
 def _read_model(
@@ -77,7 +95,7 @@ def _read_model(
 ) -> dict[str, Any] | None:
     model_id = free_id(id_from_source(f"file:/{name.replace('/', '-')}"), (each["id"] for each in found.models))
     try:
-        words = split_command(_expand(str(entry.get("cmd") or ""), macros))
+        words = split_command(_expand(_text(entry, "cmd"), macros))
     except ValueError as error:
         found.skip("model", name, f"its cmd can't be read: {error}")
         return None
@@ -87,16 +105,16 @@ def _read_model(
     if "llama-server" in Path(words[0]).name:
         model = _read_server(found, name, words, folder)
     else:
-        model = _read_command(found, name, words, str(entry.get("proxy") or ""))
+        model = _read_command(found, name, words, _text(entry, "proxy"))
     if model is None:
         return None
-    named = [*map(str, entry.get("aliases") or []), name]
+    named = [*_texts(entry.get("aliases")), name]
     aliases = [alias for alias in named if alias != model_id and re.match(MODEL_ID_PATTERN, alias)]
     extra: dict[str, Any] = {"aliases": aliases} if aliases else {}
-    env = dict(each.split("=", 1) for each in map(str, entry.get("env") or []) if "=" in each)
+    env = dict(each.split("=", 1) for each in _texts(entry.get("env")) if "=" in each)
     extra |= {"env": env} if env else {}
     ttl = entry.get("ttl")
-    extra |= {"idle_unload_s": ttl} if isinstance(ttl, int) and ttl > 0 else {}
+    extra |= {"idle_unload_s": ttl} if isinstance(ttl, int) and not isinstance(ttl, bool) and ttl > 0 else {}
     extra |= {"upstream_model": str(entry["useModelName"])} if entry.get("useModelName") else {}
     check = entry.get("checkEndpoint")
     if model.get("engine") == "command" and isinstance(check, str) and check.startswith("/"):
@@ -112,8 +130,12 @@ def split_command(text: str) -> list[str]:
 
 def _expand(text: str, macros: dict[str, Any]) -> str:
     """Replace macros, which may hold others; ``${PORT}`` and what is unknown stays."""
+    values = {name: str(value) for name, value in macros.items()}
     for _ in range(_MACRO_ROUNDS):
-        fresh = _MACRO.sub(lambda hit: str(macros.get(hit[1], hit[0])) if hit[1] != "PORT" else hit[0], text)
+        size = len(text) + sum(len(values.get(name, "")) for name in _MACRO.findall(text))
+        if size > _COMMAND_MAX:
+            raise ValueError(f"its macros make {size} characters of it, more than {_COMMAND_MAX}")
+        fresh = _MACRO.sub(lambda hit: values.get(hit[1], hit[0]) if hit[1] != "PORT" else hit[0], text)
         if fresh == text:
             return text
         text = fresh
@@ -168,11 +190,11 @@ def _take(model: dict[str, Any], flag: str, value: str | None, folder: Path) -> 
         return value in (None, "on", "off", "auto")
     if value is None:
         return False
-    if flag in _NUMBERS and value.isdigit() and int(value) > 0:
+    if flag in _NUMBERS and _DIGITS.fullmatch(value) and int(value) > 0:
         model[_NUMBERS[flag]] = int(value)
     elif flag in _TEXTS:
         model[_TEXTS[flag]] = value
-    elif flag in _LAYERS and (value.isdigit() or value in ("all", "auto")):
+    elif flag in _LAYERS and (_DIGITS.fullmatch(value) or value in ("all", "auto")):
         model["gpu_layers"] = {"all": 999, "auto": -1}.get(value) or int(value)
     elif flag in ("-a", "--alias"):
         pass
@@ -214,14 +236,25 @@ def _find_persistent(groups: Any) -> set[str]:
         str(member)
         for group in _mapping(groups).values()
         if _mapping(group).get("persistent")
-        for member in _mapping(group).get("members") or []
+        for member in _texts(_mapping(group).get("members"))
     }
 
 
 def _list_of(value: Any, *names: str) -> set[str]:
     for name in names:
         value = _mapping(value).get(name)
-    return set(map(str, value)) if isinstance(value, list) else set()
+    return set(_texts(value))
+
+
+def _texts(value: Any) -> list[str]:
+    """The entries of a list."""
+    return list(map(str, value)) if isinstance(value, list) else []
+
+
+def _text(entry: dict[str, Any], name: str) -> str:
+    """A field that is one text."""
+    value = entry.get(name)
+    return value if isinstance(value, str) else ""
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """Ollama's local model store: manifests that name blobs, of which the models are GGUF files."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from stentor.runtime.downloads import require_space
 from stentor.runtime.origins import id_from_source
 from stentor.runtime.wheels import GGUF_MAGIC
 from stentor.settings.imported import Imported, ImportFailed, free_id, read_json_object
 
+CTX_MAX = 1 << 31
+_DIGEST = re.compile(r"[A-Za-z0-9]+-[A-Za-z0-9]+")
 _KIND = "application/vnd.ollama.image."
 
 
@@ -33,7 +34,11 @@ def read_ollama_store(store: Path, copy_to: Path | None = None) -> Imported:
 
 
 def _read_manifest(found: Imported, store: Path, path: Path, copy_to: Path | None) -> None:
-    *_place, name, tag = path.relative_to(store / "manifests").parts
+    *place, tag = path.relative_to(store / "manifests").parts
+    if not place:
+        found.skip("model", tag, "is no manifest: those lie in folders of their models' names")
+        return
+    name = place[-1]
     full = f"{name}:{tag}"
     try:
         layers = read_json_object(path).get("layers")
@@ -44,10 +49,11 @@ def _read_manifest(found: Imported, store: Path, path: Path, copy_to: Path | Non
     for layer in layers if isinstance(layers, list) else []:
         if isinstance(layer, dict) and str(layer.get("mediaType", "")).startswith(_KIND):
             kind = str(layer["mediaType"]).removeprefix(_KIND)
-            blobs.setdefault(kind, store / "blobs" / Path(str(layer.get("digest", "")).replace(":", "-")).name)
+            blobs.setdefault(kind, _blob(store, str(layer.get("digest", ""))))
     weights = blobs.get("model")
-    if weights is None or not _is_gguf(weights):
-        found.skip("model", full, "its blob is missing or no GGUF file" if weights else "it has no model of its own")
+    if weights is None or not _is_gguf(weights, store):
+        why = "its blob is missing, lies elsewhere, or is no GGUF file" if weights else "it has no model of its own"
+        found.skip("model", full, why)
         return
     if "adapter" in blobs:
         found.skip("model", full, "it needs an adapter, which isn't taken over")
@@ -57,35 +63,50 @@ def _read_manifest(found: Imported, store: Path, path: Path, copy_to: Path | Non
     )
     model: dict[str, Any] = {"id": model_id, "source": f"file:{_placed(weights, model_id, '', copy_to)}"}
     projector = blobs.get("projector")
-    if projector is not None and _is_gguf(projector):
+    if projector is not None and _is_gguf(projector, store):
         model["mmproj"] = str(_placed(projector, model_id, ".mmproj", copy_to))
     if "template" in blobs:
         found.skip("template", full, "the model's own chat template is used")
-    found.models.append(model | _read_parameters(blobs.get("params")))
+    found.models.append(model | _read_parameters(blobs.get("params"), store))
 
 
 def _placed(blob: Path, model_id: str, mark: str, copy_to: Path | None) -> Path:
     return blob.absolute() if copy_to is None else copy_to / f"{model_id}{mark}.gguf"
 
 
-def _is_gguf(path: Path) -> bool:
+def _blob(store: Path, digest: str) -> Path:
+    """Where the blob of a digest would lie; that of one that is none is nowhere."""
+    name = digest.replace(":", "-")
+    return store / "blobs" / (name if _DIGEST.fullmatch(name) else "no-blob")
+
+
+def _lies_inside(path: Path, store: Path) -> bool:
+    """Whether it is a regular file of the store, links followed: a manifest may lead nowhere else."""
     try:
+        return path.is_file() and path.resolve().is_relative_to((store / "blobs").resolve())
+    except (OSError, RuntimeError):
+        return False
+
+
+def _is_gguf(path: Path, store: Path) -> bool:
+    try:
+        if not _lies_inside(path, store):
+            return False
         with path.open("rb") as file:
             return file.read(len(GGUF_MAGIC)) == GGUF_MAGIC
     except OSError:
         return False
 
 
-def _read_parameters(path: Path | None) -> dict[str, Any]:
+def _read_parameters(path: Path | None, store: Path) -> dict[str, Any]:
     """``num_ctx`` is the only parameter that is the server's; the others belong into requests."""
-    if path is None:
+    if path is None or not _lies_inside(path, store):
         return {}
     try:
-        parameters = msgspec.json.decode(path.read_bytes())
-    except (OSError, msgspec.DecodeError):
+        ctx = read_json_object(path).get("num_ctx")
+    except ImportFailed:
         return {}
-    ctx = parameters.get("num_ctx") if isinstance(parameters, dict) else None
-    return {"ctx": ctx} if isinstance(ctx, int) and ctx >= 128 else {}
+    return {"ctx": ctx} if isinstance(ctx, int) and not isinstance(ctx, bool) and 128 <= ctx <= CTX_MAX else {}
 
 
 def copy_blobs(store: Path, copy_to: Path, models: list[dict[str, Any]]) -> None:

@@ -11,11 +11,12 @@ from typing import Any, Literal
 
 import msgspec
 
-from stentor.core.errors import StentorError
+from stentor.core.errors import UNREADABLE, StentorError
 from stentor.settings.declared import BY_NAME
 from stentor.settings.layers import MODELS_KEY, File, SettingsError, file_layer
 from stentor.settings.models import file_models
 
+FILE_MAX_BYTES = 8 << 20
 Action = Literal["add", "set", "keep", "skip"]
 
 
@@ -133,13 +134,27 @@ def _toml_text(text: str) -> str:
     return msgspec.json.encode(text).decode().replace("\x7f", "\\u007F")
 
 
+def read_file(path: Path) -> bytes:
+    """A regular file of a configuration's size. Raises ImportFailed."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ImportFailed(f"{path} can't be read: it is no regular file.")
+        with path.open("rb") as file:
+            content = file.read(FILE_MAX_BYTES + 1)
+    except ValueError as error:
+        raise ImportFailed(f"{path!r} can't be read: {error}.") from None
+    except OSError as error:
+        raise ImportFailed(f"{path} can't be read: {error.strerror}.") from None
+    if len(content) > FILE_MAX_BYTES:
+        raise ImportFailed(f"{path} can't be read: it is over {FILE_MAX_BYTES >> 20} MiB.")
+    return content
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises ImportFailed."""
     try:
-        value = msgspec.json.decode(path.read_bytes())
-    except OSError as error:
-        raise ImportFailed(f"{path} can't be read: {error.strerror}.") from None
-    except (msgspec.DecodeError, RecursionError) as error:
+        value = msgspec.json.decode(read_file(path))
+    except UNREADABLE as error:
         raise ImportFailed(f"{path} is no JSON: {error}.") from None
     if not isinstance(value, dict):
         raise ImportFailed(f"{path} holds no JSON object.")
