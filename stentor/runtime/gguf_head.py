@@ -20,6 +20,11 @@ _TENSORS_MAX = 65_536
 _TEXT_MAX_BYTES = 1 << 24
 _LIST_MAX = 1 << 22
 _KEPT_MAX = 4_096
+_NAME_MAX_BYTES = 1 << 16
+_TEXT_KEPT_BYTES = 1 << 12
+_TEXTS_MAX = 1 << 22
+_KEPT_BYTES_MAX = 1 << 24
+_OBJECT_BYTES = 64
 _HEAD_MAX_BYTES = 1 << 28
 _READ_BYTES = 1 << 18
 _ALIGNMENT = 32
@@ -57,7 +62,7 @@ def read_head(path: Path, *, quick: bool = False) -> Head:
         pairs: dict[str, Value] = {}
         lengths: dict[str, int] = {}
         for _ in range(count):
-            key = reader.text()
+            key = reader.name()
             if quick and key.startswith("tokenizer."):
                 break
             _read_value(reader, key, pairs, lengths)
@@ -76,6 +81,8 @@ class _Reader:
         self._data = b""
         self._at = 0
         self._before = 0
+        self._kept_bytes = 0
+        self._texts = 0
 
     @property
     def position(self) -> int:
@@ -92,12 +99,42 @@ class _Reader:
         """The next numbers."""
         return struct.unpack(layout, self.take(struct.calcsize(layout)))
 
+    def name(self) -> str:
+        """The next text, of one that names something."""
+        size = self._text_size()
+        if size > _NAME_MAX_BYTES:
+            raise InvalidGguf(f"it holds a name of {size} bytes.")
+        self.note_kept(size)
+        return self.take(size).decode(errors="replace")
+
     def text(self) -> str:
-        """The next text."""
-        return self.take(self._text_size()).decode(errors="replace")
+        """The beginning of the next text: what follows is of no use here."""
+        size = self._text_size()
+        kept = min(size, _TEXT_KEPT_BYTES)
+        self.note_kept(kept)
+        text = self.take(kept).decode(errors="replace")
+        self.skip(size - kept)
+        return text
+
+    def note_kept(self, size: int) -> None:
+        """So much of the head is kept. Raises InvalidGguf where that is more than any model needs."""
+        self._kept_bytes += size + _OBJECT_BYTES
+        if self._kept_bytes > _KEPT_BYTES_MAX:
+            raise InvalidGguf(f"its names and values are over {_KEPT_BYTES_MAX} bytes.")
+
+    def skip(self, size: int) -> None:
+        """Pass over ``size`` bytes."""
+        while size > 0:
+            piece = min(size, _READ_BYTES)
+            self._need(piece)
+            self._at += piece
+            size -= piece
 
     def skip_texts(self, count: int) -> None:
         """Pass over ``count`` texts."""
+        self._texts += count
+        if self._texts > _TEXTS_MAX:
+            raise InvalidGguf(f"its lists hold over {_TEXTS_MAX} entries.")
         unpack = struct.Struct("<Q").unpack_from
         for _ in range(count):
             if len(self._data) - self._at < 8:
@@ -107,8 +144,9 @@ class _Reader:
             if size > len(self._data) - self._at:
                 if size > _TEXT_MAX_BYTES:
                     raise InvalidGguf(f"it holds a text of {size} bytes.")
-                self._need(size)
-            self._at += size
+                self.skip(size)
+            else:
+                self._at += size
 
     def _text_size(self) -> int:
         size: int = struct.unpack("<Q", self.take(8))[0]
@@ -155,13 +193,16 @@ def _read_list(reader: _Reader, key: str, pairs: dict[str, Value], lengths: dict
         reader.skip_texts(count)
         return
     layout = _layout(kind)
-    data = reader.take(count * struct.calcsize(layout))
-    if count <= _KEPT_MAX and layout not in ("<f", "<d"):
-        pairs[key] = [int(number) for (number,) in struct.iter_unpack(layout, data)]
+    size = count * struct.calcsize(layout)
+    if count > _KEPT_MAX or layout in ("<f", "<d"):
+        reader.skip(size)
+        return
+    reader.note_kept(count * _OBJECT_BYTES)
+    pairs[key] = [int(number) for (number,) in struct.iter_unpack(layout, reader.take(size))]
 
 
 def _read_tensor(reader: _Reader) -> tuple[str, tuple[int, ...]]:
-    name = reader.text()
+    name = reader.name()
     dimensions = reader.unpack("<I")[0]
     if dimensions > 8:
         raise InvalidGguf(f"its tensor {name[:64]!r} has {dimensions} dimensions.")
