@@ -22,8 +22,9 @@ AT_ONCE = 16
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f\\]")
 _NOT_PASSED = frozenset({
     b"authorization", b"connection", b"content-length", b"cookie", b"expect", b"forwarded", b"host", b"keep-alive",
-    b"origin", b"proxy-authorization", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade",
-    b"x-api-key", b"x-csrf-token", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip",
+    b"origin", b"proxy-authorization", b"proxy-connection", b"referer", b"te", b"trailer", b"transfer-encoding",
+    b"upgrade", b"x-api-key", b"x-conversation-id", b"x-csrf-token", b"x-forwarded-for", b"x-forwarded-host",
+    b"x-forwarded-proto", b"x-real-ip",
 })  # fmt: skip
 _PASSED_BACK = frozenset({
     "cache-control", "content-disposition", "content-encoding", "content-language", "content-range", "content-type",

@@ -25,6 +25,24 @@ def test_a_request_is_passed_on_with_the_engines_token_and_not_with_the_callers_
     assert "passed-on-as-it-is" in entry["body_text"]
 
 
+def test_what_could_name_the_caller_or_hold_the_engine_stays_behind(each: Gate):
+    body = json.dumps(chat_body("without-my-headers")).encode()
+    taken = {
+        "Authorization": f"Bearer {each.key}", "Cookie": "a=1", "X-CSRF-Token": "c", "X-Forwarded-For": "198.51.100.7",
+        "Forwarded": "for=198.51.100.7", "X-Real-IP": "198.51.100.7", "Referer": "http://localhost/admin/x?y",
+        "Proxy-Authorization": "Basic eA==", "TE": "trailers", "X-Conversation-Id": "c-1",
+    }  # fmt: skip
+    with RawConnection(each.port) as connection:
+        kept = {"Host": "localhost", "Content-Length": str(len(body)), "X-Mine": "kept"}
+        connection.send(raw_request("POST", f"/upstream/scripted{CHAT}", {**kept, **taken}, body))
+        assert connection.answer().status == 200
+    seen = each.engine().wait_entry("without-my-headers")["headers"]
+    assert seen["x-mine"] == "kept"
+    assert {name.lower() for name in taken} & set(seen) <= {"authorization"}
+    assert each.key not in json.dumps(seen)
+    assert "localhost" not in seen["host"]
+
+
 def test_a_stream_is_passed_on_as_it_comes_and_ends_with_the_client(each: Gate):
     stream = each.begin(chat_body(script({"say": "a"}, {"hang": True}), stream=True), path=f"/upstream/scripted{CHAT}")
     assert stream.frame()
