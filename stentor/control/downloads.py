@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 import msgspec
 
 from stentor.core.clock import Clock
-from stentor.core.errors import Refused, StentorError
+from stentor.core.errors import UNREADABLE, Refused, StentorError
 from stentor.core.ids import new_uuid7
 from stentor.runtime.downloads import FetchCancelled, FetchError, Progress
 from stentor.runtime.snapshots import write_whole
@@ -273,5 +273,5 @@ class DemandedModels:
 def _read_jobs(file: Path) -> list[Download]:
     try:
         return msgspec.json.decode(file.read_bytes(), type=list[Download])
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return []

@@ -1,6 +1,5 @@
 """Signing in to the console, and who is signed in. Memory is the truth, the database what outlives it."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import msgspec
@@ -9,10 +8,11 @@ from sqlalchemy import Connection
 from stentor.audit.log import Actor, record_change
 from stentor.control.books import LocalBooks
 from stentor.control.management import Management
-from stentor.control.slowdown import ACCOUNT_FREE_TRIES, ACCOUNT_LONGEST_WAIT_S, Slowdown, network_of
+from stentor.control.slowdown import Slowdown, network_of
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused, StoreUnavailable
 from stentor.core.ids import KeyId, UserId
+from stentor.core.principal import Principal
 from stentor.core.sessions import SessionCard, SessionKind
 from stentor.people import api_keys, sessions, users
 from stentor.people.key_text import digest_key
@@ -64,8 +64,6 @@ class Sessions:
         self._keyring = keyring
         self._clock = clock
         self._slowdown = Slowdown(clock)
-        self._accounts = Slowdown(clock, ACCOUNT_FREE_TRIES, ACCOUNT_LONGEST_WAIT_S)
-        self._good: set[str] = set()
         self._known: dict[bytes, _Live] = {}
         self._version = 0
         self._written = (0, 0.0)
@@ -96,7 +94,7 @@ class Sessions:
                 return None
             user = users.get_user(connection, session.user_id)
             key = None if session.key_id is None else api_keys.get_key(connection, session.key_id)
-            if not _may(user, session.kind) or (key is not None and not key.is_valid(self._clock.now_us())):
+            if not user.active or (key is not None and not key.is_valid(self._clock.now_us())):
                 return None
             return _Live(session, user, None if key is None else key.ends_us())
 
@@ -128,70 +126,45 @@ class Sessions:
 
         Raises Refused: ``wrong_password`` (the same for an unknown name), ``rate_limit_exceeded`` after failures.
         """
-        network, account = network_of(place[0]), name[:128].lower()
-        here = f"{network} {account}"
-        self._slowdown.enter((network, here))
-        if here not in self._good:
-            self._accounts.enter((account,))
-        proof = await self._management.check_password(name, password)
-        if proof is None or not _may(proof.user, kind):
-            await self._note_failure(kind, None if proof is None else proof.user.id, place[0])
-            raise _wrong()
-        self._slowdown.forgive((here,))
-        self._slowdown.forgive_place(network, account)
-        self._accounts.forgive((account,))
-        self._remember_good(here)
-        return await self._open(proof.user.id, kind, place, proof.check)
-
-    def _remember_good(self, here: str) -> None:
-        """Who signed in here is let in here again, however many guess at their account from elsewhere."""
-        if len(self._good) >= KNOWN_MAX:
-            self._good.clear()
-        self._good.add(here)
+        network = network_of(place[0])
+        names = (network, f"{network} {name[:128].lower()}")
+        self._slowdown.enter(names)
+        user = await self._management.check_password(name, password)
+        if user is None or (kind == "admin" and user.role != "admin"):
+            await self._note_failure(kind, None if user is None else user.id, place[0])
+            raise Refused("wrong_password", "The name or the password is wrong.")
+        self._slowdown.forgive(names)
+        return await self._open(user, kind, place)
 
     async def exchange(self, key: str, place: tuple[str, str]) -> SignedIn:
         """A user session for whoever holds an API key of theirs. Raises Refused."""
-        network = network_of(place[0])
-        self._slowdown.enter((network,))
+        names = (network_of(place[0]),)
+        self._slowdown.enter(names)
         principal = await self._books.find_principal(digest_key(self._keyring.pepper(), key)) if key else None
         if principal is None:
             await self._note_failure("user", None, place[0])
-            raise _unknown_key()
-        key_id = principal.key_id
-        self._slowdown.forgive_place(network, key_id)
-
-        def check(connection: Connection) -> None:
-            if not api_keys.get_key(connection, key_id).is_valid(self._clock.now_us()):
-                raise _unknown_key()
-
-        return await self._open(principal.user_id, "user", place, check, key_id)
+            raise Refused("invalid_api_key", "This API key is unknown, revoked or expired.")
+        self._slowdown.forgive(names)
+        user_id = principal.user_id
+        user = await self._database.read(lambda connection: users.get_user(connection, user_id))
+        return await self._open(user, "user", place, principal)
 
     async def _open(
-        self,
-        user_id: UserId,
-        kind: SessionKind,
-        place: tuple[str, str],
-        check: Callable[[Connection], None],
-        key_id: KeyId | None = None,
+        self, user: User, kind: SessionKind, place: tuple[str, str], key: Principal | None = None
     ) -> SignedIn:
-        """A new session. ``check`` raises Refused if what let the caller in doesn't hold any more.
-
-        Nothing of it is remembered here: what ended between now and its first use is seen when it is loaded.
-        """
         token = sessions.new_token()
+        key_id = None if key is None else key.key_id
 
-        def work(connection: Connection) -> _Live:
+        def work(connection: Connection) -> Session:
             now_us = self._clock.now_us()
-            user = users.get_user(connection, user_id)
-            if not _may(user, kind):
-                raise _wrong()
-            check(connection)
             session = sessions.add_session(connection, user, kind, token, place, now_us, key_id)
             after = {"session": session.id, "kind": kind, "address": session.address}
             record_change(connection, now_us, Actor(user.name, "console"), "sign_in", ("user", user.id), after=after)
-            return _Live(session, user)
+            return session
 
-        return SignedIn(token, _card(await self._database.write(work)))
+        live = _Live(await self._database.write(work), user, None if key is None else key.expires_us)
+        self._known[sessions.digest_token(token)] = live
+        return SignedIn(token, _card(live))
 
     async def _note_failure(self, kind: SessionKind, user_id: UserId | None, address: str) -> None:
         """In the audit, but never more than so many a minute: whoever guesses must not fill the disk."""
@@ -240,8 +213,7 @@ class Sessions:
         """A user's own change of password; their other sessions end. Raises Refused."""
         names = (f"password {user_id}",)
         self._slowdown.enter(names)
-        proof = await self._management.check_password(user_id, old)
-        if proof is None:
+        if await self._management.check_password(user_id, old) is None:
             raise Refused("wrong_password", "The present password is wrong.")
         self._slowdown.forgive(names)
         if old == new:
@@ -251,26 +223,12 @@ class Sessions:
         def work(connection: Connection) -> None:
             now_us = self._clock.now_us()
             user = users.get_user(connection, user_id)
-            proof.check(connection)
             users.set_password(connection, user, hashed, False, now_us)
             sessions.end_sessions(connection, user.id, but=keep)
             record_change(connection, now_us, actor, "user_password", ("user", user.id))
 
         await self._database.write(work)
         self.forget(user_id)
-
-
-def _may(user: User, kind: SessionKind) -> bool:
-    """Whether a user may have a session of this kind."""
-    return user.active and (kind == "user" or user.role == "admin")
-
-
-def _wrong() -> Refused:
-    return Refused("wrong_password", "The name or the password is wrong.")
-
-
-def _unknown_key() -> Refused:
-    return Refused("invalid_api_key", "This API key is unknown, revoked or expired.")
 
 
 def _card(live: _Live) -> SessionCard:

@@ -24,6 +24,7 @@ KEEP_ALIVE_S = 3.0
 IDLE_MAX = 256
 BUFFER_HIGH_BYTES = 256 * 1024
 ERROR_BODY_BYTES = 64 * 1024
+HEAD_MAX_BYTES = 256 * 1024
 
 
 class EngineSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +61,7 @@ class _Line(asyncio.Protocol):
         self._buffered = 0
         self.paused = False
         self._headers_done = False
+        self._head_bytes = 0
         self._ended = False
         self._framed = False
         self._problem = ""
@@ -82,6 +84,11 @@ class _Line(asyncio.Protocol):
         except httptools.HttpParserError as error:
             self._break(f"its answer isn't HTTP: {error}")
             return
+        if not self._headers_done:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_MAX_BYTES:
+                self._break(f"the head of its answer is over {HEAD_MAX_BYTES} bytes")
+                return
         self._wake()
         if self._buffered > BUFFER_HIGH_BYTES and not self.paused and self._transport is not None:
             self.paused = True
@@ -129,6 +136,7 @@ class _Line(asyncio.Protocol):
         self._asked = True
         self.answered = self.reusable = self._headers_done = self._ended = self._framed = False
         self.content_type = ""
+        self._head_bytes = 0
         self._chunks.clear()
         self._buffered = 0
         self._heard_s = time.monotonic()

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from stentor.core.books import Usage
+from stentor.core.errors import UNREADABLE
 from stentor.flows.frames import frame_data
 
 _NOT_FINISHED = b'"finish_reason":null'
@@ -21,6 +22,7 @@ _PROGRESS = b'"prompt_progress"'
 _ERROR = b'"error"'
 _DONE = b"[DONE]"
 
+COUNT_MAX = 2**50
 NOTHING = msgspec.Raw()
 NULL = msgspec.Raw(b"null")
 
@@ -135,7 +137,7 @@ class AnswerMeter:
     def _take_parts(self, frame: bytes, data: bytes) -> bytes | None:
         try:
             parts = _decode_frame(data)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise EngineRubbish(f"the engine sent a frame that can't be read: {error}") from None
         if parts.error not in (NOTHING, NULL):
             raise EngineError(bytes(parts.error).decode(errors="replace")[:500])
@@ -173,7 +175,10 @@ class AnswerMeter:
             return done
         if len(self._usages) == 1:
             return b"data: " + self.usage_frame + b"\n\n" + done
-        whole = _decode_any(self.usage_frame)
+        try:
+            whole = _decode_any(self.usage_frame)
+        except UNREADABLE:
+            whole = {"choices": []}
         whole["usage"] = wire_usage(self.usage())
         return b"data: " + _encode(whole) + b"\n\n" + done
 
@@ -191,33 +196,45 @@ class AnswerMeter:
             reasoning += (details.reasoning_tokens or 0) if details else 0
         cached = first.prompt_tokens_details.cached_tokens if first.prompt_tokens_details else 0
         return Usage(
-            input_tokens=max(0, first.prompt_tokens),
-            cached_tokens=max(0, min(cached or 0, first.prompt_tokens)),
-            output_tokens=max(0, sum(usage.completion_tokens for usage in self._usages)),
-            reasoning_tokens=max(0, reasoning),
+            input_tokens=_bounded(first.prompt_tokens),
+            cached_tokens=_bounded(min(cached or 0, first.prompt_tokens)),
+            output_tokens=_bounded(sum(usage.completion_tokens for usage in self._usages)),
+            reasoning_tokens=_bounded(reasoning),
         )
 
     def usage_so_far(self) -> Usage | None:
         """What a cut answer used up to now; None when the engine gave nothing to go by."""
         if self._usages:
             return self.usage()
-        data = frame_data(self._last_timings) if self._last_timings else None
-        if data is not None:
-            timings = _decode_frame(data).timings or Timings()
+        timings = self._find_timings()
+        if timings is not None:
             output = timings.predicted_n if self._answers == 1 else self.content_frames
             return Usage(
-                input_tokens=timings.cache_n + timings.prompt_n,
-                cached_tokens=timings.cache_n,
-                output_tokens=output,
+                input_tokens=_bounded(timings.cache_n + timings.prompt_n),
+                cached_tokens=_bounded(timings.cache_n),
+                output_tokens=_bounded(output),
                 estimated=self._answers > 1,
             )
         if self.progress is not None:
             return Usage(
-                input_tokens=self.progress.total,
-                cached_tokens=min(self.progress.cache, self.progress.total),
+                input_tokens=_bounded(self.progress.total),
+                cached_tokens=_bounded(min(self.progress.cache, self.progress.total)),
                 output_tokens=self.content_frames,
             )
         return None
+
+    def _find_timings(self) -> Timings | None:
+        """The latest that the engine said, where it can be read: ordinary frames are passed on unread."""
+        data = frame_data(self._last_timings) if self._last_timings else None
+        try:
+            return None if data is None else _decode_frame(data).timings or Timings()
+        except UNREADABLE:
+            return None
+
+
+def _bounded(count: int) -> int:
+    """A count as it can be carried on; whether it is plausible, the books find out."""
+    return min(max(0, count), COUNT_MAX)
 
 
 def _without_usage(data: bytes) -> bytes:
@@ -242,7 +259,10 @@ def wire_usage(usage: Usage) -> dict[str, Any]:
 
 def usage_frame(finish_frame: bytes, usage: Usage) -> bytes:
     """The usage frame that an engine left out, with the head of its finishing frame."""
-    whole = _decode_any(frame_data(finish_frame) or b"{}")
+    try:
+        whole = _decode_any(frame_data(finish_frame) or b"{}")
+    except UNREADABLE:
+        whole = {}
     whole["choices"] = []
     whole["usage"] = wire_usage(usage)
     return b"data: " + _encode(whole) + b"\n\n"

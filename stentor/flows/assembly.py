@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 
 from stentor.core.books import Usage
+from stentor.core.errors import UNREADABLE
 from stentor.flows.answer import NOTHING, NULL, AnswerMeter, EngineError, EngineRubbish, WireUsage, wire_usage
 from stentor.flows.ask import Kind
 from stentor.flows.frames import FrameSplitter, frame_data
@@ -158,14 +159,14 @@ class Assembly:
             # The ordinary stream is a JSON array but for the words between its items.
             try:
                 return _decode_chunks(b"[" + whole[6 : -len(_DONE_LF) - 2].replace(b"\n\ndata: ", b",") + b"]")
-            except (msgspec.DecodeError, RecursionError):
+            except UNREADABLE:
                 pass  # comments or other line ends between the frames: read them one by one
         datas = [data for frame in self.frames() if (data := frame_data(frame)) is not None]
         if datas and datas[-1] == b"[DONE]":
             datas.pop()
         try:
             return _decode_chunks(b"[" + b",".join(datas) + b"]")
-        except (msgspec.DecodeError, RecursionError) as error:
+        except UNREADABLE as error:
             raise EngineRubbish(f"the engine sent a frame that can't be read: {error}") from None
 
     def _take(self, chunk: _Chunk, meter: AnswerMeter) -> None:

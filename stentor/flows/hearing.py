@@ -15,7 +15,7 @@ import msgspec
 
 from stentor.core.books import Extend, Grant, Usage
 from stentor.core.clock import us_since
-from stentor.core.errors import Refused
+from stentor.core.errors import UNREADABLE, Refused
 from stentor.egress.engines import EngineUnreachable
 from stentor.flows.attempt import Attempt
 from stentor.flows.client import MediaClient
@@ -117,7 +117,7 @@ class HearingAttempt(Attempt):
         try:
             body = b"".join([chunk async for chunk in self._ask_engine(grant, PROBE_PATH, order)])
             duration_s = _decode_length(body).duration_s
-        except msgspec.DecodeError as error:
+        except UNREADABLE as error:
             raise EngineFailed("engine_rubbish", f"it can't say how long it is: {error}", suspect=True) from None
         self._audio_ms = math.ceil(duration_s * 1000)
         await self._reserve(grant, duration_s)
@@ -193,7 +193,7 @@ class HearingAttempt(Attempt):
     async def _take(self, line: bytes) -> _Done | None:
         try:
             found = _decode_line(line)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except UNREADABLE as error:
             raise EngineFailed("engine_rubbish", f"its line can't be read: {error}", suspect=True) from None
         if isinstance(found, _Done):
             return found
@@ -272,7 +272,7 @@ def _tokens_in(seconds: float) -> int:
 async def _read_failure(answer: Answer) -> EngineRefused | EngineFailed:
     try:
         problem = _decode_problem(await answer.error_body()).error
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except UNREADABLE:
         problem = _Problem()
     refused = _refuse(problem.code, problem.message) if answer.status < 500 else None
     return refused or EngineFailed("engine_error", f"it answered status {answer.status}", suspect=answer.status != 503)

@@ -102,10 +102,7 @@ class Sequencer:
         await asyncio.sleep(GATHER_S)
 
     async def catch_up(self) -> int:
-        """Number everything that waits; returns how many leaves that made.
-
-        What comes meanwhile waits for the next time: following it would mean a transaction for every few settlements.
-        """
+        """Number everything that waits; returns how many leaves that made."""
         self._awake.clear()
         steps = [self._find_usage, self._find_receipts]
         now_s = self._clock.monotonic_s()
@@ -117,9 +114,7 @@ class Sequencer:
             steps = [self._find_late, *steps]
         added = 0
         for find in steps:
-            taken = BATCH
-            while taken == BATCH:
-                taken = await self._take(find)
+            while taken := await self._take(find):
                 added += taken
         return added
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from stentor.core.errors import UNREADABLE
 from stentor.core.ids import ModelId
 
 
@@ -27,7 +28,7 @@ class Desired:
         self._saving = asyncio.Lock()
         try:
             entries = msgspec.json.decode(path.read_bytes(), type=list[DesiredModel])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNREADABLE):
             # A lost list must not keep the server down: models come up on demand.
             entries = []
         self._models: dict[ModelId, DesiredModel] = {entry.model: entry for entry in entries}

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import aiohttp
 import msgspec
 
+from stentor.core.errors import UNREADABLE
 from stentor.runtime.spec import SPEECH_TYPES, ModelSpec
 
 _HEALTH_TIMEOUT_S = 5.0
@@ -140,7 +141,7 @@ def choose_canary(spec: ModelSpec) -> tuple[str, dict[str, Any]] | None:
         return "/v1/rerank", {"model": model, "query": "a", "documents": ["a"]}
     if spec.engine in SPEECH_TYPES:
         return "/v1/canary", {}
-    if spec.kind in ("audio", "tts", "listen"):
+    if spec.kind in ("audio", "tts"):
         return None
     if spec.engine == "command":
         hello = [{"role": "user", "content": "a"}]
@@ -153,6 +154,6 @@ def choose_canary(spec: ModelSpec) -> tuple[str, dict[str, Any]] | None:
 def _is_answer(answer: bytes) -> bool:
     try:
         body = msgspec.json.decode(answer)
-    except msgspec.DecodeError:
+    except UNREADABLE:
         return False
     return isinstance(body, dict) and any(body.get(field) for field in ("choices", "data", "results"))

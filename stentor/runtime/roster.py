@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from stentor.core.errors import UNREADABLE
 from stentor.runtime import procfs
 
 TAG_VARIABLE = "STENTOR_ENGINE_TAG"
@@ -69,7 +70,7 @@ class Roster:
     def _load(self) -> list[RosterEntry]:
         try:
             return msgspec.json.decode(self._path.read_bytes(), type=list[RosterEntry])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNREADABLE):
             # A lost or damaged list must not keep the server down; the parent-death signal was the first guard.
             return []
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from stentor.core.errors import UNREADABLE
 from stentor.core.ids import ModelId
 
 _PROCESS_BYTES = 64 << 20  # of an engine beyond its buffers: interpreter, libraries, HTTP server
@@ -36,7 +37,7 @@ class Sizes:
         self._models: dict[str, ModelSizes] = {}
         try:
             self._models = msgspec.json.decode(path.read_bytes(), type=dict[str, ModelSizes])
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *UNREADABLE):
             # Nothing learned yet, or nothing that can be read: the formula plans.
             self._models = {}
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from stentor.core.errors import UNREADABLE
 from stentor.core.voices import VoiceCard
 from stentor.runtime.launchers.base import LaunchRefused
 from stentor.runtime.spec import ABILITIES, SPEECH_TYPES, EngineKind, ModelSpec
@@ -22,7 +23,6 @@ SPEECH_LIBRARIES: dict[EngineKind, str] = {
     "piper": "piper",
     "kokoro": "kokoro_onnx",
     "tone": "",
-    "listen": "pymicro_wakeword",
 }
 # Whisper's vocabulary has one word more where it knows more than English.
 _ENGLISH_WORDS = 51864
@@ -58,7 +58,6 @@ _WANTED: dict[EngineKind, _Wanted] = {
     ),
     "piper": _Wanted((("*.onnx",), ("*.onnx.json",)), "a voice.onnx and the voice.onnx.json that belongs to it"),
     "kokoro": _Wanted((("*.onnx",), ("voices*", "*.npz")), "an .onnx file and its voices (voices.npz or voices*.bin)"),
-    "listen": _Wanted((("silero*.onnx",),), "a folder with silero_vad.onnx, and smart-turn*.onnx to tell turns"),
 }
 
 
@@ -97,8 +96,7 @@ def _knows_languages(folder: Path) -> bool:
     try:
         text, listed = folder / "vocabulary.txt", folder / "vocabulary.json"
         if text.is_file():
-            with text.open("rb") as lines:
-                return sum(1 for _ in lines) > _ENGLISH_WORDS
+            return sum(1 for _ in text.open("rb")) > _ENGLISH_WORDS
         return len(msgspec.json.decode(listed.read_bytes(), type=list[str])) > _ENGLISH_WORDS
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return False

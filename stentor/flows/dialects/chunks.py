@@ -2,6 +2,7 @@
 
 import msgspec
 
+from stentor.core.errors import UNREADABLE
 from stentor.flows.answer import NOTHING, EngineRubbish, WireUsage
 from stentor.flows.frames import frame_data
 
@@ -85,7 +86,7 @@ def read_timings(raw: msgspec.Raw) -> Timings | None:
     """The engine's own clock, where it has one that can be read: nobody is billed by it."""
     try:
         return _decode_timings(raw) if raw else None
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return None
 
 

@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 
 import msgspec
 
+from stentor.core.errors import UNREADABLE
 from stentor.flows.dialects.chunks import Choice, ToolCall
 
 PartKind = Literal["thinking", "text", "refusal", "call"]
@@ -160,6 +161,6 @@ def is_json(text: str) -> bool:
     """Whether ``text`` is one whole JSON value."""
     try:
         _decode_any(text)
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         return False
     return True

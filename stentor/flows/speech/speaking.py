@@ -12,7 +12,7 @@ import msgspec
 
 from stentor.core.books import Grant, Usage
 from stentor.core.clock import us_since
-from stentor.core.errors import Refused
+from stentor.core.errors import UNREADABLE, Refused
 from stentor.egress.engines import EngineAnswer, EngineUnreachable
 from stentor.egress.outbound import OutboundFailed
 from stentor.flows.attempt import Attempt
@@ -72,7 +72,7 @@ class SpeechAttempt(Attempt):
             return await self._relay_events(answer)
         except EngineUnreachable as error:
             raise EngineFailed("engine_broke_off", str(error), suspect=True) from None
-        except (FrameTooLarge, binascii.Error, msgspec.DecodeError) as error:
+        except (FrameTooLarge, binascii.Error, *UNREADABLE) as error:
             raise EngineFailed("engine_rubbish", f"its speech can't be read: {error}", suspect=True) from None
         finally:
             answer.release()

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from stentor.core.errors import UNREADABLE
 from stentor.flows.failure import EngineRefused
 
 _PASSED = ("temperature", "top_p", "top_k")
@@ -102,7 +103,7 @@ def to_messages(body: bytes) -> bytes:
     """The request's body for ``/v1/messages``. Raises EngineRefused (400) naming what can't be said there."""
     try:
         ask = _decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise EngineRefused(
             "invalid_request", f"The request can't be told to this model's upstream: {error}."
         ) from None
@@ -163,7 +164,7 @@ def _turn(message: _Message) -> list[Json]:
 def _arguments(text: str | None) -> Json:
     try:
         return _decode_arguments(text or "{}")
-    except (msgspec.DecodeError, RecursionError):
+    except UNREADABLE:
         raise EngineRefused(
             "invalid_request", "The arguments of a tool call in 'messages' aren't a JSON object.", param="messages"
         ) from None

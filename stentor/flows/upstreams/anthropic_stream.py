@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from stentor.core.errors import UNREADABLE
 from stentor.flows.frames import FrameSplitter, frame_data
 
 _encode = msgspec.json.Encoder().encode
@@ -87,7 +88,7 @@ class MessageStream:
             return b""
         try:
             event = _decode(data)
-        except (msgspec.DecodeError, RecursionError):
+        except UNREADABLE:
             return _frame({"error": {"message": "the upstream sent an event that can't be read"}})
         if event.type == "error":
             return _frame({"error": {"message": "the upstream reported an error"}})

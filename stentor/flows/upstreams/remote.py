@@ -10,10 +10,10 @@ from collections.abc import Callable
 import msgspec
 
 from stentor.core.books import Grant
+from stentor.core.errors import UNREADABLE
 from stentor.core.remote import RemoteTerms
 from stentor.egress.engines import EngineAnswer, EngineClient, EngineSettings, EngineUnreachable
 from stentor.egress.outbound import ERROR_BODY_BYTES, Outbound, OutboundAnswer, OutboundFailed, Patience, StreamedBody
-from stentor.egress.sockets import EngineSockets
 from stentor.egress.targets import EgressRefused
 from stentor.egress.upstreams import read_retry_after, upstream_headers, upstream_url
 from stentor.flows.failure import EngineFailed, EngineRefused
@@ -225,12 +225,6 @@ class Upstreams(EngineClient):
     def __init__(self, settings: EngineSettings, remote: RemoteClient) -> None:
         super().__init__(settings)
         self.remote = remote
-        self.sockets = EngineSockets()
-
-    async def close(self) -> None:
-        """Close every connection."""
-        await super().close()
-        await self.sockets.close()
 
 
 def _terms(grant: Grant) -> RemoteTerms:
@@ -246,7 +240,7 @@ def _says_something(frame: bytes) -> bool:
         return True
     try:
         parts = _decode_frame(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except UNREADABLE as error:
         raise _failed("upstream_rubbish", f"it sent a frame that can't be read: {error}") from None
     if bytes(parts.error) != b"null":
         raise _failed("upstream_error", "it reported an error of its own")

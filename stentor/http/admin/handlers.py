@@ -16,7 +16,6 @@ from stentor.http.route import Route
 from stentor.http.sessions import cookie_header, csrf_token, find_cookie, kind_of
 from stentor.http.surface import SURFACE
 from stentor.http.tables import CSV, csv_of, wants_csv
-from stentor.http.texts import check_texts
 
 BODY_MAX_BYTES = 1024 * 1024
 _encode = msgspec.json.Encoder().encode
@@ -52,8 +51,6 @@ class AdminEndpoints:
                 await _respond_csv(connection, row)
                 return
             headers = [(b"x-request-id", connection.request_id.encode()), (b"content-type", b"application/json")]
-            if route.access != "public" or route.sign_in:
-                headers.append((b"cache-control", b"no-store"))
             token = row.pop("_session", None)
             if token is not None:
                 headers.append(cookie_header(kind_of(route.path), token, connection.exchange.secure))
@@ -78,12 +75,10 @@ async def _read(connection: Connection, principal: Principal, params: Params) ->
         body = msgspec.json.decode(raw) if raw else None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Refused("invalid_request", f"The body is not valid JSON: {error}.") from None
-    query = dict(parse_qsl(connection.exchange.query.decode("latin-1")))
-    check_texts(query, params, raw, body)
     task = Task(
         "anonymous",
         "api",
-        query,
+        dict(parse_qsl(connection.exchange.query.decode("latin-1"))),
         body,
         params,
         address=connection.exchange.address or "",

@@ -11,7 +11,6 @@ from stentor.core.ring import RingAnswer, RingCall
 from stentor.http.connection import Connection
 from stentor.http.gateway import Handler, Params
 from stentor.http.ring.routes import ROUTES
-from stentor.http.texts import check_texts
 
 BODY_MAX_BYTES = 8 * 1024 * 1024
 _encode = msgspec.json.Encoder().encode
@@ -57,6 +56,5 @@ async def _read(connection: Connection, principal: Principal, params: Params) ->
         problem = {"type": "json_invalid", "loc": ["body"], "msg": f"JSON decode error: {error}", "input": None}
         raise Refused("unprocessable", f"The body is not valid JSON: {error}.", details={"errors": [problem]}) from None
     query = dict(parse_qsl(connection.exchange.query.decode("latin-1")))
-    check_texts(query, params, raw, body)
     tag = (connection.header(b"if-none-match") or b"").decode("latin-1")
     return RingCall(principal, query, body, params, tag)

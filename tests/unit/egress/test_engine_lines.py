@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from stentor.egress.engines import BUFFER_HIGH_BYTES, EngineClient, EngineSettings
+from stentor.egress.engines import BUFFER_HIGH_BYTES, EngineClient, EngineSettings, EngineUnreachable
 
 LARGE = BUFFER_HIGH_BYTES + 1
 
@@ -71,3 +71,36 @@ async def test_an_answer_that_nobody_took_in_does_not_hold_up_the_next(client: E
 async def test_a_line_serves_one_answer_after_the_other(client: EngineClient, engine: Engine) -> None:
     assert [await read_whole(client, engine.url) for _ in range(4)] == [LARGE] * 4
     assert len(engine.lines) == 1
+
+
+ENDLESS = {
+    "a header": (b"HTTP/1.1 200 OK\r\nX-Long: ", b"x" * 65536),
+    "headers": (b"HTTP/1.1 200 OK\r\n", b"X-One: 1\r\n" * 6000),
+    "a status line": (b"HTTP/1.1 200 ", b"K" * 65536),
+}
+
+
+@pytest.mark.parametrize(("begin", "more"), ENDLESS.values(), ids=ENDLESS)
+async def test_an_answer_whose_head_has_no_end_is_broken_off(begin: bytes, more: bytes) -> None:
+    sent = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(begin)
+            while sent < 64 * 1024 * 1024:
+                writer.write(more)
+                await writer.drain()
+                sent += len(more)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    client = EngineClient(EngineSettings(stall_s=60.0))
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1/chat/completions"
+    async with asyncio.timeout(60):
+        with pytest.raises(EngineUnreachable, match=r"head|HTTP"):
+            await client.post_json(url, "t", b"{}")
+    await client.close()
+    server.close()
+    assert sent < 32 * 1024 * 1024

@@ -191,3 +191,48 @@ def test_assembles_reasoning_logprobs_and_several_answers() -> None:
     assert [entry["token"] for entry in first["logprobs"]["content"]] == ["a", "b"]
     assert first["finish_reason"] == "length"
     assert second["message"] == {"role": "assistant", "content": "c", "reasoning_content": "hm"}
+
+
+NO_TEXT = b'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"content":"\xff"}}]}\n\n'
+NO_REASON = b'data: {"choices":[{"finish_reason":"\xff","index":0,"delta":{}}]}\n\n'
+NO_TIMINGS = b'data: {"choices":[{"finish_reason":null}],"timings":{"predicted_n":"\xff"}}\n\n'
+DEEP = b'data: {"usage":' + b"[" * 5000 + b"]" * 5000 + b"}\n\n"
+
+
+@pytest.mark.parametrize("bad", [NO_TEXT, NO_REASON, DEEP], ids=["text", "reason", "deep"])
+@pytest.mark.parametrize("ping", [b"", b": ping\n\n"])
+def test_a_whole_of_what_is_no_text_is_rubbish(bad: bytes, ping: bytes) -> None:
+    with pytest.raises(EngineRubbish):
+        assemble(content("a"), ping, bad, finish(), counted(3, 2), DONE)
+    assert Assembly("chat").text() == ""
+
+
+@pytest.mark.parametrize("bad", [NO_REASON, DEEP], ids=["reason", "deep"])
+def test_a_frame_that_is_no_text_is_rubbish(bad: bytes) -> None:
+    with pytest.raises(EngineRubbish):
+        meter().take(bad)
+
+
+def test_timings_that_can_not_be_read_say_nothing() -> None:
+    one = meter()
+    one.take(NO_TIMINGS)
+    assert one.usage_so_far() is None
+
+
+def test_a_finish_that_is_no_text_gets_its_usage_all_the_same() -> None:
+    told = usage_frame(b'data: {"id":"\xff","choices":[{"finish_reason":"stop"}]}\n\n', Usage(3, 0, 2))
+    assert json.loads(told.removeprefix(b"data: "))["usage"]["total_tokens"] == 5
+
+
+def test_numbers_beyond_all_measure_are_no_usage() -> None:
+    """They have to reach the authority, over a line that carries 64 bits."""
+    one = meter()
+    for taken in (finish(), counted(10**30, 10**25, 10**24), DONE):
+        one.take(taken)
+    used = one.usage()
+    assert max(used.input_tokens, used.cached_tokens, used.output_tokens) < 2**53
+    cut = meter()
+    cut.take(content("a", timings={"cache_n": 10**30, "prompt_n": 10**30, "predicted_n": 10**30}))
+    so_far = cut.usage_so_far()
+    assert so_far is not None
+    assert max(so_far.input_tokens, so_far.cached_tokens, so_far.output_tokens) < 2**53
