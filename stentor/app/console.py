@@ -10,7 +10,7 @@ from stentor.control.alarms import Alarms
 from stentor.control.alert_operations import AlertOperations
 from stentor.control.books import LocalBooks
 from stentor.control.changes import Changes
-from stentor.control.jobs import Job, Jobs, Retention, Uptime
+from stentor.control.jobs import Job, Jobs, Retention, StoreWatch, Uptime
 from stentor.control.management import Management
 from stentor.control.model_book import ModelBook
 from stentor.control.money_operations import MoneyOperations
@@ -91,6 +91,7 @@ def add_console(operations: Operations, parts: ConsoleParts) -> Console:
     thresholds = settings.values["ALERT_THRESHOLDS"]
     alarms = Alarms(database, parts.leader, clock, thresholds, parts.scheduler.list_crash_loops)
     jobs = (
+        Job("store_watch", StoreWatch(database, parts.log).look, 1.0),
         Job("uptime_check", uptime.check, 60.0),
         Job("usage_fold", retention.fold, 3600.0),
         Job("limit_check", alarms.check_limits, 5.0),

@@ -143,6 +143,26 @@ def _unknown(date: str) -> Row:
     return {"date": date, "status": "unknown", "uptime_percent": None, "avg_latency_ms": None, "avg_models": None}
 
 
+class StoreWatch:
+    """Tells the log when the database can't be written any more and why, and when it can again."""
+
+    def __init__(self, database: Database, log: Log) -> None:
+        self._database = database
+        self._log = log
+        self._told: str | None = None
+
+    async def look(self) -> None:
+        """One look."""
+        problem = self._database.problem()
+        if problem == self._told:
+            return
+        self._told = problem
+        if problem is None:
+            self._log.event("store_recovered", path=self._database.place)
+        else:
+            self._log.event("store_failed", level="error", message=problem, path=self._database.place)
+
+
 class Job(NamedTuple):
     """Something that is done every so often; a number that it returns is how much it found to do."""
 

@@ -140,7 +140,7 @@ class Database:
             try:
                 with self._readers.connect() as connection:
                     return work(connection)
-            except (SQLAlchemyError, driver.module.Error) as error:
+            except (SQLAlchemyError, driver.module.Error, driver.FileGone) as error:
                 problem = self._writer.find_problem(error)
                 if problem is None:
                     raise

@@ -61,8 +61,37 @@ def error_code(error: BaseException) -> int | None:
     return None if code is None else int(code) & 0xFF
 
 
+class FileGone(Exception):
+    """The database isn't where it was opened: what is written into it now would last for nobody."""
+
+
+class OpenFile:
+    """The file at ``path`` as it is now, to be recognised later. Raises OSError where there is none."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._identity = self._identify()
+
+    def _identify(self) -> tuple[int, int]:
+        found = os.stat(self._path)
+        return found.st_dev, found.st_ino
+
+    def check(self) -> None:
+        """Raises FileGone where the file was moved, deleted or replaced."""
+        try:
+            if self._identify() == self._identity:
+                return
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return  # nobody can tell; SQLite says what it finds
+        raise FileGone("the database file was moved, deleted or replaced while the server runs")
+
+
 def find_problem(error: BaseException) -> str | None:
     """Why the store as a whole fails, in words for a person; None if ``error`` is about one statement only."""
+    if isinstance(error, FileGone):
+        return str(error)
     code = error_code(error)
     return None if code is None else _STORE_CODES.get(code)
 
@@ -163,10 +192,16 @@ def end_transaction(connection: Connection) -> None:
 
 def reader_engine(path: Path, settings: StoreSettings) -> Engine:
     """The engine behind the reading connections: read-only by mode and by pragma; each read sees one snapshot."""
+    file = OpenFile(path)
+
+    def connect_reader() -> Any:
+        file.check()  # another file in its place is none of ours
+        return _connect_reader(path, settings)
+
     engine = create_engine(
         "sqlite://",
         module=module,
-        creator=lambda: _connect_reader(path, settings),
+        creator=connect_reader,
         poolclass=QueuePool,
         pool_size=settings.readers,
         max_overflow=0,

@@ -37,7 +37,7 @@ def open_writer(path: Path, settings: StoreSettings) -> Writer:
     finally:
         if connection is not None and connection.in_transaction():
             connection.rollback()
-    return Writer(engine, connection, settings.busy_timeout_s)
+    return Writer(engine, connection, settings.busy_timeout_s, driver.OpenFile(path))
 
 
 def _count_start(connection: Connection) -> None:

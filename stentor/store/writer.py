@@ -31,6 +31,7 @@ CHECKPOINT_PAGES = 2000
 GROUP_PAGES = 4  # what one settlement changes: a page of the table and of its index, and a bucket or two
 PROBE_S = 0.25  # how often a failed store is tried again while nobody asks
 IDLE_S = 0.25
+LOOK_S = 0.1  # how often, while it writes, it is looked whether the file is still there
 
 
 class Writer:
@@ -40,8 +41,13 @@ class Writer:
     epoch = 0
     lease_until_s = float("inf")
 
-    def __init__(self, engine: Engine, connection: Connection, busy_timeout_s: float) -> None:
+    def __init__(
+        self, engine: Engine, connection: Connection, busy_timeout_s: float, file: driver.OpenFile | None = None
+    ) -> None:
+        """``file`` is what ``connection`` has open, where it is a file."""
         self._engine = engine
+        self._file = file
+        self._look_s = 0.0
         self._connection: Connection | None = connection
         self._busy_timeout_s = busy_timeout_s
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -101,6 +107,7 @@ class Writer:
                 self._sleep()
                 self.signalled = False
                 stopping = self._stopping  # read before the queues are emptied: what came before close() is written
+                self._look()
                 while self._work_once():
                     pass
         except BaseException:
@@ -121,6 +128,16 @@ class Writer:
                 self._probe()
             else:
                 self._checkpoint()
+
+    def _look(self) -> None:
+        """Now and then: whether the file is where it was."""
+        now_s = time.monotonic()
+        if self._file is not None and self._problem is None and now_s >= self._look_s:
+            self._look_s = now_s + LOOK_S
+            try:
+                self._file.check()
+            except driver.FileGone as error:
+                self._fail(str(error))
 
     def _work_once(self) -> bool:
         """Do the most urgent thing; False when nothing waits."""
@@ -238,6 +255,8 @@ class Writer:
         """A file on this machine leaves no doubt whether a group was written."""
 
     def _get_connection(self) -> Connection:
+        if self._problem is not None and self._file is not None:
+            self._file.check()
         if self._connection is None:
             self._connection = self._engine.connect()
             if self._problem is not None:

@@ -91,6 +91,31 @@ async def test_a_read_only_database_is_named_and_comes_back_on_a_new_connection(
     assert await database.read(names) == ["t-2"]
 
 
+@pytest.mark.parametrize("replaced", [False, True], ids=["moved away", "another in its place"])
+async def test_nothing_is_written_into_a_file_that_is_gone(
+    database: Database, wait_until, monkeypatch: pytest.MonkeyPatch, replaced: bool
+) -> None:
+    monkeypatch.setattr("stentor.store.writer.LOOK_S", 0.0)
+    await database.write(put("t-0"))
+    folder, elsewhere = database.path.parent, database.path.parent.with_name("elsewhere")
+    folder.rename(elsewhere)
+    if replaced:
+        folder.mkdir()
+        database.path.touch()
+    for name in ("t-1", "t-2"):
+        with pytest.raises(StoreUnavailable, match="moved, deleted or replaced"):
+            await database.write(put(name))
+    assert "moved, deleted or replaced" in str(database.problem())
+    if replaced:
+        assert database.path.stat().st_size == 0
+        database.path.unlink()
+        folder.rmdir()
+    elsewhere.rename(folder)
+    await wait_until(lambda: database.problem() is None)
+    await database.write(put("t-3"))
+    assert await database.read(names) == ["t-0", "t-3"]
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 async def test_a_writer_that_stops_by_a_defect_says_so_and_lets_nobody_wait(
     database: Database, monkeypatch: pytest.MonkeyPatch
