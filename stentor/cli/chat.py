@@ -47,6 +47,10 @@ def chat(config: str | None, data_dir: str | None, message: str | None, **given:
 
 
 def _ask_for_key() -> str:
+    if not sys.stdin.isatty():
+        raise StentorError(
+            "Talking needs an API key: set STENTOR_API_KEY, or give --key. `stentor keys create` makes one."
+        )
     return str(click.prompt("API key", hide_input=True, err=True))
 
 
@@ -55,7 +59,8 @@ def base_url_of(settings: "Settings") -> str:
     if settings.public_url is not None:
         return settings.public_url.removesuffix("/v1") + "/v1"
     host = _EVERYWHERE.get(settings.host, settings.host)
-    return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/v1"
+    scheme = "http" if settings.tls_cert is None else "https"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{settings.port}/v1"
 
 
 class Server:

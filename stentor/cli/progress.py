@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from stentor.settings import Settings
 
 
-def fetch_model(settings: "Settings", source: str, name: str) -> Path:
-    """The file of a source, fetched if it is not there. Raises FetchError or SourceError; Ctrl-C ends it."""
+def fetch_model(settings: "Settings", source: str, name: str, before: Callable[[], None] = lambda: None) -> Path:
+    """The file of a source, fetched if it is not there. Raises FetchError or SourceError; Ctrl-C ends it.
+
+    ``before`` is called where something has to be fetched: what would make that in vain is said at once.
+    """
     module = load("stentor.runtime.sources")
     sources = module.Sources(settings.model_cache, settings.environ, hub=settings.hub)
     found: Path | None = sources.find(source)
@@ -27,6 +30,7 @@ def fetch_model(settings: "Settings", source: str, name: str) -> Path:
         return module.check_file(Path(source.removeprefix("file:")))  # type: ignore[no-any-return]
     if found is not None:
         return found
+    before()
     _make_private(settings.data_dir)
     return _fetch_with_bar(sources, source, name)
 
@@ -95,4 +99,6 @@ async def _fetch(sources: "Sources", source: str, tell: Callable[[int, int], Non
     try:
         return await task
     except asyncio.CancelledError:
-        raise StentorError("Fetching was stopped. The next one goes on with what came of a model on the hub.") from None
+        raise StentorError(
+            "Fetching was stopped. Run the command again to go on; what came of a model on the hub is kept."
+        ) from None

@@ -31,7 +31,16 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 
+def _tell_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(load("stentor.version").VERSION)
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_tell_version, help="Print the version."
+)
 def root() -> None:
     """A self-hosted AI server: models behind one OpenAI-compatible endpoint, every request metered."""
 

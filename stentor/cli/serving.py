@@ -79,7 +79,7 @@ def fetch_missing(settings: "Settings") -> None:
 
 def _find_failure(settings: "Settings", spec: "ModelSpec") -> StentorError | None:
     try:
-        fetch_model(settings, spec.source, spec.id)
+        fetch_model(settings, spec.source, spec.id, lambda: load("stentor.app").check_address(settings))
     except StentorError as error:
         return error
     return None
@@ -111,7 +111,8 @@ def describe_ready(ready: Ready, gpu: str) -> str:
     if ready.admin_password:
         lines.append(f"  Admin     {ready.admin_user} / {ready.admin_password}{once}")
     lines.append(f"  API key   {ready.api_key}{once}" if ready.api_key else "  API key   stentor keys create")
-    lines.append("  Speech    stentor models pull whisper-tiny.en piper-joe   (then `stentor models add` each)")
+    if ready.api_key:
+        lines.append("  Speech    stentor models pull whisper-tiny.en piper-joe   (then `stentor models add` each)")
     lines += [f"  GPU       {gpu}", "", "Try it:", "", _curl(ready), "", "Stop with Ctrl-C.", ""]
     return "\n".join(lines)
 

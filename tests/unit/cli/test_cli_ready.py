@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import socket
 
 import msgspec
 import pytest
@@ -29,6 +30,7 @@ def test_a_later_start_shows_no_secret_and_says_how_to_make_a_key():
     text = describe_ready(Ready(api_key=None, admin_password=None), "No GPU found.")
     assert "shown this once" not in text
     assert "stentor keys create" in text
+    assert "models pull" not in text, "what is offered once isn't news"
     assert "$STENTOR_API_KEY" in text
 
 
@@ -59,6 +61,17 @@ def test_a_missing_only_model_stops_the_start(tmp_path):
     settings, _ = load_settings({"models": ("gone.gguf",)}, {}, tmp_path)
     with pytest.raises(StentorError, match=r"gone\.gguf does not exist"):
         fetch_missing(settings)
+
+
+def test_a_taken_port_is_told_before_anything_is_fetched(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        settings, _ = load_settings({"port": port}, {"PIP_NO_INDEX": "1"}, tmp_path)
+        with pytest.raises(StentorError, match=f"Can't listen on 127.0.0.1:{port}"):
+            fetch_missing(settings)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_one_missing_model_of_two_is_a_warning(tmp_path, capsys):
