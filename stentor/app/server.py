@@ -230,6 +230,8 @@ class _Server:
         await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         everything.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await everything
 
     async def _end(self, authority: Authority, http: RunningHttp) -> None:
         ending = asyncio.create_task(http.end(self._settings.drain_s))
@@ -310,10 +312,22 @@ def _listen(settings: Settings) -> socket.socket:
         alone.close()
         return bind(host, port, shared=True)
     except OSError as error:
-        raise StentorError(
-            f"Can't listen on {settings.host}:{settings.port}: {error.strerror or error}. "
-            "End what uses the port, or choose another one with --port or STENTOR_PORT."
-        ) from None
+        raise _no_address(settings, error) from None
+
+
+def check_address(settings: Settings) -> None:
+    """Raises StentorError where the address is taken now: before a model is fetched in vain."""
+    try:
+        bind(settings.host, settings.port, shared=False).close()
+    except OSError as error:
+        raise _no_address(settings, error) from None
+
+
+def _no_address(settings: Settings, error: OSError) -> StentorError:
+    return StentorError(
+        f"Can't listen on {settings.host}:{settings.port}: {error.strerror or error}. "
+        "End what uses the port, or choose another one with --port or STENTOR_PORT."
+    )
 
 
 def _listen_unix(path: Path) -> socket.socket:

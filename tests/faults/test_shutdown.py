@@ -126,6 +126,7 @@ def test_a_stop_while_the_engines_load_leaves_nothing(make_subject: MakeSubject)
     assert isinstance(started.failure(15), AssertionError), "it said that it was ready"
     with gone_within(2.0, children):
         assert subject.wait_ended(15) == 0
+    assert b'"error"' not in subject.log, subject.log.decode()
     # What is shown only once was not made for nobody to see.
     subject.config.write_text(scripted_model())
     subject.start()
