@@ -197,7 +197,7 @@ class ModelBook:
 
     def _get_registered(self, model: ModelId) -> ModelSpec:
         if model in self._file:
-            raise Refused("conflict", f"The model '{model}' stands in the settings file; change it there.")
+            raise Refused("conflict", f"The model '{model}' stands in the settings; change it there.")
         spec = self._registered.get(model)
         if spec is None:
             raise Refused("model_not_found", f"There is no model '{model[:128]}'; `stentor models list` shows all.")

@@ -202,8 +202,8 @@ _TEXTS = {
     "disabled": "The hub has disabled {subject}.",
     "busy": "The hub asks to slow down ({text}). What was fetched is kept; try again in a few minutes.",
     "unavailable": "The hub doesn't answer properly ({text}). What was fetched is kept; try again later.",
-    "unreachable": "The hub can't be reached for {subject}: {text}. What was fetched is kept. Check the network, the "
-    "proxy variables and HF_ENDPOINT.",
+    "unreachable": "The hub can't be reached ({subject}): {text}. Check the network, the proxy variables and "
+    "HF_ENDPOINT; what was fetched is kept.",
     "stalled": "The hub delivers {subject} too slowly: {text}. What was fetched is kept; try again later.",
     "cut": "The connection to the hub keeps breaking: {text}. What was fetched is kept; try again later.",
     "rubbish": "What answers as the hub isn't the hub: {text}. A proxy or a sign-in page may stand between; check "

@@ -235,7 +235,7 @@ def test_the_hubs_library_reports_to_nobody(tmp_path):
 
 async def test_nobody_there_is_an_error_with_advice(fetch, hub):
     hub.close()
-    with pytest.raises(FetchError, match=r"can't be reached for org/Tiny-GGUF.*HF_ENDPOINT"):
+    with pytest.raises(FetchError, match=r"can't be reached \(org/Tiny-GGUF\).*HF_ENDPOINT"):
         await fetch(tries=2)
 
 
