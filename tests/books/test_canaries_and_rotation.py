@@ -1,16 +1,15 @@
 """Secrets that must show up nowhere, traces included, while requests succeed and fail; a new master key under load."""
 
-import gzip
 import http.client
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 
+from tests.collector import Collector, collecting
 from tests.http.harness import Gate, until
 from tests.scripted_engine import script
 from tests.serving import Server, free_port, scripted_model
@@ -22,46 +21,26 @@ PROMPT = "canaryprompt5b4a"
 ROTATIONS, CLIENTS = 3, 4
 
 
-class Collector(BaseHTTPRequestHandler):
-    """An OpenTelemetry collector that keeps what it is sent."""
-
-    received: ClassVar[list[bytes]] = []
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.received.append(gzip.decompress(body) if self.headers.get("content-encoding") == "gzip" else body)
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
+@pytest.fixture(scope="module")
+def traces() -> Iterator[Collector]:
+    """Where spans go."""
+    with collecting() as collector:
+        yield collector
 
 
 @pytest.fixture(scope="module")
-def traces() -> Iterator[str]:
-    """The collector's address."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def gate(tmp_path_factory: pytest.TempPathFactory, traces: str) -> Iterator[Gate]:
+def gate(tmp_path_factory: pytest.TempPathFactory, traces: Collector) -> Iterator[Gate]:
     """A server with two workers that is traced, and logs all that it ever would."""
-    settings = {"GATEWAY_WORKERS": "2", "DURABILITY": "process", "LOG_LEVEL": "DEBUG", "OTEL_ENDPOINT": traces}
+    settings = {"GATEWAY_WORKERS": "2", "DURABILITY": "process", "LOG_LEVEL": "DEBUG", "OTEL_ENDPOINT": traces.url}
     settings |= {"EGRESS_ALLOW": "127.0.0.1", "HF_ENDPOINT": "http://127.0.0.1:9"}
     with Server(tmp_path_factory.mktemp("canaries"), scripted_model(), "--admin-key", slots=2, **settings) as server:
         yield Gate(server)
 
 
-def said_anywhere(gate: Gate) -> dict[str, str]:
+def said_anywhere(gate: Gate, traces: Collector) -> dict[str, str]:
     """All that the server wrote, answers or is seen to be, by where."""
     server = gate.server
-    said = {"log": server.log.decode(errors="replace"), "traces": b"".join(Collector.received).decode("latin-1")}
+    said = {"log": server.log.decode(errors="replace"), "traces": b"".join(traces.bodies).decode("latin-1")}
     said["database"] = "".join(path.read_bytes().decode("latin-1") for path in server.data_dir.glob("stentor.db*"))
     for path in ("/metrics", "/admin/api/providers", "/admin/api/secrets", "/admin/api/audit", "/admin/api/config"):
         said[path] = server.ask("GET", path).body.decode()
@@ -74,7 +53,7 @@ def said_anywhere(gate: Gate) -> dict[str, str]:
     return said | {"process list": "\n".join(lines)}
 
 
-def test_secrets_are_nowhere_whatever_fails(gate: Gate) -> None:
+def test_secrets_are_nowhere_whatever_fails(gate: Gate, traces: Collector) -> None:
     server = gate.server
     user = gate.admin("POST", "/users", {"name": "canary", "tier": "payg", "password": PASSWORD})
     poor = gate.make_key(user["id"])["key"]
@@ -107,9 +86,8 @@ def test_secrets_are_nowhere_whatever_fails(gate: Gate) -> None:
     tries = ({"username": "canary", "password": PASSWORD}, {"username": "nobody", "password": PASSWORD})
     answers += [server.ask("POST", "/user/api/login", words, key="") for words in tries]
     answers.append(server.ask("POST", "/user/api/login", {"api_key": bad}, key=""))
-    until(lambda: len(Collector.received), lambda count: count > 0, 60.0)
-    until(lambda: b"chat scripted" in b"".join(Collector.received), timeout_s=60.0)
-    said = said_anywhere(gate)
+    until(lambda: b"chat scripted" in b"".join(traces.bodies), timeout_s=60.0)
+    said = said_anywhere(gate, traces)
     said["answers"] = refused + "".join(answer.body.decode() for answer in answers)
     assert "chat scripted" in said["traces"]
     assert "request_refused" in said["log"]

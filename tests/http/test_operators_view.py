@@ -1,16 +1,14 @@
 """What operators see of a server: the document of its errors, its log, its metrics, its traces."""
 
-import gzip
+import contextlib
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from stentor.http.errors import CODES
+from tests.collector import collecting
 from tests.http.harness import CHAT, Gate, Json, chat_body, script, until
 from tests.serving import Server, scripted_model
 
@@ -77,45 +75,19 @@ def test_restarts_after_failures_are_counted(gate: Gate):
     assert gate.metric("stentor_store_writer_queue") == 0
 
 
-class _Collector(BaseHTTPRequestHandler):
-    """An OpenTelemetry collector."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        if self.headers.get("content-encoding") == "gzip":
-            body = gzip.decompress(body)
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            for scope in resource.scope_spans:
-                self.server.spans.extend(scope.spans)  # type: ignore[attr-defined]
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
-@pytest.fixture
-def collector() -> Iterator[ThreadingHTTPServer]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Collector) as server:
-        server.spans = []  # type: ignore[attr-defined]
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_every_attempt_is_a_span_under_the_callers(tmp_path: Path, collector: ThreadingHTTPServer, workers: str):
-    settings = {"OTEL_ENDPOINT": f"http://127.0.0.1:{collector.server_port}", "GATEWAY_WORKERS": workers}
-    with Server(tmp_path, scripted_model(), DURABILITY="process", **settings) as server:
+def test_every_attempt_is_a_span_under_the_callers(tmp_path: Path, workers: str):
+    with contextlib.ExitStack() as stack:
+        collector = stack.enter_context(collecting())
+        settings = {"OTEL_ENDPOINT": collector.url, "GATEWAY_WORKERS": workers}
+        server = stack.enter_context(Server(tmp_path, scripted_model(), DURABILITY="process", **settings))
         fine = server.ask("POST", CHAT, chat_body(), traceparent=PARENT)
         failed = server.ask("POST", CHAT, chat_body(script({"say": ["a"]}, at={"before_headers": "die"})))
         refused = server.ask("POST", CHAT, chat_body(model="not-there"))
         assert (fine.status, failed.status, refused.status) == (200, 502, 404)
         assert server.stop() == 0
-    spans = collector.spans  # type: ignore[attr-defined]
+    sent = [ExportTraceServiceRequest.FromString(body) for body in collector.bodies]
+    spans = [span for each in sent for one in each.resource_spans for scope in one.scope_spans for span in scope.spans]
     told = [{each.key: each.value for each in span.attributes} for span in spans]
     errors = sorted(one["error.type"].string_value for one in told if "error.type" in one)
     assert errors == ["engine_unreachable", "engine_unreachable", "model_not_found"]

@@ -1,12 +1,8 @@
 """Spans follow OpenTelemetry's conventions for generative AI and carry nothing private."""
 
-import gzip
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import ClassVar
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -22,6 +18,7 @@ from stentor.core.ids import InstanceId, ModelId, RequestId
 from stentor.telemetry import trace
 from stentor.telemetry.settings import TelemetrySettings
 from stentor.telemetry.trace import NoTracer, OtelTracer, open_tracer
+from tests.collector import collecting
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 GRANT = Grant(
@@ -162,36 +159,13 @@ def test_without_an_endpoint_nothing_is_traced() -> None:
     tracer.close()
 
 
-class Collector(BaseHTTPRequestHandler):
-    """An OpenTelemetry collector that keeps what it is sent."""
-
-    received: ClassVar[list[tuple[str, bytes]]] = []
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        if self.headers.get("content-encoding") == "gzip":
-            body = gzip.decompress(body)
-        self.received.append((self.path, body))
-        self.send_response(200)
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 def test_with_an_endpoint_spans_are_exported_there() -> None:
-    Collector.received.clear()
-    with HTTPServer(("127.0.0.1", 0), Collector) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        settings = TelemetrySettings(otel_endpoint=f"http://127.0.0.1:{server.server_port}/", otel_service_name="house")
+    with collecting() as collector:
+        settings = TelemetrySettings(otel_endpoint=f"{collector.url}/", otel_service_name="house")
         tracer = open_tracer(settings, "1.0")
         tracer.start("/v1/completions", "smol", stream=False, traceparent=PARENT).end(GRANT, close(), SETTLED)
         tracer.close()
-        server.shutdown()
-        thread.join()
-    [(path, body)] = Collector.received
+    [(path, body)] = collector.received
     sent = ExportTraceServiceRequest.FromString(body)
     assert path == "/v1/traces"
     assert sent.resource_spans[0].scope_spans[0].spans[0].name == "text_completion smol"
