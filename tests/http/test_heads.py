@@ -49,7 +49,7 @@ async def send(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
 async def test_a_head_that_does_not_end_is_not_waited_for(port: int, parts: tuple[bytes, ...]):
     began = time.monotonic()
     assert await send(port, *parts) == b""
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 async def test_an_answer_takes_longer_than_heads_may(port: int):
