@@ -1,9 +1,12 @@
 """Two servers on one database: each serves the other's models, and what they do is admitted, paid and counted once."""
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from stentor.control.neighbourhood import node_token
@@ -127,9 +130,43 @@ def test_of_two_owners_the_other_answers_when_one_is_killed(tmp_path: Path, post
         for _ in range(4):
             assert one.chat(model="far").status == 200
         assert [len(gate.engine("far").log()) > 0 for gate in (two, three)] == [True, True]
+        check_stopped(one, two)
         two.server.kill()
         for _ in range(6):  # long before its lease has run out
             assert one.chat(model="far").status == 200
+
+
+def check_stopped(one: Gate, two: Gate) -> None:
+    """A node that stands still has accepted what it will never answer: long before five minutes the other one does."""
+    bodies = [{"model": "far", "messages": [{"role": "user", "content": f"{n}"}], "stream": n < 2} for n in range(4)]
+    with stopped(two):
+        start_s = time.monotonic()
+        waiting = [one.send(body) for body in bodies]
+        answers = [connection.getresponse() for connection in waiting]
+        assert [answer.status for answer in answers] == [200] * 4
+        assert time.monotonic() - start_s < 100
+        ids = [str(answer.getheader("x-request-id")) for answer in answers]
+        for connection in waiting:
+            connection.close()
+    attempts = [one.find_events(request_id) for request_id in ids]
+    again = [events for events in attempts if len(events) == 2]
+    assert len(again) == 2  # they took turns
+    assert {(events[0]["status"], events[0]["reason"]) for events in again} == {("failed", "upstream_unreachable")}
+    until(lambda: places(one), lambda count: count == 128, PATIENCE_S)
+
+
+@contextlib.contextmanager
+def stopped(gate: Gate) -> Iterator[None]:
+    """Meanwhile nothing of a server runs."""
+    assert gate.server.process is not None
+    whole = [psutil.Process(gate.server.process.pid), *gate.server.children()]
+    for process in whole:
+        process.suspend()
+    try:
+        yield
+    finally:
+        for process in whole:
+            process.resume()
 
 
 def places(gate: Gate) -> int:

@@ -6,6 +6,7 @@ an error, or nothing at all, has failed before anything was relayed, and somebod
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import msgspec
 
@@ -21,6 +22,7 @@ from stentor.flows.frames import FrameSplitter, FrameTooLarge, frame_data
 from stentor.flows.upstreams.anthropic_request import to_count, to_messages
 from stentor.flows.upstreams.anthropic_stream import MessageStream
 from stentor.flows.upstreams.errors import read_remote_error
+from stentor.flows.upstreams.pulse import Pulse
 
 _decode_fields = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
@@ -111,6 +113,7 @@ class RemoteClient:
 
     def __init__(self, outbound: Outbound) -> None:
         self._outbound = outbound
+        self._pulse = Pulse(outbound)
 
     async def ask_stream(self, grant: Grant, path: str, body: bytes) -> RemoteAnswer:
         """POST a chat or text completion; returns when its first word is there.
@@ -120,7 +123,7 @@ class RemoteClient:
         terms = _terms(grant)
         answer: RemoteAnswer | None = None
         try:
-            async with asyncio.timeout(terms.first_byte_s):
+            async with asyncio.timeout(terms.first_byte_s), self._watched(grant, terms):
                 answer = await self._begin(grant, terms, path, body)
                 await answer.hold_first()
         except TimeoutError:
@@ -132,6 +135,10 @@ class RemoteClient:
                 answer.release()
             raise
         return answer
+
+    def _watched(self, grant: Grant, terms: RemoteTerms) -> AbstractAsyncContextManager[None]:
+        """A wait for the grant's upstream that ends if it is a node that has stopped. Raises EngineFailed."""
+        return self._pulse.beside(grant.url) if terms.ours else nullcontext()
 
     async def _begin(self, grant: Grant, terms: RemoteTerms, path: str, body: bytes) -> RemoteAnswer:
         translate: Callable[[bytes], bytes] | None = None
@@ -156,7 +163,8 @@ class RemoteClient:
             path, body, lacks = MESSAGES_COUNT_PATH, to_count(body), _LACKS[terms.kind]
         elif terms.kind == "anthropic":
             raise EngineRefused("missing_ability", f"The model '{grant.model}' answers conversations alone.")
-        answer = await self._send(grant, terms, path, body, lacks)
+        async with self._watched(grant, terms):
+            answer = await self._send(grant, terms, path, body, lacks)
         parts: list[bytes] = []
         size = 0
         try:
