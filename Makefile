@@ -6,7 +6,7 @@ STAMP := $(VENV)/.locked
 DEV_STAMP := $(VENV)/.locked-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
-.PHONY: up setup dev test check fix bench soak lock docs clean
+.PHONY: up setup dev test check fix bench soak kills lock docs clean
 
 up: setup
 	@$(BIN)/stentor up
@@ -53,7 +53,11 @@ bench: dev
 	$(BIN)/python -m bench.speaking
 
 soak: dev
-	$(BIN)/python -m pytest -n 2 -m soak
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m soak
+	$(BIN)/python -m tests.books.kills
+
+kills: dev
+	$(BIN)/python -m tests.books.kills
 
 lock:
 	uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header pyproject.toml requirements/build.in -o requirements/runtime.txt

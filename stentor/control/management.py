@@ -246,7 +246,7 @@ class Management:
                 by = msgspec.structs.replace(by, user_id=users.get_user(connection, by.user_id).id)
             return list_usage(connection, by, before=before, limit=limit)
 
-        return await self._database.read(read)
+        return await self._database.study(read)
 
     async def record(self, actor: Actor, action: str, subject: tuple[str, str], after: dict[str, Any]) -> None:
         """Write down a change that isn't the books' own, such as a model's start."""
@@ -257,7 +257,7 @@ class Management:
 
     async def total_usage(self, where: UsageFilter, by: tuple[Subject, ...] = ()) -> list[UsageTotal]:
         """Totals of usage, in all or by subjects."""
-        return await self._database.read(lambda connection: total_usage(connection, where, by))
+        return await self._database.study(lambda connection: total_usage(connection, where, by))
 
     # -- tiers, projects, audit ----------------------------------------------------------------------------------------
 
@@ -345,7 +345,7 @@ class Management:
         """Whether every balance and bucket agrees with the ledger and the events."""
         problem = self._database.problem()
         findings = [Finding("store", problem is None, problem or "The database can be written.")]
-        wrong = await self._database.read(check_books)
+        wrong = await self._database.study(check_books)
         if not wrong:
             return [*findings, Finding("books", True, "Balances and limits agree with ledger and events.")]
         return findings + [

@@ -55,19 +55,20 @@ class Reports:
             if after is not None:
                 last: str | int = _day_us(after) if by == "day" else after
                 totals = [total for total in totals if total.subjects[0] > last]  # type: ignore[operator]
-            return [_row(connection, total, by) for total in totals[:limit]]
+            shown = totals[:limit]
+            names = users.list_names(connection, [str(one.subjects[0]) for one in shown]) if by == "user" else {}
+            return [_row(total, by, names) for total in shown]
 
-        rows = await self._database.read(read)
+        rows = await self._database.study(read)
         return rows, rows[-1].group if len(rows) == limit else None
 
 
-def _row(connection: Connection, total: UsageTotal, by: By) -> ReportRow:
+def _row(total: UsageTotal, by: By, names: dict[str, str]) -> ReportRow:
     group = label = str(total.subjects[0])
     if by == "day":
         group = label = datetime.fromtimestamp(int(group) / 1e6, UTC).strftime("%Y-%m-%d")
     elif by == "user":
-        user = users.find_user(connection, group)
-        label = group if user is None else user.name
+        label = names.get(group, group)
     return ReportRow(
         group,
         label,

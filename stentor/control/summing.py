@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+from functools import partial
 
+from stentor.accounting.spans import ROLLUPS, find_next_span, finish_span, roll_up
 from stentor.accounting.usage import sum_up
 from stentor.core.clock import Clock
 from stentor.core.errors import NotLeader, StoreUnavailable
@@ -30,10 +32,14 @@ class UsageSummer:
             await asyncio.sleep(EVERY_S)
 
     async def catch_up(self) -> None:
-        """Sum up every full block, one short transaction for each, after everything else that waits.
+        """Sum up every full block, then every full span of blocks, in short transactions after everything else.
 
         Raises StoreUnavailable, and NotLeader where another node does it.
         """
         settled_before_us = self._clock.now_us() - LATE_US if self._shared else None
         while await self._leader.maintain(lambda connection: sum_up(connection, settled_before_us)):
             pass
+        while (span := await self._leader.read(find_next_span)) is not None:
+            for rollup in ROLLUPS:
+                await self._leader.maintain(partial(roll_up, span=span, rollup=rollup))
+            await self._leader.maintain(partial(finish_span, span=span))

@@ -1,5 +1,6 @@
 """All SQL about users, tiers, projects and API keys."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
@@ -122,6 +123,15 @@ def list_users(connection: Connection, after_name: str, limit: int) -> list[AnyR
     """Users by name, those after ``after_name``."""
     query = select(*_USER).where(users.c.name > after_name).order_by(users.c.name).limit(limit)
     return list(connection.execute(query))
+
+
+def list_names(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
+    """Names by id."""
+    names: dict[str, str] = {}
+    for start in range(0, len(ids), 500):
+        query = select(users.c.id, users.c.name).where(users.c.id.in_(ids[start : start + 500]))
+        names.update((row[0], row[1]) for row in connection.execute(query))
+    return names
 
 
 def find_user(connection: Connection, user_id: str) -> AnyRow | None:

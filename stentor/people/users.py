@@ -1,6 +1,7 @@
 """Users: found by id, name or email; made with a personal project of their own."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -36,6 +37,11 @@ class NewUser(msgspec.Struct, frozen=True):
 def list_users(connection: Connection, *, after_name: str = "", limit: int = 100) -> list[User]:
     """Users by name; page on with the last one's name."""
     return [User(*row) for row in table.list_users(connection, after_name, limit)]
+
+
+def list_names(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
+    """The names of users by id; unknown ids are left out."""
+    return table.list_names(connection, ids)
 
 
 def find_user(connection: Connection, user: str) -> User | None:
@@ -121,6 +127,7 @@ __all__ = [
     "find_user",
     "get_user",
     "is_password",
+    "list_names",
     "list_users",
     "set_password",
 ]

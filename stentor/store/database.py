@@ -29,11 +29,13 @@ class Database:
     """
 
     def __init__(self, place: str, locks: list[DataLock], writer: Writer, readers: Engine, reader_count: int) -> None:
+        """``readers`` has a connection for each of ``reader_count`` threads, and one more (:meth:`study`)."""
         self.place = place
         self._locks = locks
         self._writer = writer
         self._readers = readers
         self._threads = ThreadPoolExecutor(reader_count, thread_name_prefix="store-reader")
+        self._study = ThreadPoolExecutor(1, thread_name_prefix="store-study")
         self._closed = False
 
     @classmethod
@@ -68,6 +70,14 @@ class Database:
         if self._closed:
             raise StoreUnavailable("the database is closed")
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._read_here, work)
+
+    async def study(self, work: Callable[[Connection], T]) -> T:
+        """As :meth:`read`, for what reads much: one after the other, so that neither short reads nor those who settle
+        have to share the machine with more than one of them.
+        """
+        if self._closed:
+            raise StoreUnavailable("the database is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._study, self._read_here, work)
 
     async def write(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in a savepoint of its own within the next group commit; returns when it is durable.
@@ -129,6 +139,7 @@ class Database:
             return
         self._closed = True
         self._threads.shutdown(wait=True)
+        self._study.shutdown(wait=True)
         self._readers.dispose()  # before the writer: the last connection to close tidies the log away
         self._writer.close()
         for lock in self._locks:

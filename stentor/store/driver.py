@@ -203,7 +203,7 @@ def reader_engine(path: Path, settings: StoreSettings) -> Engine:
         module=module,
         creator=connect_reader,
         poolclass=QueuePool,
-        pool_size=settings.readers,
+        pool_size=settings.readers + 1,
         max_overflow=0,
     )
 

@@ -115,6 +115,7 @@ def _make_engine(settings: StoreSettings, deadline_s: float, begin: str, pool: d
         "tcp_keepalives_interval": "3",
         "tcp_keepalives_count": "3",
         "jit": "off",
+        "max_parallel_workers_per_gather": "0",  # a report must not take all processors from those who settle
     }
     if settings.durability == "process":
         server_settings["synchronous_commit"] = "off"
@@ -138,7 +139,7 @@ def reader_engine(settings: StoreSettings) -> Engine:
     pool = {
         "poolclass": QueuePool,
         "pool_size": settings.pool_size,
-        "max_overflow": settings.pool_overflow,
+        "max_overflow": settings.pool_overflow + 1,
         "pool_timeout": settings.answer_timeout_s,
     }
     begin = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"

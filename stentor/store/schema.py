@@ -16,7 +16,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from stentor.store import alert_schema, node_schema, ring_schema
+from stentor.store import alert_schema, node_schema, ring_schema, span_schema
 from stentor.store.metadata import Serial as _Serial
 from stentor.store.metadata import metadata
 
@@ -24,9 +24,8 @@ HEAD = "0001"
 PRODUCT = "stentor"
 RING_TABLES = ring_schema.RING_TABLES
 leaders = node_schema.leaders
-webhooks = alert_schema.webhooks
-alerts = alert_schema.alerts
-deliveries = alert_schema.deliveries
+webhooks, alerts, deliveries = alert_schema.webhooks, alert_schema.alerts, alert_schema.deliveries
+usage_spans, span_sums = span_schema.usage_spans, span_schema.span_sums
 
 meta = Table(
     "meta",

@@ -7,8 +7,11 @@ from functools import partial
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection, select
 
 from stentor.accounting import table as accounting_table
+from stentor.accounting.spans import ROLLUPS, find_next_span, finish_span, roll_up
+from stentor.accounting.spans import table as span_table
 from stentor.accounting.usage import (
     UsageEvent,
     UsageFilter,
@@ -25,6 +28,7 @@ from stentor.core.clock import DAY_US, SystemClock
 from stentor.core.ids import new_request_id
 from stentor.store.database import Database
 from stentor.store.leader import Leader
+from stentor.store.schema import span_sums, usage_spans
 
 START_US = 1_800_000_000_000_000
 SUBJECTS = ("user_id", "project_id", "key_id", "model", "status", "day_us")
@@ -33,6 +37,7 @@ SUBJECTS = ("user_id", "project_id", "key_id", "model", "status", "day_us")
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage_table, "BLOCK", 7)
+    monkeypatch.setattr(span_table, "SPAN", 3)
 
 
 def make_row(chance: random.Random, settled_us: int) -> tuple[Any, ...]:
@@ -76,6 +81,16 @@ async def sum_all_up(database: Database) -> int:
     count = 0
     while await database.maintain(lambda connection: sum_up(connection, None)):
         count += 1
+    return count
+
+
+async def roll_all_up(database: Database) -> int:
+    count = 0
+    while (span := await database.read(find_next_span)) is not None:
+        for rollup in ROLLUPS:
+            for _ in range(2):  # somebody else does it, too
+                await database.maintain(partial(roll_up, span=span, rollup=rollup))
+        count += await database.maintain(partial(finish_span, span=span))
     return count
 
 
@@ -136,6 +151,9 @@ async def test_every_question_has_the_answer_that_counting_gives(database: Datab
             rows.append(make_row(chance, now_us))
         await write(database, rows)
         await sum_all_up(database)
+        await roll_all_up(database)
+        if chance.random() < 0.5:
+            await database.write(lambda connection: forget_block(connection, START_US + DAY_US))
         await write(database, [make_row(chance, now_us) for _ in range(chance.randrange(12))])
         events = await read_all(database)
         assert [event.id for event in events] == sorted((event.id for event in events), reverse=True)
@@ -208,6 +226,53 @@ async def test_the_last_block_stays_so_that_nothing_is_summed_up_again(database:
     assert await database.write(lambda connection: forget_block(connection, START_US + 1)) is not None
     assert await database.write(lambda connection: forget_block(connection, START_US + 1)) is None
     assert await sum_all_up(database) == 0
+
+
+async def test_a_span_is_made_of_whole_blocks_and_goes_with_the_first_of_them(database: Database) -> None:
+    chance = random.Random(5)
+    await write(database, [make_row(chance, START_US + number) for number in range(7 * 8)])
+    await sum_all_up(database)
+    assert await roll_all_up(database) == 2
+    assert await roll_all_up(database) == 0
+    everything = await read_all(database)
+    for by in ((), ("key_id",), ("day_us", "model"), ("user_id", "model")):
+        totals = await database.read(partial(total_usage, where=UsageFilter(), by=by))
+        found = {total.subjects: [getattr(total, name) for name in usage_table.SUMS] for total in totals}
+        assert found == add_up(everything, by)
+    assert await database.write(lambda connection: forget_block(connection, START_US + 10)) is not None
+    left = await read_all(database)
+    assert len(left) == len(everything) - 7
+    (total,) = await database.read(lambda connection: total_usage(connection, UsageFilter()))
+    assert total.events == len(left)
+    assert await count_spans(database) == {1}
+
+
+async def test_a_span_that_loses_a_block_while_it_is_made_never_counts(database: Database) -> None:
+    chance = random.Random(6)
+    await write(database, [make_row(chance, START_US + number) for number in range(7 * 4)])
+    await sum_all_up(database)
+    span = await database.read(find_next_span)
+    await database.maintain(partial(roll_up, span=span, rollup=("key_id",)))
+    (total,) = await database.read(lambda connection: total_usage(connection, UsageFilter()))
+    assert total.events == 28
+    await database.write(lambda connection: forget_block(connection, START_US + 10))
+    await database.maintain(partial(roll_up, span=span, rollup=("model",)))
+    assert not await database.maintain(partial(finish_span, span=span))
+    for by in ("key_id", "model"):
+        totals = await database.read(partial(total_usage, where=UsageFilter(), by=(by,)))
+        assert sum(total.events for total in totals) == 21
+    assert await count_spans(database) == set()
+
+
+async def count_spans(database: Database) -> set[int]:
+    """The spans of which anything is kept."""
+
+    def read(connection: Connection) -> set[int]:
+        made = connection.execute(select(usage_spans.c.span)).scalars()
+        summed = connection.execute(select(span_sums.c.span)).scalars()
+        return {*made, *summed}
+
+    return await database.read(read)
 
 
 async def test_the_job_catches_up(database: Database) -> None:

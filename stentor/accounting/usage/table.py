@@ -6,11 +6,12 @@ what blocks say, and a page of events looks into those blocks alone that hold an
 and blocks that a question's time cuts in two, are read event by event: answers are exact at any moment.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, literal, or_, select
 
+from stentor.accounting.spans import table as spans
 from stentor.core.clock import DAY_US
 from stentor.store.schema import usage_blocks, usage_days, usage_events, usage_sums
 from stentor.store.upsert import upsert
@@ -97,6 +98,7 @@ def drop_block(connection: Connection, settled_before_us: int) -> list[AnyRow] |
     of_block = usage_sums.c.block == row.block
     charged = select(usage_sums.c.user_id, func.sum(usage_sums.c.charged_nano)).where(of_block)
     charges = list(connection.execute(charged.group_by(usage_sums.c.user_id).order_by(usage_sums.c.user_id)))
+    spans.drop_with_block(connection, row.block)
     connection.execute(delete(usage_sums).where(of_block))
     connection.execute(delete(usage_blocks).where(usage_blocks.c.block == row.block))
     connection.execute(delete(usage_events).where(usage_events.c.id >= row.first_id, usage_events.c.id < row.end_id))
@@ -176,18 +178,57 @@ def sum_usage(connection: Connection, filters: Filters, by: tuple[str, ...]) -> 
     groups = [_subject(name) for name in by]
     single = filters.get("request_id") is not None
     if not single:
-        touch, cut = _in_time(filters)
-        columns = [usage_sums.c[name] for name in by]
-        totals = [func.coalesce(func.sum(usage_sums.c[name]), 0) for name in SUMS]
-        query = select(*columns, *totals).where(*_matching(usage_sums, filters))
-        if cut is not None:  # else all of them: read in one go, without looking each block up
-            query = query.where(usage_sums.c.block.in_(select(usage_blocks.c.block).where(*touch, ~cut)))
-        take(connection.execute(query.group_by(*columns) if columns else query))
+        equal = {name: filters[name] for name in SUBJECTS if filters.get(name) is not None}
+        rollup = spans.find_rollup(equal.keys() | set(by))
+        if rollup is None:
+            take(_sum_blocks(connection, filters, by))
+        else:
+            time = (filters.get("since_us"), filters.get("until_us"))
+            take(spans.list_sums(connection, rollup, equal, by, time))
+            for part in _sum_blocks_without_span(connection, filters, by):
+                take(part)
         take(_sum_folded(connection, filters, by))
     for first, end in [(0, None)] if single else _loose_ranges(connection, filters):
         query = select(*groups, *_event_sums()).where(_between(first, end), *_matching_events(filters))
         take(connection.execute(query.group_by(*groups) if groups else query))
     return found
+
+
+def _block_sums(filters: Filters, by: tuple[str, ...]) -> Any:
+    columns = [usage_sums.c[name] for name in by]
+    totals = [func.coalesce(func.sum(usage_sums.c[name]), 0) for name in SUMS]
+    query = select(*columns, *totals).where(*_matching(usage_sums, filters))
+    return query.group_by(*columns) if columns else query
+
+
+def _sum_blocks(connection: Connection, filters: Filters, by: tuple[str, ...]) -> Any:
+    """Sums over all blocks that lie in the time asked for as a whole."""
+    touch, cut = _in_time(filters)
+    query = _block_sums(filters, by)
+    if cut is not None:  # else all of them: read in one go, without looking each block up
+        query = query.where(usage_sums.c.block.in_(select(usage_blocks.c.block).where(*touch, ~cut)))
+    return connection.execute(query)
+
+
+def _sum_blocks_without_span(connection: Connection, filters: Filters, by: tuple[str, ...]) -> Iterator[Any]:
+    """As :func:`_sum_blocks`, over those that no span speaks for: some at the end, and where the time is cut."""
+    touch, cut = _in_time(filters)
+    loose = select(usage_blocks.c.block).where(spans.without_span(filters.get("since_us"), filters.get("until_us")))
+    loose = loose.where(*touch, *([] if cut is None else [~cut])).order_by(usage_blocks.c.block)
+    query = _block_sums(filters, by)
+    for first, last in _runs(connection.execute(loose).scalars()):
+        yield connection.execute(query.where(usage_sums.c.block.between(first, last)))
+
+
+def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
+    """Rising numbers as runs without a gap, each from its first to its last."""
+    runs: list[tuple[int, int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1] = (runs[-1][0], number)
+        else:
+            runs.append((number, number))
+    return runs
 
 
 def _sum_folded(connection: Connection, filters: Filters, by: tuple[str, ...]) -> list[AnyRow]:

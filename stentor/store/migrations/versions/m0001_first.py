@@ -9,6 +9,7 @@ from stentor.store.migrations import ring_tables
 from stentor.store.migrations.alerts import make_alert_tables
 from stentor.store.migrations.console import make_console_tables
 from stentor.store.migrations.nodes import make_node_tables
+from stentor.store.migrations.spans import make_span_tables
 from stentor.store.migrations.vault import make_vault_tables
 
 revision = "0001"
@@ -32,6 +33,7 @@ def upgrade() -> None:
     make_node_tables()
     _usage_events()
     _usage_sums()
+    make_span_tables()
     _ledger()
     _prices()
     _meta()

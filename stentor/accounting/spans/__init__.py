@@ -1,0 +1,24 @@
+"""Usage summed up over many blocks, by few things at a time: what reports read in place of every block's sums."""
+
+from sqlalchemy import Connection
+
+from stentor.accounting.spans import table
+from stentor.accounting.spans.table import ROLLUPS, Rollup
+
+
+def find_next_span(connection: Connection) -> int | None:
+    """The next span whose blocks are all there and that isn't summed up yet."""
+    return table.find_next(connection)
+
+
+def roll_up(connection: Connection, span: int, rollup: Rollup) -> None:
+    """Sum a span's blocks up in one way; again, it changes nothing. Takes a few milliseconds."""
+    table.roll_up(connection, span, rollup)
+
+
+def finish_span(connection: Connection, span: int) -> bool:
+    """Once it is summed up in every way: have reports read the span. False if blocks of it were dropped meanwhile."""
+    return table.finish(connection, span)
+
+
+__all__ = ["ROLLUPS", "Rollup", "find_next_span", "finish_span", "roll_up"]
