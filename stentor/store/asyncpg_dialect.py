@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import asyncpg
+import uvloop
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi, PGDialect_asyncpg
 from sqlalchemy.dialects.postgresql.base import PGExecutionContext
 
@@ -53,7 +54,7 @@ class Link:
     @classmethod
     def open(cls, address: dict[str, Any], deadline_s: float) -> "Link":
         """Connect. Raises LinkLost, or asyncpg's errors where the server answered."""
-        loop = asyncio.new_event_loop()
+        loop = uvloop.new_event_loop()  # half the processor time of asyncio's own for one statement after the other
         connecting = asyncpg.connect(**address, timeout=deadline_s, statement_cache_size=0)
         try:
             raw = _run(loop, connecting)

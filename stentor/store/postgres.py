@@ -105,6 +105,22 @@ def link_of(connection: Connection) -> LinkConnection:
     return driver
 
 
+def end_transaction(connection: Connection) -> None:
+    """Commit what was begun on the driver's own connection, past SQLAlchemy."""
+    if connection.in_transaction():  # something went through it nonetheless: the two are one
+        connection.commit()
+    else:
+        link_of(connection).commit()
+
+
+def undo_transaction(connection: Connection) -> None:
+    """Leave no trace of what was begun so."""
+    if connection.in_transaction():
+        connection.rollback()
+    else:
+        link_of(connection).rollback()
+
+
 def _make_engine(settings: StoreSettings, deadline_s: float, begin: str, pool: dict[str, Any]) -> Engine:
     server_settings = {
         "application_name": "stentor",
@@ -124,7 +140,8 @@ def _make_engine(settings: StoreSettings, deadline_s: float, begin: str, pool: d
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        connection.exec_driver_sql(begin)
+        if not link_of(connection).link.raw.is_in_transaction():  # a lane's group has begun its own
+            connection.exec_driver_sql(begin)
 
     return engine
 

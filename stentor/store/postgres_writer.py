@@ -36,7 +36,6 @@ FROM gate, (SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS 
 WHERE id = $3 AND epoch = $4
 """
 _ALONE = _START.format(shared="", lock=GATE_CLASS, lease=int(LEASE_S * 1_000_000))
-_SHARED = _START.format(shared="_shared", lock=GATE_CLASS, lease=int(LEASE_S * 1_000_000))
 
 _REGISTER = text("""
 INSERT INTO nodes (id, epoch, group_no, address, started_us, seen_us, lease_until_us)
@@ -87,6 +86,7 @@ class PostgresWriter(Writer):
         self._doubt: _Doubt | None = None
         self._probing = postgres.writer_engine(settings, PROBE_DEADLINE_S)
         self.node_id = node_id
+        self._shared = _shared_start(settings.schema, node_id)
         engine = postgres.writer_engine(settings)
         connection = engine.connect()
         self.epoch, self._group_no = self._register(connection)
@@ -143,7 +143,8 @@ class PostgresWriter(Writer):
             connection = self._get_connection()
             if self._doubt is not None:
                 self._clear_doubt(connection)
-            transaction = connection.begin()
+            if not group:  # SQLAlchemy's transaction costs as much as a settlement
+                transaction = connection.begin()
             self._start(connection, group)
             self._begun = True
             result = work(connection)
@@ -151,7 +152,10 @@ class PostgresWriter(Writer):
             self._undo(transaction, lost=postgres.find_problem(error) is not None)
             raise
         try:
-            transaction.commit()
+            if transaction is None:
+                postgres.end_transaction(connection)
+            else:
+                transaction.commit()
         except Exception as error:
             problem = postgres.find_problem(error)
             self._undo(transaction, lost=True)
@@ -163,8 +167,10 @@ class PostgresWriter(Writer):
     def _start(self, connection: Connection, group: bool) -> None:
         self._group_no += 1
         link = postgres.link_of(connection).link
-        parameters = (self._schema, self._group_no, self.node_id, self.epoch)
-        _, _, tag = link.fetch(_SHARED if group else _ALONE, parameters)
+        if group:  # with the transaction's begin in one round trip
+            tag = link.execute(self._shared.format(group_no=self._group_no, epoch=self.epoch))
+        else:
+            tag = link.fetch(_ALONE, (self._schema, self._group_no, self.node_id, self.epoch))[2]
         if tag != "UPDATE 1":
             raise _Fenced
 
@@ -219,6 +225,8 @@ class PostgresWriter(Writer):
         try:
             if transaction is not None and not lost:
                 transaction.rollback()
+            elif self._connection is not None and not lost:
+                postgres.undo_transaction(self._connection)
             if self._connection is not None and self._connection.in_transaction():
                 lost = True
         except (SQLAlchemyError, LinkLost):
@@ -257,6 +265,19 @@ def open_writer(settings: StoreSettings) -> PostgresWriter:
         return PostgresWriter(settings, _node_id(settings.data_dir))
     except (SQLAlchemyError, LinkLost) as error:
         raise StentorError(postgres.explain(settings, error)) from error
+
+
+def _shared_start(schema: str, node_id: str) -> str:
+    """The beginning of a lane's group, but for its number and the epoch: one text of two statements."""
+    statement = _START.format(shared="_shared", lock=GATE_CLASS, lease=int(LEASE_S * 1_000_000))
+    for place, value in (("$1", _quoted(schema)), ("$2", "{group_no}"), ("$3", _quoted(node_id)), ("$4", "{epoch}")):
+        statement = statement.replace(place, value)
+    return "BEGIN;" + statement
+
+
+def _quoted(text: str) -> str:
+    """A literal, also for :meth:`str.format`."""
+    return "'" + text.replace("'", "''").replace("{", "{{").replace("}", "}}") + "'"
 
 
 def _node_id(data_dir: Path) -> str:

@@ -36,7 +36,7 @@ from stentor.flows.attempt import Attempt  # noqa: E402
 from stentor.http.connection import Connection  # noqa: E402
 from stentor.receipts.log import ReceiptLog  # noqa: E402
 from stentor.runtime.scheduler import LocalScheduler  # noqa: E402
-from stentor.store import driver  # noqa: E402
+from stentor.store import driver, postgres  # noqa: E402
 from stentor.store.lane import Lane  # noqa: E402
 from stentor.store.writer import Writer  # noqa: E402
 
@@ -118,7 +118,6 @@ def point_relay() -> None:
 def point_store() -> None:
     """The group that makes a settlement durable, and what goes on behind it."""
     add_events, commit, resolve = accounting_table.add_events, Transaction.commit, Lane.resolve
-    commit_own = driver.end_transaction
 
     def add(*args: Any) -> list[bool]:
         _group.settles = True
@@ -148,14 +147,18 @@ def point_store() -> None:
     accounting_table.charge_buckets = charge(accounting_table.charge_buckets)
     accounting_table.post_shared = charge(accounting_table.post_shared)
 
-    def end_own(connection: StoreConnection) -> None:
-        settles, _group.settles = getattr(_group, "settles", False), False
-        reach("group-committing" if settles else "")
-        commit_own(connection)
-        reach("group-committed" if settles else "")
+    def end_own(real: Callable[[StoreConnection], None]) -> Callable[[StoreConnection], None]:
+        def ended(connection: StoreConnection) -> None:
+            settles, _group.settles = getattr(_group, "settles", False), False
+            reach("group-committing" if settles else "")
+            real(connection)
+            reach("group-committed" if settles else "")
+
+        return ended
 
     Transaction.commit = end  # type: ignore[method-assign]
-    driver.end_transaction = end_own
+    driver.end_transaction = end_own(driver.end_transaction)
+    postgres.end_transaction = end_own(postgres.end_transaction)
     Lane.resolve = tell  # type: ignore[method-assign]
     around(Writer, "_checkpoint", "log-copying", "log-copied")
     around(ReceiptLog, "append", "receipt-numbering", "receipt-numbered")
