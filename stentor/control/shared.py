@@ -224,6 +224,8 @@ class SharedBooks(LocalBooks):
                     if steady_s != limit.leased_s:
                         limit.lease, limit.leased_s = 0, steady_s
                 limit.lease = (limit.lease or 0) + amount
+                if amount:
+                    self._lent[want.key] = limit  # a beat may have come by in between, when it had nothing
 
     # -- settlement ----------------------------------------------------------------------------------------------------
 

@@ -63,6 +63,41 @@ async def rows(house: House, table, *names: str) -> list[tuple]:
     return [tuple(row) for row in await house.database.read(lambda connection: connection.execute(query).all())]
 
 
+class Beating:
+    """A lane of the books' in whose way a beat comes, each time."""
+
+    def __init__(self, books) -> None:
+        self.books, self.lane = books, books._borrowing
+
+    def submit(self, item):
+        future = self.lane.submit(item)
+        self.books._collect_idle()
+        return future
+
+
+async def test_what_is_lent_while_a_beat_comes_by_is_returned(pair) -> None:
+    first, second = pair
+    await first.set_tier("payg", prepaid=True)
+    await first.add_user("ann", 1000 * PRICE)
+    key = await first.add_key("ann")
+    first.books._borrowing = Beating(first.books)
+    await first.close(await first.open(key))
+    await first.books.return_spare()
+    assert sum(row[0] for row in await rows(second, bucket, "leased")) == 0
+
+
+async def test_what_is_lent_while_a_beat_comes_by_is_lost_with_the_rest(pair) -> None:
+    """Whoever was silent too long owns nothing, or both nodes would spend it."""
+    first, _ = pair
+    await first.set_tier("payg", prepaid=True)
+    await first.add_user("ann", 1000 * PRICE)
+    key = await first.add_key("ann")
+    first.books._borrowing = Beating(first.books)
+    await first.close(await first.open(key))
+    first.books._drop_leases()
+    assert first.books.roll.keys[key].user.balance.lease == 0
+
+
 async def test_a_balance_for_ten_admits_ten(pair) -> None:
     first, second = pair
     await first.set_tier("payg", prepaid=True)
