@@ -3,7 +3,7 @@
 from sqlalchemy import Connection
 
 from stentor.accounting.spans import table
-from stentor.accounting.spans.table import ROLLUPS, Rollup
+from stentor.accounting.spans.table import ROLLUPS, Rollup, drop_with_block, find_rollup, list_sums, without_span
 
 
 def find_next_span(connection: Connection) -> int | None:
@@ -21,4 +21,14 @@ def finish_span(connection: Connection, span: int) -> bool:
     return table.finish(connection, span)
 
 
-__all__ = ["ROLLUPS", "Rollup", "find_next_span", "finish_span", "roll_up"]
+__all__ = [
+    "ROLLUPS",
+    "Rollup",
+    "drop_with_block",
+    "find_next_span",
+    "find_rollup",
+    "finish_span",
+    "list_sums",
+    "roll_up",
+    "without_span",
+]

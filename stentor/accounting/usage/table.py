@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, literal, or_, select
 
-from stentor.accounting.spans import table as spans
+from stentor.accounting import spans
 from stentor.core.clock import DAY_US
 from stentor.store.schema import usage_blocks, usage_days, usage_events, usage_sums
 from stentor.store.upsert import upsert
