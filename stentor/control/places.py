@@ -23,7 +23,8 @@ class Places(Protocol):
     def find_able(
         self, name: str, needs: tuple[str, ...], allowed: frozenset[str], cost_of: Callable[[ModelId], int]
     ) -> ServedModel | None:
-        """The local model among ``allowed`` that can do what is needed, where ``name`` leaves the choice to us.
+        """The model of that name among ``allowed``; else, where ``name`` leaves the choice to us, the local one that
+        can do what is needed.
 
         ``cost_of`` says what models cost; of several a dearer one is never chosen.
         """

@@ -10,8 +10,9 @@ from zlib import crc32
 import msgspec
 
 from stentor.core.errors import Refused
-from stentor.flows.fields import CHAT_FIELDS, COMPLETION_FIELDS, apply_fields
+from stentor.flows.fields import CHAT_FIELDS, COMPLETION_FIELDS, LLAMA_ENGINES, apply_fields
 from stentor.flows.media import NO_MEDIA, Size, check_total, measure_audio, measure_image
+from stentor.flows.tool_choice import check_tool_choice, write_tool_choice
 
 Kind = Literal["chat", "completion"]
 
@@ -204,6 +205,8 @@ def fill_chat(ask: Ask, fields: dict[str, msgspec.Raw], size_bytes: int) -> None
     ask.input_bound = size_bytes - media_bytes + TOKENS_PER_MESSAGE * len(messages) + TOKENS_OF_TEMPLATE
     if "tools" in fields:
         ask.input_bound += TOKENS_OF_TOOL_TEMPLATE
+    if "tool_choice" in fields:
+        check_tool_choice(fields)
 
 
 def read_completion(body: bytes) -> Ask:
@@ -308,7 +311,9 @@ def engine_body(ask: Ask, *, engine: str, upstream_model: str, output_cap: int) 
     fields["stream"] = b"true"
     fields["stream_options"] = b'{"include_usage":true}'
     fields["max_tokens"] = b"%d" % output_cap
-    if engine in ("llama", "llama-server"):
+    if engine in LLAMA_ENGINES:
+        if "tool_choice" in fields:
+            write_tool_choice(ask.fields, fields)
         # Exact counts for a client that leaves; both are taken out again on the way back.
         fields["timings_per_token"] = b"true"
         fields["return_progress"] = b"true"

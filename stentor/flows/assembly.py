@@ -31,6 +31,7 @@ class _ToolCall(msgspec.Struct):
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # vLLM's and OpenRouter's name for it
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
 
@@ -83,8 +84,9 @@ class _Answer:
         if delta is not None:
             if delta.content:
                 self.content.append(delta.content)
-            if delta.reasoning_content:
-                self.reasoning.append(delta.reasoning_content)
+            thought = delta.reasoning_content or delta.reasoning
+            if thought:
+                self.reasoning.append(thought)
             if delta.refusal:
                 self.refusal.append(delta.refusal)
             for call in delta.tool_calls or ():

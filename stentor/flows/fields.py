@@ -1,9 +1,10 @@
 """Which of a client's fields reach an engine: one table per endpoint, one column per family of engines.
 
 ``pass``: byte-exact. ``set``: Stentor writes it. ``strip``: accepted and left out (it means nothing to the engine).
-``refuse``: it would change what a request costs, or let one tenant reach another's state. A name that isn't in the
-table is stripped for our own engines and for remote upstreams, and passed to operators' commands, which may know more
-than we do.
+``refuse``: it would change what a request costs, or let one tenant reach another's state. ``lack``, ``llama_lacks``:
+without it the answer would be another than the one asked for, so it isn't left out unsaid where it can't be done.
+A name that isn't in the table is stripped for our own engines and for remote upstreams, and passed to operators'
+commands, which may know more than we do.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ import msgspec
 from stentor.core.errors import Refused
 
 _decode_any = msgspec.json.Decoder().decode
-Rule = Literal["pass", "set", "strip", "refuse"]
+Rule = Literal["pass", "set", "strip", "refuse", "lack", "llama_lacks"]
 
 _SAMPLING: tuple[str, ...] = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "top_n_sigma", "seed", "stop", "logit_bias",
@@ -65,13 +66,19 @@ def _table(passed: tuple[str, ...]) -> dict[str, Rule]:
     return table
 
 
-CHAT_FIELDS: Mapping[str, Rule] = _table(
-    (
-        "messages", "tools", "tool_choice", "parallel_tool_calls", "top_logprobs", "reasoning_effort",
-        "reasoning_format", "chat_template_kwargs", "enable_thinking",
-    )
-)  # fmt: skip
-COMPLETION_FIELDS: Mapping[str, Rule] = _table(("prompt", "suffix", "echo"))
+CHAT_FIELDS: Mapping[str, Rule] = {
+    **_table(
+        (
+            "messages", "tools", "tool_choice", "parallel_tool_calls", "top_logprobs", "reasoning_effort",
+            "reasoning_format", "chat_template_kwargs", "enable_thinking",
+        )
+    ),
+    **dict.fromkeys(("functions", "function_call", "modalities", "audio", "web_search_options"), "lack"),
+}  # fmt: skip
+# llama.cpp answers these two with 500, as if it were broken.
+COMPLETION_FIELDS: Mapping[str, Rule] = {
+    **_table(("prompt",)), "suffix": "llama_lacks", "echo": "llama_lacks"
+}  # fmt: skip
 # What isn't listed is for operators' commands, which may know more (an input type, a task).
 _OF_INPUTS: tuple[str, ...] = ("model", "stream", "stream_options", "max_tokens")
 EMBEDDING_FIELDS: Mapping[str, Rule] = {
@@ -85,8 +92,18 @@ RERANK_FIELDS: Mapping[str, Rule] = {
     **dict.fromkeys(_REFUSED, "refuse"),
 }
 
+LLAMA_ENGINES = frozenset({"llama", "llama-server"})
+# What asks for nothing that isn't done anyway.
+_NOTHING_ASKED: Mapping[str, tuple[object, ...]] = {
+    "modalities": (None, [], ["text"]),
+    "function_call": (None, "auto", "none"),
+    "functions": (None, []),
+    "suffix": (None, ""),
+    "echo": (None, False),
+}
 # A stranger's upstream may sell under names that nobody here has heard of, so what isn't known isn't sent there.
-_STRICT_ENGINES = frozenset({"llama", "llama-server", "openai", "anthropic"})
+_STRICT_ENGINES = LLAMA_ENGINES | {"openai", "anthropic"}
+_LACKED_BY: Mapping[str, frozenset[str]] = {"lack": _STRICT_ENGINES, "llama_lacks": LLAMA_ENGINES}
 
 
 def apply_fields(
@@ -100,6 +117,11 @@ def apply_fields(
         if rule == "pass":
             _check_size(name, value)
             out[name] = value
+        elif rule in _LACKED_BY:
+            if engine in _LACKED_BY[rule]:
+                _check_lack(name, value)
+            else:
+                out[name] = value
         elif rule == "refuse" and bytes(value) != b"null":
             raise Refused(
                 "unsupported_parameter",
@@ -108,6 +130,17 @@ def apply_fields(
                 param=name,
             )
     return out
+
+
+def _check_lack(name: str, value: msgspec.Raw) -> None:
+    """Raises Refused (400) for a value that asks for what the model's engine doesn't do."""
+    if _decode_any(value) not in _NOTHING_ASKED.get(name, (None,)):
+        raise Refused(
+            "unsupported_parameter",
+            f"'{name}' is something that this model's engine doesn't do, and without it the answer would be another "
+            "than the one asked for. Leave it out.",
+            param=name,
+        )
 
 
 def _check_size(name: str, value: msgspec.Raw) -> None:

@@ -81,7 +81,13 @@ class Catalogue:
     def find_able(
         self, name: str, needs: tuple[str, ...], allowed: frozenset[str], cost_of: Callable[[ModelId], int]
     ) -> ServedModel | None:
-        """The local model that can do what is needed, where ``name`` leaves the choice to us; see ``Places``."""
+        """The model of that name; else the local one that can do what is needed, where ``name`` leaves that open.
+
+        See ``Places``.
+        """
+        named = self._names.get(name)
+        if named is not None and (not allowed or named in allowed):
+            return self._served[named]
         if name not in AUTOMATIC_NAMES and not self.lenient:
             return None
         visible = self._visible(allowed)

@@ -52,7 +52,7 @@ def test_a_remote_model_answers_and_is_metered_as_a_local_one(wide: Wide, stream
 
 
 def test_what_could_change_the_bill_or_is_not_known_is_not_sent(wide: Wide) -> None:
-    fields = {"service_tier": "priority", "web_search_options": {}, "store": True, "user": "x", "temperature": 0.5}
+    fields = {"service_tier": "priority", "web_search_options": None, "store": True, "user": "x", "temperature": 0.5}
     assert wide.chat("hello", model="far", **fields).status == 200
     body = wide.far.log()[-1]["body"]
     assert body["temperature"] == 0.5

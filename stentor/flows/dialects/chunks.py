@@ -27,8 +27,14 @@ class Said(msgspec.Struct):
 
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # vLLM's and OpenRouter's name for it
     refusal: str | None = None
     tool_calls: list[ToolCall] | None = None
+
+    @property
+    def thought(self) -> str | None:
+        """What was thought, under whichever name."""
+        return self.reasoning_content or self.reasoning
 
 
 class Logprobs(msgspec.Struct):

@@ -87,8 +87,8 @@ class Parts:
     def take(self, choice: Choice) -> None:
         """Something more was said."""
         said = choice.said
-        if said.reasoning_content:
-            self._add("thinking", said.reasoning_content, [])
+        if thought := said.thought:
+            self._add("thinking", thought, [])
         if said.content:
             logprobs = choice.logprobs.content if choice.logprobs is not None else None
             self._add("text", said.content, logprobs or [])

@@ -37,6 +37,7 @@ _REASONS = {"unreachable": "upstream_unreachable", "timeout": "upstream_timeout"
 class _Delta(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None  # vLLM's and OpenRouter's name for it
     refusal: str | None = None
     tool_calls: list[msgspec.Raw] | None = None
 
@@ -259,7 +260,9 @@ def _choice_says(choice: _Choice) -> bool:
     delta = choice.delta
     if choice.finish_reason or choice.text:
         return True
-    return delta is not None and bool(delta.content or delta.reasoning_content or delta.refusal or delta.tool_calls)
+    if delta is None:
+        return False
+    return bool(delta.content or delta.reasoning_content or delta.reasoning or delta.refusal or delta.tool_calls)
 
 
 def _cap_under(field: str, body: bytes) -> bytes:

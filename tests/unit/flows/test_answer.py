@@ -174,6 +174,13 @@ def test_assembles_tool_calls_of_their_fragments() -> None:
     assert answer["choices"][0]["finish_reason"] == "tool_calls"
 
 
+@pytest.mark.parametrize("both", [False, True])
+def test_assembles_thoughts_under_either_name(both: bool) -> None:
+    thought = {"reasoning": "hm", **({"reasoning_content": "hm"} if both else {})}
+    answer, _ = assemble(frame(choices=[{"finish_reason": None, "index": 0, "delta": thought}]), content("a"), finish())
+    assert answer["choices"][0]["message"] == {"role": "assistant", "content": "a", "reasoning_content": "hm"}
+
+
 def test_assembles_reasoning_logprobs_and_several_answers() -> None:
     def choice(index: int, **fields: Any) -> bytes:
         return frame(choices=[{"finish_reason": None, "index": index, **fields}])

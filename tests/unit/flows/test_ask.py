@@ -158,3 +158,112 @@ def test_media_are_counted_apart_from_the_text() -> None:
     assert ask.media == 2
     assert 2 * 64 < ask.input_bound < 5_000
     assert read_chat(chat()).media == 0
+
+
+def tool(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object"}}}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
+def allowed(mode: str, *names: str) -> dict[str, Any]:
+    return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": [named(name) for name in names]}}
+
+
+TOOLS = [tool("weather"), tool("time"), tool("news")]
+
+
+@pytest.mark.parametrize("engine", ["llama", "llama-server"])
+@pytest.mark.parametrize(
+    ("choice", "word", "tools"),
+    [
+        (named("time"), "required", ["time"]),
+        (allowed("required", "news", "weather"), "required", ["weather", "news"]),
+        (allowed("auto", "news"), "auto", ["news"]),
+        ("required", "required", ["weather", "time", "news"]),
+        (None, None, ["weather", "time", "news"]),
+    ],
+)
+def test_a_chosen_tool_is_the_only_one_that_our_engines_see(
+    engine: str, choice: Any, word: str, tools: list[str]
+) -> None:
+    body = sent(chat(tools=TOOLS, tool_choice=choice), engine=engine)
+    assert body["tool_choice"] == word
+    assert body["tools"] == [tool(name) for name in tools]
+
+
+@pytest.mark.parametrize("engine", ["openai", "command"])
+def test_others_choose_tools_themselves(engine: str) -> None:
+    for choice in (named("time"), allowed("auto", "news"), {"type": "custom", "custom": {"name": "x"}}):
+        body = sent(chat(tools=TOOLS, tool_choice=choice), engine=engine)
+        assert (body["tool_choice"], body["tools"]) == (choice, TOOLS)
+
+
+@pytest.mark.parametrize(
+    ("tools", "choice", "says"),
+    [
+        (TOOLS, named("tide"), "names the tool 'tide'"),
+        (TOOLS, allowed("auto", "time", "tide"), "names the tool 'tide'"),
+        (None, named("time"), "names the tool 'time'"),
+        (TOOLS, {"type": "function"}, "must have a 'function'"),
+        (TOOLS, {"type": "allowed_tools", "allowed_tools": {"mode": "often", "tools": []}}, "can't be read"),
+        (5, named("time"), "can't be read"),
+        (TOOLS, {}, "can't be read"),
+    ],
+)
+def test_refuses_a_choice_of_tools_that_can_not_be_made(tools: Any, choice: Any, says: str) -> None:
+    with pytest.raises(Refused, match=says) as refused:
+        read_chat(chat(tools=tools, tool_choice=choice))
+    assert (refused.value.code, refused.value.param) == ("invalid_request", "tool_choice")
+
+
+@pytest.mark.parametrize("choice", ["sometimes", 5, {"type": "custom", "custom": {"name": "x"}}])
+def test_a_choice_that_our_engines_would_misread_is_refused(choice: Any) -> None:
+    with pytest.raises(Refused) as refused:
+        sent(chat(tools=TOOLS, tool_choice=choice))
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", "tool_choice")
+
+
+def completion(engine: str, **fields: Any) -> dict[str, Any]:
+    ask = read_completion(json.dumps({"model": "m", "prompt": "x", **fields}).encode())
+    body: dict[str, Any] = json.loads(engine_body(ask, engine=engine, upstream_model="up", output_cap=3))
+    return body
+
+
+@pytest.mark.parametrize(("field", "value"), [("suffix", "end"), ("echo", True)])
+def test_what_llama_takes_for_its_own_failure_is_refused_before(field: str, value: Any) -> None:
+    with pytest.raises(Refused) as refused:
+        completion("llama", **{field: value})
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", field)
+    assert completion("openai", **{field: value})[field] == value
+    assert completion("command", **{field: value})[field] == value
+
+
+@pytest.mark.parametrize(("field", "value"), [("suffix", None), ("suffix", ""), ("echo", False), ("echo", None)])
+def test_what_asks_for_nothing_is_left_out_for_llama(field: str, value: Any) -> None:
+    assert field not in completion("llama", **{field: value})
+
+
+@pytest.mark.parametrize("engine", ["llama", "openai", "anthropic"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("functions", [{"name": "weather"}]),
+        ("function_call", {"name": "weather"}),
+        ("modalities", ["text", "audio"]),
+        ("audio", {"voice": "alloy", "format": "wav"}),
+        ("web_search_options", {}),
+    ],
+)
+def test_what_would_change_the_answer_is_not_left_out_unsaid(engine: str, field: str, value: Any) -> None:
+    with pytest.raises(Refused) as refused:
+        sent(chat(**{field: value}), engine=engine)
+    assert (refused.value.code, refused.value.param) == ("unsupported_parameter", field)
+    assert field not in sent(chat(**{field: None}), engine=engine)
+    assert sent(chat(**{field: value}), engine="command")[field] == value
+
+
+def test_the_ordinary_modality_is_no_wish() -> None:
+    assert "modalities" not in sent(chat(modalities=["text"], function_call="auto"))

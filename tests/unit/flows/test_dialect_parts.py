@@ -61,6 +61,14 @@ def test_words_between_calls_are_parts_of_their_own():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+def test_thoughts_are_thoughts_under_either_name(name: str):
+    said = [{"delta": {name: "hm"}}, {"delta": {name: None, "content": "yes"}}]
+    frames = b"".join(b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n" for choice in said)
+    parts, _ = played(*(choice for chunk in read_chunks(frames) for choice in chunk.choices))
+    assert [(part.kind, part.text) for part in parts.all] == [("thinking", "hm"), ("text", "yes")]
+
+
 def test_a_call_is_told_as_it_grows():
     witness = Witness()
     parts = Parts(witness)

@@ -208,6 +208,22 @@ def test_an_open_name_means_what_can_do_it_among_the_keys_local_models() -> None
         strict.resolve("gpt-4o", frozenset())
 
 
+@pytest.mark.parametrize("called", [{"id": "default"}, {"aliases": ("auto", "default")}])
+def test_a_model_that_is_called_default_is_meant_by_that(called: dict[str, Any]) -> None:
+    meant = ModelSpec(**{"id": "seeing", "source": "file:/s.gguf", "type": "vision", **called})
+    catalogue = Catalogue([ModelSpec(id="words", source="file:/words.gguf", type="text"), meant])
+
+    def find(needs: tuple[str, ...], *allowed: str) -> str | None:
+        found = catalogue.find_able("default", needs, frozenset(map(ModelId, allowed)), lambda _: 0)
+        return found.id if found else None
+
+    assert find(("text",)) == find(("embedding",)) == find(("text",), meant.id, "words") == meant.id
+    assert find(("text",), "words") == "words"
+    open_name = catalogue.find_able("", ("text",), ALL, lambda _: 0)
+    assert open_name is not None
+    assert open_name.id == "words"
+
+
 def test_what_was_learned_of_a_file_holds_until_its_definition_changes() -> None:
     spec = ModelSpec(id="m", source="file:/m.gguf")
     catalogue = Catalogue([spec])
