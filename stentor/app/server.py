@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -324,10 +325,10 @@ def check_address(settings: Settings) -> None:
 
 
 def _no_address(settings: Settings, error: OSError) -> StentorError:
-    return StentorError(
-        f"Can't listen on {settings.host}:{settings.port}: {error.strerror or error}. "
-        "End what uses the port, or choose another one with --port or STENTOR_PORT."
-    )
+    advice = "Name an address of this machine with --host or STENTOR_HOST."
+    if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        advice = "End what uses the port, or choose another one with --port or STENTOR_PORT."
+    return StentorError(f"Can't listen on {settings.host}:{settings.port}: {error.strerror or error}. {advice}")
 
 
 def _listen_unix(path: Path) -> socket.socket:

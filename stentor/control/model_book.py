@@ -22,7 +22,7 @@ from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.origins import HubSource, SourceError, parse_source
 from stentor.runtime.registered import delete_registered, list_registered, put_registered, write_spec
 from stentor.runtime.snapshots import write_whole
-from stentor.runtime.spec import InvalidModel, ModelSpec, read_spec
+from stentor.runtime.spec import InvalidModel, ModelSpec, explain_invalid, read_spec
 from stentor.store.database import Database
 
 OPERATORS_OWN = frozenset({"arguments", "binary", "chat_template", "command", "env", "health_path"})
@@ -253,7 +253,7 @@ def make_spec(fields: Mapping[str, Any]) -> ModelSpec:
     try:
         return read_spec(dict(fields))
     except (msgspec.ValidationError, InvalidModel) as error:
-        raise Refused("invalid_request", f"The model can't be used: {error}") from None
+        raise Refused("invalid_request", f"The model can't be used: {explain_invalid(error)}") from None
 
 
 def describe_config(spec: ModelSpec) -> dict[str, Any]:

@@ -199,6 +199,14 @@ def read_spec(fields: Mapping[str, Any]) -> ModelSpec:
     return spec
 
 
+def explain_invalid(error: msgspec.ValidationError | InvalidModel) -> str:
+    """What :func:`read_spec` found, for a person; ends in the place, as msgspec says it."""
+    return str(error).replace(
+        f"Expected `str` matching regex {MODEL_ID_PATTERN!r}",
+        "a name may hold letters, digits, '.', '_' and '-', at most 128, and begins with a letter or a digit",
+    )
+
+
 def _make_path(kind: type, value: Any) -> Any:
     if kind is not Path or not isinstance(value, str):
         raise TypeError(f"Expected a path, got {value!r}")

@@ -150,6 +150,8 @@ def file_layer(file: File) -> Layer:
         setting = known.get(key)
         if setting is None:
             hint = nearest(key.lower(), [*known, MODELS_KEY])
+            if isinstance(raw, dict) and not hint:
+                hint = "; write settings at the top of the file, in no table, as `port = 4000`"
             raise SettingsError(f"{key} ({file.place(key)}) is not a setting{hint}")
         place_value(layer, setting, parse_value(setting, raw, file.path.parent, key, file.place(key)))
     return layer

@@ -9,7 +9,7 @@ import msgspec
 
 from stentor.runtime.offers import OFFERS, fill_in
 from stentor.runtime.origins import id_from_source
-from stentor.runtime.spec import EngineKind, InvalidModel, ModelSpec, read_spec
+from stentor.runtime.spec import EngineKind, InvalidModel, ModelSpec, explain_invalid, read_spec
 from stentor.settings.layers import MODELS_KEY, File, SettingsError, nearest
 
 __all__ = [
@@ -110,7 +110,7 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
     except InvalidModel as error:
         raise SettingsError(f"{error} ({file.place('', section)})") from None
     except msgspec.ValidationError as error:
-        problem, _, path = str(error).partition(" - at `$")
+        problem, _, path = explain_invalid(error).partition(" - at `$")
         shown = re.sub(r"[^a-z_.].*", "", path.removeprefix(".").rstrip("`"))
         key = shown.partition(".")[0]
         place = file.place(key, section) if key else file.place("", section)

@@ -1,5 +1,6 @@
 """What the pages say is so: links lead somewhere, commands and settings exist, samples can be read."""
 
+import json
 import re
 import shlex
 import tomllib
@@ -33,6 +34,8 @@ _INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 _LINK = re.compile(r"(?<!!)\[[^\]\n]*\]\(([^)\s]+)\)")
 _NAME = re.compile(r"(?<![\w/:.-])(?:STENTOR_)?([A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*)(?![\w*{:.-])")
 _ROUTE = re.compile(r"\b(GET|POST|PUT|PATCH|DELETE) (/[\w{}/.-]*)")
+_OWN_ADDRESS = re.compile(r"(?:localhost|127\.0\.0\.1):4000(/[\w{}/.-]*)")
+_BODY = re.compile(r"-d '(\{[^']*\})'")
 _EXTRA = re.compile(r"stentor\[([\w,]+)\]")
 
 
@@ -113,20 +116,24 @@ def test_targets_of_make_that_are_named_exist() -> None:
 
 
 def test_routes_that_are_named_exist() -> None:
-    patterns: dict[str, list[re.Pattern[str]]] = {}
-    for route in SURFACE:
-        shape = re.sub(r"\{[^}]+\}", "[^/]+", route.path)
-        patterns.setdefault(route.method, []).append(re.compile(shape))
+    patterns = [(route.method, re.compile(re.sub(r"\{[^}]+\}", "[^/]+", route.path))) for route in SURFACE]
 
     def unknown(text: str) -> Iterator[str]:
-        for method, path in _ROUTE.findall(text):
+        asked = [*_ROUTE.findall(text), *(("", path) for path in _OWN_ADDRESS.findall(text))]
+        for method, path in asked:
             path = path.rstrip("./") or "/"
-            if path.startswith("/stentor"):  # a receiver of webhooks
+            if path in ("/v1", "/stentor"):  # the beginning of addresses, and a receiver of webhooks
                 continue
-            if not any(pattern.fullmatch(path) for pattern in patterns.get(method, ())):
+            if not any(pattern.fullmatch(path) and method in ("", known) for known, pattern in patterns):
                 yield f"{method} {path}"
 
     assert not each(PAGES, unknown)
+
+
+def test_headers_that_are_named_exist() -> None:
+    code = "\n".join(source.text for source in read_package()).lower()
+    named = re.compile(r"x-(?:stentor|client|request)-[a-z-]+", re.IGNORECASE)
+    assert not each(PAGES, lambda text: {name for name in named.findall(text) if name.lower() not in code})
 
 
 # -- samples
@@ -144,6 +151,13 @@ def test_samples_of_python_can_be_compiled() -> None:
     assert samples
     for where, sample in samples:
         compile(sample, where, "exec", dont_inherit=True)
+
+
+def test_bodies_in_samples_are_json() -> None:
+    bodies = [body for page in PAGES for body in _BODY.findall(text_of(page)) if "…" not in body]
+    assert bodies
+    for body in bodies:
+        json.loads(body)
 
 
 def command_lines(text: str) -> Iterator[str]:

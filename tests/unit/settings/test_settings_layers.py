@@ -93,7 +93,7 @@ def test_relative_paths_start_from_the_file_or_the_working_folder(tmp_path):
         ("port = true\n", r"must be a whole number, not true/false"),
         ("prot = 1\n", r"prot \(.*:1\) is not a setting; did you mean port\?"),
         ("PORT = 1\n", r"did you mean port\?"),
-        ("[server]\nport = 1\n", r"server \(.*\) is not a setting"),
+        ("[server]\nport = 1\n", r"server \(.*\) is not a setting; write .* in no table"),
         ("host = 5\n", r"host \(.*:1\) must be text, not a number"),
         ('durability = "fast"\n', r"must be one of power, process, not 'fast'"),
         ('trusted_proxies = "10.0.0.0/33"\n', r"must list addresses or networks"),

@@ -55,7 +55,7 @@ preload = true
         ("models = 1\n", r"must be written as \[\[models\]\] tables"),
         ('[[models]]\nid = "a"\nsource = "file:/a.gguf"\n\n[[models]]\nid = "b"\nctx = "x"\n', r"ctx \(.*:7\)"),
         ('[[models]]\nid = "a"\nsuorce = "file:/a.gguf"\n', r"suorce \(.*:3\) .*; did you mean source\?"),
-        ('[[models]]\nid = "a b"\nsource = "file:/a.gguf"\n', r"id \(.*:2\)"),
+        ('[[models]]\nid = "a b"\nsource = "file:/a.gguf"\n', r"id \(.*:2\): a name may hold letters"),
         ("[[models]]\nctx = 2048\n", r"missing required field `id`"),
         ('[[models]]\nid = "a"\n', r"source is missing"),
         ('[[models]]\nid = "a"\nengine = "command"\n', r"needs a command"),
