@@ -32,7 +32,7 @@ from stentor.http.openai.keeping import KeptChat
 from stentor.http.openai.models import ModelEndpoints
 from stentor.http.openai.speech import SpeechEndpoints
 from stentor.http.openai.text import TextEndpoints
-from stentor.http.openai.transcriptions import TranscriptionEndpoints
+from stentor.http.openai.transcriptions import TranscriptionEndpoints, UploadBounds
 from stentor.http.passage import EnginePassageEndpoints
 from stentor.http.public import PublicEndpoints
 from stentor.http.ring.bridge import Bridge
@@ -93,7 +93,8 @@ class GatewayParts:
         settings = self._settings
         heard, spoken = self._media(HearingAttempt), self._media(SpeechAttempt)
         spool = Spool(Path(settings.spool_dir))
-        hearing = TranscriptionEndpoints(heard, spool, settings.audio_max_bytes, settings.audio_max_s)
+        bounds = UploadBounds(settings.audio_max_bytes, settings.audio_max_s, settings.upload_least_bytes_per_s)
+        hearing = TranscriptionEndpoints(heard, spool, bounds)
         speech = SpeechEndpoints(spoken, self._scheduler, settings.body_max_bytes)
         return {
             "transcription": hearing.transcription,

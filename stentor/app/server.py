@@ -291,6 +291,7 @@ def _http_settings(settings: Settings) -> HttpSettings:
         allow_insecure_admin=bool(settings.values["ALLOW_INSECURE_ADMIN"]),
         audio_max_bytes=settings.values["AUDIO_MAX_MB"] << 20,
         audio_max_s=settings.values["AUDIO_MAX_S"],
+        upload_least_bytes_per_s=settings.values["UPLOAD_MIN_KB_S"] << 10,
         spool_dir=str(settings.spool_dir),
         tls=_tls_files(settings),
         own_hosts=(urlsplit(settings.public_url).netloc,) if settings.public_url else (),

@@ -205,7 +205,7 @@ class LocalBooks:
             chain = choose_member(model, ask, self._places, self.prices, principal.models, now.us)
             model = chain.model
         for ability in ask.needs:
-            if ability not in model.abilities:
+            if not model.can(ability):
                 raise missing_ability(model, ability)
         running = Running(ask, owner, account, model, now.us)
         running.price = price = get_member_price(model, self.prices, now.us)
@@ -250,7 +250,7 @@ class LocalBooks:
             raise Refused("conflict", f"Attempt {more.attempt} of request {more.request_id} is not open.")
         now = Moment(self._clock.now_us(), self._clock.monotonic_s())
         context = max(running.model.context_size, more.output + 1)
-        demand = Demand(0, more.output, 0, 1, context, False, more.audio_ms, more.characters)
+        demand = Demand(more.prompt, more.output, 0, 1, context, False, more.audio_ms, more.characters)
         running.hold = replace(running.hold, lambda: self._hold(running.account, demand, running.price, now))
 
     # -- close -------------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ def _may_answer(model: ServedModel, step: int, ask: Open, prices: PriceList, now
     if step == 0:
         return True  # what it lacks is told to whoever named it
     priced = model.remote is None or prices.find_own_price(model.id, now_us) is not None
-    return priced and all(ability in model.abilities for ability in ask.needs)
+    return priced and all(model.can(ability) for ability in ask.needs)
 
 
 def get_member_price(model: ServedModel, prices: PriceList, now_us: int) -> Price:

@@ -70,6 +70,7 @@ class Extend(msgspec.Struct, frozen=True, array_like=True):
     output: int
     audio_ms: int = 0
     characters: int = 0
+    prompt: int = 0
 
 
 class Grant(msgspec.Struct, frozen=True, array_like=True):

@@ -2,7 +2,8 @@
 
 The books admit the request before anybody knows how long the sound is; the engine that it is given a place on measures
 it, and only then is the exact worst case reserved. The engine tells what is said a stretch at a time. An upstream
-elsewhere is sent the file and tells all at once; until it says how long the sound is, the file itself is asked.
+elsewhere is sent the file and tells all at once; until it says how long the sound is, the file itself is asked. A model
+that hears in conversations is asked in one.
 """
 
 import asyncio
@@ -17,11 +18,15 @@ from stentor.core.books import Extend, Grant, Usage
 from stentor.core.clock import us_since
 from stentor.core.errors import UNREADABLE, Refused
 from stentor.egress.engines import EngineUnreachable
-from stentor.flows.attempt import Attempt
+from stentor.flows.answer import EngineError, EngineRubbish
+from stentor.flows.ask import engine_body
+from stentor.flows.attempt import Attempt, read_failure
 from stentor.flows.client import MediaClient
-from stentor.flows.failure import EngineFailed, EngineRefused
+from stentor.flows.failure import EngineFailed, EngineRefused, engine_error
+from stentor.flows.frames import FrameSplitter, FrameTooLarge
 from stentor.flows.hearing_ask import HearingAsk
-from stentor.flows.hearing_elsewhere import read_answer, write_question
+from stentor.flows.hearing_chat import hears_in_talk, read_words, write_question
+from stentor.flows.hearing_elsewhere import read_answer, write_form
 from stentor.flows.sound_file import NoSound, SoundFile, look_at_sound
 from stentor.flows.transcripts import SpokenSegment, Transcript
 from stentor.flows.upstreams.remote import Answer
@@ -93,11 +98,15 @@ class HearingAttempt(Attempt):
         self._tokens = 0
         self._guessed = False
         self._heard_ms = 0
+        self._counted: Usage | None = None
 
     async def relay(self) -> None:
         """Have it measured, reserve, have it heard, settle, answer. Raises EngineFailed, EngineRefused, Refused."""
         grant = self._granted()
         self._overhead_us = max(0, us_since(self.client.received_s) - grant.queued_us)
+        if hears_in_talk(grant):
+            await self._finish_hearing(await self._ask_in_talk(grant))
+            return
         if grant.remote is not None:
             await self._finish_hearing(await self._ask_elsewhere(grant))
             return
@@ -122,10 +131,12 @@ class HearingAttempt(Attempt):
         self._audio_ms = math.ceil(duration_s * 1000)
         await self._reserve(grant, duration_s)
 
-    async def _reserve(self, grant: Grant, most_s: float) -> None:
-        bound = _tokens_in(most_s)
+    async def _reserve(self, grant: Grant, most_s: float, bounds: tuple[int, int] | None = None) -> None:
+        """``bounds`` are the most tokens of prompt and answer, where the model has a prompt."""
+        prompt, output = bounds or (0, _tokens_in(most_s))
+        audio_ms = math.ceil(most_s * 1000)
         try:
-            await self._books.extend(Extend(grant.request_id, grant.attempt, bound, math.ceil(most_s * 1000)))
+            await self._books.extend(Extend(grant.request_id, grant.attempt, output, audio_ms, prompt=prompt))
         except Refused as refusal:
             await self.settle_failed(EngineFailed(refusal.code, refusal.message, suspect=False))
             raise
@@ -135,7 +146,7 @@ class HearingAttempt(Attempt):
         ask = self._ask
         self._preparing = True
         sound = await self._look()
-        path, body = write_question(ask, grant, sound)
+        path, body = write_form(ask, grant, sound)
         # Servers bill by whole seconds.
         most_s = float(math.ceil(min(sound.most_s, ask.max_s)))
         await self._reserve(grant, most_s)
@@ -154,6 +165,64 @@ class HearingAttempt(Attempt):
         tokens = None if heard.output_tokens is None else min(heard.output_tokens, _tokens_in(most_s))
         duration_s = length_s if heard.duration_s is None else min(heard.duration_s, most_s)
         return _Done(duration_s, heard.language or ask.language, tokens)
+
+    async def _ask_in_talk(self, grant: Grant) -> _Done:
+        """Have a model hear it that hears in conversations."""
+        self._preparing = True
+        question = await asyncio.to_thread(write_question, self._ask)
+        self._audio_ms = math.ceil(question.duration_s * 1000)
+        # A sound takes as much of the context as the model likes.
+        cap = min(_tokens_in(question.duration_s), grant.context_size // 2)
+        await self._reserve(grant, question.duration_s, (grant.context_size - cap, cap))
+        self._preparing = False
+        chat = question.chat
+        body = engine_body(chat, engine=grant.engine, upstream_model=grant.upstream_model, output_cap=cap)
+        answer: Answer
+        try:
+            if grant.remote is None:
+                answer = await self._engines.post_json(grant.url + chat.engine_path, grant.token, body)
+            else:
+                answer = await self._engines.remote.ask_stream(grant, chat.engine_path, body)
+        except EngineUnreachable as error:
+            raise EngineFailed("engine_unreachable", str(error), suspect=True) from None
+        try:
+            if answer.status != 200:
+                raise await read_failure(answer, "file")
+            await self._follow(answer)
+        except EngineUnreachable as error:
+            raise EngineFailed("engine_broke_off", str(error), suspect=True) from None
+        except EngineError as error:
+            raise engine_error("it reported an error of its own", str(error)) from error
+        except (EngineRubbish, FrameTooLarge) as error:
+            raise EngineFailed("engine_rubbish", str(error), suspect=True) from None
+        finally:
+            answer.release()
+        self._counted = self._meter.usage() if self._meter.counted else None
+        tokens = None if self._counted is None else self._counted.output_tokens
+        return _Done(question.duration_s, self._ask.language, tokens)
+
+    async def _follow(self, answer: Answer) -> None:
+        """Read a conversation's answer to its end, and pass on its words."""
+        meter, splitter = self._meter, FrameSplitter()
+        while not meter.done and (chunk := await answer.read()):
+            said = b"".join(meter.take(frame) or b"" for frame in splitter.feed(chunk))
+            words = read_words(said)
+            self._tokens += len(words)
+            await self._say("".join(words))
+        if not meter.finished:
+            raise EngineFailed("engine_broke_off", "its answer ended before it was finished", suspect=True)
+
+    async def _say(self, words: str) -> None:
+        text = self._transcript.said or ""
+        words = words if text else words.lstrip()
+        if not words:
+            return
+        self._transcript.said = text + words
+        self._note_first()
+        self._heard_ms = self._audio_ms
+        if self._ask.stream:
+            await self._begin_stream()
+            await self.client.write(self._transcript.delta_frame(words))
 
     async def _look(self) -> SoundFile:
         try:
@@ -226,6 +295,8 @@ class HearingAttempt(Attempt):
         self._audio_ms = math.ceil(done.duration_s * 1000)
         uncounted = done.output_tokens is None and transcript.text
         usage = Usage(output_tokens=done.output_tokens or 0, audio_ms=self._audio_ms, estimated=self._guessed)
+        if self._counted is not None:
+            usage = msgspec.structs.replace(self._counted, audio_ms=self._audio_ms)
         try:
             settled = await self._settle("completed", usage, texts=("", transcript.text if uncounted else ""))
         except Refused as refusal:
@@ -257,6 +328,9 @@ class HearingAttempt(Attempt):
             answer.release()
 
     def _usage_so_far(self) -> Usage:
+        counted = self._meter.usage_so_far()
+        if counted is not None:
+            return msgspec.structs.replace(counted, audio_ms=self._audio_ms)
         return Usage(output_tokens=self._tokens, audio_ms=self._audio_ms, estimated=True)
 
     def _relayed(self) -> tuple[Usage, str]:

@@ -50,7 +50,7 @@ class _Body(msgspec.Struct):
 _decode = msgspec.json.Decoder(_Body, strict=False).decode
 
 
-def write_question(ask: HearingAsk, grant: Grant, sound: SoundFile) -> tuple[str, StreamedBody]:
+def write_form(ask: HearingAsk, grant: Grant, sound: SoundFile) -> tuple[str, StreamedBody]:
     """Path and body of a question to the upstream. Raises EngineRefused for what it can't be told."""
     if grant.engine == "hf-inference":
         _check_plain(ask)
@@ -62,7 +62,7 @@ def write_question(ask: HearingAsk, grant: Grant, sound: SoundFile) -> tuple[str
         fields.append(("temperature", f"{ask.temperature:g}"))
     if ask.form == "verbose_json":
         fields += [("timestamp_granularities[]", each) for each in sorted(ask.granularities)]
-    return ask.surface, _write_form(fields, sound)
+    return ask.surface, _make_form(fields, sound)
 
 
 def _check_plain(ask: HearingAsk) -> None:
@@ -76,7 +76,7 @@ def _check_plain(ask: HearingAsk) -> None:
         raise EngineRefused("invalid_request", text, param="response_format")
 
 
-def _write_form(fields: list[tuple[str, str]], sound: SoundFile) -> StreamedBody:
+def _make_form(fields: list[tuple[str, str]], sound: SoundFile) -> StreamedBody:
     mark = secrets.token_hex(16)
     disposition = f"--{mark}\r\nContent-Disposition: form-data; name="
     head = "".join(f'{disposition}"{name}"\r\n\r\n{value}\r\n' for name, value in fields)

@@ -41,7 +41,8 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     ``ring_bridge``: any text is a key on the LLMRing surface. ``own_hosts`` are hosts, with ports, that pages of ours
     may come from beside the one that is asked. ``audio_max_bytes`` and ``audio_max_s`` bound an upload of sound, which
-    lies in ``spool_dir`` meanwhile. ``tls`` are the paths of certificate chain and private key.
+    lies in ``spool_dir`` meanwhile, and is refused if it comes at less than ``upload_least_bytes_per_s``. ``tls`` are
+    the paths of certificate chain and private key.
     """
 
     body_max_bytes: int = 32 * 1024 * 1024
@@ -54,6 +55,7 @@ class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):
     own_hosts: tuple[str, ...] = ()
     audio_max_bytes: int = 100 * 1024 * 1024
     audio_max_s: float = 7200.0
+    upload_least_bytes_per_s: int = 16 * 1024
     spool_dir: str = "data/tmp"
     tls: tuple[str, str] | None = None
 

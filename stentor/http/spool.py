@@ -22,6 +22,7 @@ class Upload:
         self.size_bytes = 0
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
+        self._writing: asyncio.Future[bool] | None = None
         self._handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
 
     async def write(self, data: bytes) -> None:
@@ -38,7 +39,10 @@ class Upload:
         self._waiting.clear()
         self._waiting_bytes = 0
         try:
-            roomy = await asyncio.to_thread(_write_all, self._handle, data)
+            loop = asyncio.get_running_loop()
+            self._writing = loop.run_in_executor(None, _write_all, self._handle, data)
+            # A thread can't be stopped: who is cancelled here leaves it its file, see `remove`.
+            roomy = await asyncio.shield(self._writing)
         except OSError as error:
             raise Refused(
                 "overloaded", f"The server can't take the upload: {error.strerror}.", retry_after_s=30.0
@@ -51,9 +55,17 @@ class Upload:
             )
 
     def remove(self) -> None:
-        """Close and delete it."""
-        os.close(self._handle)
+        """Delete it, and close it as soon as nothing is being written to it: its number may be another file's then."""
         self.path.unlink(missing_ok=True)
+        if self._writing is None or self._writing.done():
+            os.close(self._handle)
+        else:
+            self._writing.add_done_callback(self._close)
+
+    def _close(self, written: asyncio.Future[bool]) -> None:
+        os.close(self._handle)
+        if not written.cancelled():
+            written.exception()  # nobody waits for it any more
 
 
 class Spool:

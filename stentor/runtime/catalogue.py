@@ -94,7 +94,7 @@ class Catalogue:
         able = [
             served
             for served in (self._served[model] for model, spec in visible.items() if spec.remote is None)
-            if all(ability in served.abilities for ability in needs)
+            if all(served.can(ability) for ability in needs)
         ]
         return choose_able(able, cost_of, lenient=self.lenient)
 

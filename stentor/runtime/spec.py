@@ -122,6 +122,10 @@ class ServedModel(msgspec.Struct, frozen=True):
     type: ModelType = "text"
     voices: tuple[VoiceCard, ...] = ()
 
+    def can(self, ability: str) -> bool:
+        """Whether requests may ask this of it. Who hears in conversations can be told to write down what is said."""
+        return ability in self.abilities or (ability == "transcription" and "audio" in self.abilities)
+
 
 class Learned(msgspec.Struct, frozen=True):
     """What a model turned out to be when its file was looked at, or its engine asked."""

@@ -83,6 +83,12 @@ _SERVER = (
     Setting("AUDIO_MAX_MB", integer(1, 65536, "MiB"), "Largest audio upload.", default=100),
     Setting("AUDIO_MAX_S", integer(1, None, "s"), "Longest audio upload.", default=7200),
     Setting(
+        "UPLOAD_MIN_KB_S",
+        integer(1, 1_000_000, "KiB/s"),
+        "Slowest audio upload, on the whole; the first ten seconds are free.",
+        default=16,
+    ),
+    Setting(
         "CORS_ORIGINS",
         kinds.WORDS,
         "Origins that browsers may call from; `*` only if you write it.",

@@ -188,6 +188,10 @@ class Engine:
         entries: list[Any] = self._ask("GET", "/log")
         return entries
 
+    def control(self, **changes: Any) -> None:
+        """Change how it behaves: see ``/control`` there."""
+        self._ask("POST", "/control", changes)
+
     def entries(self, mark: str) -> list[Json]:
         """The requests that carried ``mark``, oldest first."""
         return [entry for entry in self.log() if mark in entry["body_text"]]

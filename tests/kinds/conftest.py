@@ -12,7 +12,7 @@ from tests.engine.projector_gguf import write_projector
 from tests.engine.tiny_gguf import write_tiny_gguf
 from tests.http.harness import Gate, at_rest, serve
 from tests.kinds.models import make_minilm
-from tests.serving import Server, model_table
+from tests.serving import Server, model_table, scripted_model
 
 ODD = Path(__file__).with_name("odd_engine.py")
 
@@ -45,11 +45,13 @@ def _gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
             ),
             model_table(id="wrong", source=f"file:{tiny}", type="reranker", ctx=256),
             model_table(id="tiny", source=f"file:{tiny}", ctx=512, parallel=2, threads=1),
+            model_table(id="recorder", source=f"file:{seeing[1]}", type="audio", ctx=512, parallel=1, threads=1),
+            scripted_model("scribe", type="omni", preload=False),
             model_table(id="odd", type="embedding", parallel=4, **odd),
             model_table(id="odd-ranker", type="reranker", parallel=4, **odd),
         ]
     )
-    yield from serve(Server(folder, config, "--admin-key", slots=12, DURABILITY="process"), Gate)
+    yield from serve(Server(folder, config, "--admin-key", slots=12, DURABILITY="process", AUDIO_MAX_S="30"), Gate)
 
 
 @pytest.fixture

@@ -104,6 +104,8 @@ def test_models_say_what_they_are_before_and_after_their_start(gate: Gate) -> No
         "eyes": ("vision", ["text", "image"]),
         "ears": ("omni", ["text", "audio"]),
         "omni": ("omni", ["text", "image", "audio"]),
+        "recorder": ("audio", ["transcription"]),
+        "scribe": ("omni", ["text", "image", "audio"]),
         "wrong": ("reranker", ["rerank"]),
         "odd": ("embedding", ["embedding"]),
         "odd-ranker": ("reranker", ["rerank"]),

@@ -1,5 +1,6 @@
 """Files that are broken, lie, or mean harm: each is refused in words, and the engine is there for the next."""
 
+import contextlib
 import gzip
 import io
 import socket
@@ -213,6 +214,27 @@ def test_two_files_and_a_file_of_another_name_are_refused(gate: Hearing) -> None
     other = body.replace(b'name="file"', b'name="image"')
     answer = gate.ask("POST", TRANSCRIPTIONS, other, Content_Type=kind)
     assert answer.json()["error"]["param"] == "image"
+
+
+def test_an_upload_that_trickles_is_refused(gate: Hearing) -> None:
+    """However regularly it comes: it holds no place in the spool for hours."""
+    body, kind = form(bytes(1_000_000), model="tiny")
+    head = (
+        f"POST {TRANSCRIPTIONS} HTTP/1.1\r\nHost: 127.0.0.1\r\nAuthorization: Bearer {gate.key}\r\n"
+        f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode()
+    with socket.create_connection(("127.0.0.1", gate.port), timeout=60) as line:
+        line.sendall(head + body[:1000])
+        line.settimeout(0.5)
+        answer = b""
+        for place in range(1000, 1120):
+            line.sendall(body[place : place + 1])
+            with contextlib.suppress(TimeoutError):
+                answer = line.recv(65536)
+                break
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"too slow: 0 KiB came" in answer
+    assert b"16 KiB/s" in answer
 
 
 def test_an_upload_that_is_given_up_leaves_nothing(gate: Hearing) -> None:

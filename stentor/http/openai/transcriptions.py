@@ -1,9 +1,8 @@
 """Uploads of sound: from a form that is read as it comes to a file in the spool, and on to the flow."""
 
-import asyncio
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from stentor.core.errors import Refused
 from stentor.core.principal import Principal
@@ -13,11 +12,11 @@ from stentor.flows.languages import find_code
 from stentor.http.connection import Connection
 from stentor.http.multipart import MultipartReader, PartEnd, PartHead
 from stentor.http.openai.text import TextEndpoints
+from stentor.http.pace import keep_pace
 from stentor.http.spool import Spool, Upload
 
 MIB = 1 << 20
 FIELD_MAX_BYTES = 64 * 1024
-UPLOAD_TIMEOUT_S = 1800.0
 FORMS = ("json", "text", "srt", "vtt", "verbose_json")
 # Room for the fields and boundaries around a file that is as large as it may be.
 _FORM_BYTES = MIB
@@ -25,14 +24,21 @@ _GRANULARITIES = ("word", "segment")
 Fields = Mapping[str, list[str]]
 
 
-class TranscriptionEndpoints:
-    """``max_bytes`` and ``max_s`` bound an upload, ``spool`` is where it lies meanwhile."""
+class UploadBounds(NamedTuple):
+    """The most that a file may hold, in bytes and in seconds of sound, and how slowly it may come."""
 
-    def __init__(self, text: TextEndpoints, spool: Spool, max_bytes: int, max_s: float) -> None:
+    max_bytes: int
+    max_s: float
+    least_bytes_per_s: int
+
+
+class TranscriptionEndpoints:
+    """``spool`` is where an upload lies while it is heard."""
+
+    def __init__(self, text: TextEndpoints, spool: Spool, bounds: UploadBounds) -> None:
         self._text = text
         self._spool = spool
-        self._max_bytes = max_bytes
-        self._max_s = max_s
+        self._bounds = bounds
 
     async def transcription(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """POST /v1/audio/transcriptions"""
@@ -46,22 +52,17 @@ class TranscriptionEndpoints:
         self, connection: Connection, principal: Principal, task: Literal["transcribe", "translate"]
     ) -> None:
         async with self._spool.open() as upload:
-            try:
-                async with asyncio.timeout(UPLOAD_TIMEOUT_S):
-                    fields = await self._receive(connection, upload)
-            except TimeoutError:
-                raise Refused(
-                    "invalid_request", f"The upload did not arrive within {UPLOAD_TIMEOUT_S / 60:.0f} minutes."
-                ) from None
-            ask = HearingAsk(connection.exchange.path, task, str(upload.path), self._max_s)
+            fields = await self._receive(connection, upload)
+            ask = HearingAsk(connection.exchange.path, task, str(upload.path), self._bounds.max_s)
             fill(ask, fields)
             await self._text.answer(connection, principal, ask, connection)
 
     async def _receive(self, connection: Connection, upload: Upload) -> Fields:
         """The form's fields; its file goes to ``upload``. Raises Refused."""
-        form = _Form(upload, self._max_bytes)
+        form = _Form(upload, self._bounds.max_bytes)
         reader = MultipartReader(connection.header(b"content-type"))
-        async for data in connection.iterate_body(self._max_bytes + _FORM_BYTES):
+        body = connection.iterate_body(self._bounds.max_bytes + _FORM_BYTES)
+        async for data in keep_pace(body, self._bounds.least_bytes_per_s):
             for event in reader.feed(data):
                 await form.take(event)
         reader.finish()

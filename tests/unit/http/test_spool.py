@@ -1,6 +1,9 @@
 """Uploads on the disk: theirs alone, bounded by what must stay free, gone at the end."""
 
+import asyncio
+import os
 import stat
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,47 @@ async def test_uploads_leave_room_for_the_database(tmp_path: Path, monkeypatch: 
         assert refused.value.code == "overloaded"
         assert upload.path.stat().st_size == 0
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_file_stays_open_as_long_as_a_thread_writes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is cancelled meanwhile closes nothing under its hands: the number might be the database's by then."""
+    going, go_on = threading.Event(), threading.Event()
+
+    def write(handle: int, data: bytes) -> bool:
+        going.set()
+        assert go_on.wait(60)
+        return os.write(handle, data) == len(data)
+
+    monkeypatch.setattr(module, "_write_all", write)
+
+    async def receive() -> int:
+        async with Spool(tmp_path).open() as upload:
+            handles.append(upload._handle)
+            await upload.write(b"a" * (2 << 20))
+        return 0
+
+    handles: list[int] = []
+    receiving = asyncio.create_task(receive())
+    await asyncio.to_thread(going.wait, 60)
+    receiving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
+    assert list(tmp_path.iterdir()) == []
+    os.fstat(handles[0])
+    go_on.set()
+    async with asyncio.timeout(60):
+        while _is_open(handles[0]):
+            await asyncio.sleep(0.01)
+
+
+def _is_open(handle: int) -> bool:
+    try:
+        os.fstat(handle)
+    except OSError:
+        return False
+    return True
 
 
 def test_what_a_killed_server_left_is_swept(tmp_path: Path) -> None:
