@@ -1,5 +1,6 @@
 """From flat values to the frozen :class:`Settings`, composed of what each package asks for."""
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,7 @@ from stentor.vault.settings import VaultSettings
 MIB = 1024 * 1024
 MASTER_KEY_FILE = "master.key"
 ANCHOR_FILE = "receipts.anchor"
+_SECRET_PARAMETER = re.compile(r"((?:^|&)[^=&]*(?:pass|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,9 +227,16 @@ def show_value(setting: Setting, value: Any) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):
-        return ",".join(str(item) for item in value)
-    text = str(value)
+        return ",".join(_mask_address(str(item)) for item in value)
+    return _mask_address(str(value))
+
+
+def _mask_address(text: str) -> str:
+    """What is no address stays. A password may hold what separates the parts, so everything before an @ is masked."""
     scheme, mark, rest = text.partition("://")
-    if mark and "@" in rest.partition("/")[0]:
-        return f"{scheme}://********@{rest.partition('@')[2]}"
-    return text
+    if not mark:
+        return text
+    place, question, query = rest.partition("?")
+    if "@" in place:
+        place = "********@" + place.rpartition("@")[2]
+    return f"{scheme}://{place}{question}" + _SECRET_PARAMETER.sub(r"\1********", query)

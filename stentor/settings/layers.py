@@ -157,10 +157,17 @@ def file_layer(file: File) -> Layer:
     return layer
 
 
-def _lmserv_words_count(environ: Mapping[str, str]) -> bool:
-    return environ.get(PREFIX + "COMPAT", "").strip().lower() == "lmserv" or any(
-        environ.get(mark) for mark in LMSERV_MARKS
-    )
+def lmserv_words_count(file: Layer, environ: Mapping[str, str], command: Layer) -> bool:
+    """Whether common words are names of settings: where the last layer that sets ``COMPAT`` says so, or beside a mark.
+
+    It is asked before the environment becomes a layer, because that depends on it.
+    """
+    said = environ.get(PREFIX + "COMPAT", "").strip().lower()
+    if "COMPAT" in command:
+        said = command["COMPAT"].value
+    elif not said and "COMPAT" in file:
+        said = file["COMPAT"].value
+    return said == "lmserv" or any(environ.get(mark) for mark in LMSERV_MARKS)
 
 
 def _spellings(setting: Setting, with_common: bool) -> list[str]:
@@ -168,9 +175,8 @@ def _spellings(setting: Setting, with_common: bool) -> list[str]:
     return [PREFIX + setting.name, *setting.aliases, *common]
 
 
-def environment_layer(environ: Mapping[str, str], cwd: Path, compat: bool) -> tuple[Layer, list[Notice]]:
+def environment_layer(environ: Mapping[str, str], cwd: Path, with_common: bool) -> tuple[Layer, list[Notice]]:
     """The layer of the environment, aliases included; an empty variable counts as not set."""
-    with_common = compat or _lmserv_words_count(environ)
     layer: Layer = {}
     notices: list[Notice] = []
     for setting in DECLARED:

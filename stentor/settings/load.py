@@ -14,6 +14,7 @@ from stentor.settings.layers import (
     environment_layer,
     file_layer,
     find_file,
+    lmserv_words_count,
     read_file,
 )
 from stentor.settings.models import choose_models, file_models, named_models
@@ -31,9 +32,9 @@ def load_settings(
     path, found_in = find_file(argv_overrides, environ, cwd)
     file = read_file(path) if path is not None else None
     from_file = file_layer(file) if file is not None else {}
-    compat = "COMPAT" in from_file and from_file["COMPAT"].value == "lmserv"
-    from_environment, notices = environment_layer(environ, cwd, compat)
     from_command = command_layer(argv_overrides, cwd)
+    with_common = lmserv_words_count(from_file, environ, from_command)
+    from_environment, notices = environment_layer(environ, cwd, with_common)
     merged = {**from_file, **from_environment, **from_command}
     moved = from_file.get("DATA_DIR")
     if found_in is not None and moved is not None and moved.value != found_in:

@@ -105,6 +105,13 @@ def test_common_words_count_in_lmserv_company(tmp_path, beside):
 def test_common_words_count_when_the_file_says_so(tmp_path):
     (tmp_path / "stentor.toml").write_text('compat = "lmserv"\n')
     assert load(tmp_path, COMMON)[0].api_key == "sk-common"
+    assert load(tmp_path, {**COMMON, "STENTOR_COMPAT": "none"})[0].api_key is None
+    assert load(tmp_path, {**COMMON, "STENTOR_COMPAT": "none"}, {"compat": "lmserv"})[0].api_key == "sk-common"
+
+
+def test_common_words_count_when_the_command_line_says_so(tmp_path):
+    assert load(tmp_path, COMMON, {"compat": "lmserv"})[0].api_key == "sk-common"
+    assert load(tmp_path, {**COMMON, "STENTOR_COMPAT": "lmserv"}, {"compat": "none"})[0].api_key is None
 
 
 @pytest.mark.parametrize("environ", [{"STENTOR_API_KEY": "changeme"}, {"API_KEY": "changeme", "LLM_WORKERS": "1"}])

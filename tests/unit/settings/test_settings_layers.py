@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from stentor.settings import SettingsError, load_settings
-from stentor.settings.declared import DECLARED
+from stentor.settings.compose import show_value
+from stentor.settings.declared import BY_NAME, DECLARED
 
 
 def load(tmp_path, argv=None, environ=None):
@@ -210,3 +211,19 @@ def test_tls_needs_both_files_and_takes_away_the_warning(tmp_path):
     assert any("without TLS" in text for text in load(tmp_path, open_to_all)[1])
     told = load(tmp_path, {**open_to_all, "tls_cert": "cert.pem", "tls_key": "key.pem"})[1]
     assert not any("TLS" in text or "tls" in text for text in told)
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("postgresql://ann:pass@db/x", "postgresql://********@db/x"),
+        ("postgresql://ann:p@ss@db/x", "postgresql://********@db/x"),
+        ("postgresql://ann:p/s@db/x", "postgresql://********@db/x"),
+        ("postgresql://db/x?user=ann&password=hush", "postgresql://db/x?user=ann&password=********"),
+        ("postgresql://db/x?PassFile=/h&sslmode=require", "postgresql://db/x?PassFile=********&sslmode=require"),
+        ("postgresql://db/x?sslmode=require", "postgresql://db/x?sslmode=require"),
+        ("plain@text", "plain@text"),
+    ],
+)
+def test_nobody_reads_a_password_in_an_address(address: str, shown: str) -> None:
+    assert show_value(BY_NAME["DATABASE_URL"], address) == shown
