@@ -262,7 +262,7 @@ async def _describe(authority: Authority, url: str, admin_key: bool) -> Ready:
     return Ready(
         base_url=f"{url}/v1",
         api_key=first.api_key if first else None,
-        admin_user=ADMIN,
+        admin_user=first.admin_user if first else ADMIN,
         admin_password=first.admin_password if first else None,
         model=model,
     )

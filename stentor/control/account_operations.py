@@ -27,7 +27,7 @@ class _OwnKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scopes: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()
-    limits: KeyLimits = KeyLimits()
+    limits: KeyLimits | None = None
     expires_us: int | None = None
 
 

@@ -1,6 +1,7 @@
 """What has to be there before anybody can do anything: the admin and a first key, and the operator's fixed key."""
 
 import asyncio
+import itertools
 import secrets
 
 import msgspec
@@ -25,21 +26,23 @@ ADMIN_SCOPES = ("inference", "admin")
 async def ensure_first_run(
     database: Database, keyring: Keyring, clock: Clock, *, admin_key: bool = False
 ) -> FirstRun | None:
-    """Make user ``admin`` with a generated password, a personal project and a first API key, if there is no user yet.
+    """Make user ``admin`` with a generated password, a personal project and a first API key, if there is no admin yet.
 
     Returns what must be shown now or is lost, None on every later start. ``admin_key``: the key may manage, too.
     """
-    if await database.read(_has_users):
+    if await database.read(users.has_admin):
         return None
     password, text = new_password(), new_key()
     hashed = await asyncio.to_thread(hash_password, password)
     scopes = ADMIN_SCOPES if admin_key else ("inference",)
 
-    def work(connection: Connection) -> bool:
-        if _has_users(connection):
-            return False
+    def work(connection: Connection) -> FirstRun | None:
+        if users.has_admin(connection):
+            return None
         now_us = clock.now_us()
-        new = users.NewUser(ADMIN, None, "admin", TierId("admin"), hashed, password_temporary=True)
+        new = users.NewUser(
+            _find_free_name(connection), None, "admin", TierId("admin"), hashed, password_temporary=True
+        )
         user, project = users.add_user(connection, new, now_us)
         wanted = api_keys.NewKey(user.id, project.id, "first", scopes)
         key = api_keys.add_key(connection, wanted, text, digest_key(keyring.pepper(), text), now_us)
@@ -48,13 +51,15 @@ async def ensure_first_run(
             ("key_create", ("key", str(key.id)), msgspec.to_builtins(key)),
         ):
             record_change(connection, now_us, SYSTEM, action, subject, after=after)
-        return True
+        return FirstRun(user.name, password, text)
 
-    return FirstRun(ADMIN, password, text) if await database.write(work) else None
+    return await database.write(work)
 
 
-def _has_users(connection: Connection) -> bool:
-    return any(user.name != FIXED_USER for user in users.list_users(connection, limit=2))
+def _find_free_name(connection: Connection) -> str:
+    """``admin``, or where a mere user is called so, the same with a number."""
+    names = (ADMIN if number == 1 else f"{ADMIN}{number}" for number in itertools.count(1))
+    return next(name for name in names if users.find_user(connection, name) is None)
 
 
 async def ensure_fixed_key(database: Database, keyring: Keyring, clock: Clock, text: str | None) -> None:

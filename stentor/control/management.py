@@ -20,7 +20,7 @@ from stentor.core.ids import KeyId, ProjectId, TierId
 from stentor.people import api_keys, projects, tiers, users
 from stentor.people.key_text import digest_key, new_key
 from stentor.people.passwords import hash_password, is_password
-from stentor.people.values import ApiKey, Project, Tier, User
+from stentor.people.values import ApiKey, KeyLimits, Project, Tier, User
 from stentor.store.database import Database
 from stentor.vault.keyring import Keyring
 
@@ -62,8 +62,9 @@ class Management:
                 check_within(api_keys.get_key(connection, creator), ask)
             user = users.get_user(connection, ask.user)
             project = projects.get_project_for(connection, user, ask.project)
+            limits = ask.limits or KeyLimits()
             new = api_keys.NewKey(
-                user.id, project.id, ask.name, ask.scopes, ask.models, ask.endpoints, ask.limits, ask.expires_us
+                user.id, project.id, ask.name, ask.scopes, ask.models, ask.endpoints, limits, ask.expires_us
             )
             return self._store_key(connection, actor, new, text)
 

@@ -28,7 +28,7 @@ class _UserKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scopes: tuple[str, ...] = ("inference",)
     models: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()
-    limits: KeyLimits = KeyLimits()
+    limits: KeyLimits | None = None
     expires_us: int | None = None
 
 

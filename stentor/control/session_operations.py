@@ -18,8 +18,8 @@ class _Login(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Password(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    password: str
     new_password: str
+    password: str = ""
 
 
 class SessionOperations:
@@ -64,8 +64,9 @@ class SessionOperations:
         if not task.user_id:
             raise Refused("invalid_request", "The operator has no password of their own; use `stentor users passwd`.")
         await self._sessions.change_password(
-            actor_of(task), UserId(task.user_id), ask.password, ask.new_password, keep=task.session_id
-        )
+            actor_of(task), UserId(task.user_id), ask.password, ask.new_password,
+            keep=task.session_id, key_id=task.creator,
+        )  # fmt: skip
         return {"changed": True}
 
     async def _list(self, task: Task, user: str | None) -> Row:

@@ -1,5 +1,6 @@
 """Signing in to the console, and who is signed in. Memory is the truth, the database what outlives it."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -17,7 +18,7 @@ from stentor.core.sessions import SessionCard, SessionKind
 from stentor.people import api_keys, sessions, users
 from stentor.people.key_text import digest_key
 from stentor.people.sessions import Session
-from stentor.people.values import User
+from stentor.people.values import KeyLimits, User
 from stentor.store.database import Database
 from stentor.vault.keyring import Keyring
 
@@ -36,15 +37,19 @@ class SignedIn(NamedTuple):
 class _Live:
     """A session in memory; ``written_us`` is what the database says of when it was seen.
 
-    ``key_ends_us`` is when the key ends that it was opened with, if it was one and that ends by itself.
+    ``key_ends_us`` is when the key ends that it was opened with, if it was one and that ends by itself; ``endpoints``
+    are what that key may call, if not everything.
     """
 
-    __slots__ = ("key_ends_us", "session", "user", "written_us")
+    __slots__ = ("endpoints", "key_ends_us", "session", "user", "written_us")
 
-    def __init__(self, session: Session, user: User, key_ends_us: int | None = None) -> None:
+    def __init__(
+        self, session: Session, user: User, key_ends_us: int | None = None, endpoints: Iterable[str] = ()
+    ) -> None:
         self.session = session
         self.user = user
         self.key_ends_us = key_ends_us
+        self.endpoints = frozenset(endpoints)
         self.written_us = session.seen_us
 
     def is_over(self, now_us: int) -> bool:
@@ -96,7 +101,7 @@ class Sessions:
             key = None if session.key_id is None else api_keys.get_key(connection, session.key_id)
             if not user.active or (key is not None and not key.is_valid(self._clock.now_us())):
                 return None
-            return _Live(session, user, None if key is None else key.ends_us())
+            return _Live(session, user) if key is None else _Live(session, user, key.ends_us(), key.endpoints)
 
         while True:
             version = self._version
@@ -131,7 +136,7 @@ class Sessions:
         self._slowdown.enter(names)
         user = await self._management.check_password(name, password)
         if user is None or (kind == "admin" and user.role != "admin"):
-            await self._note_failure(kind, None if user is None else user.id, place[0])
+            await self._note_failure(place[0], kind, None if user is None else user.id)
             raise Refused("wrong_password", "The name or the password is wrong.")
         self._slowdown.forgive(names)
         return await self._open(user, kind, place)
@@ -142,7 +147,7 @@ class Sessions:
         self._slowdown.enter(names)
         principal = await self._books.find_principal(digest_key(self._keyring.pepper(), key)) if key else None
         if principal is None:
-            await self._note_failure("user", None, place[0])
+            await self._note_failure(place[0], "user", None)
             raise Refused("invalid_api_key", "This API key is unknown, revoked or expired.")
         self._slowdown.forgive(names)
         user_id = principal.user_id
@@ -159,14 +164,16 @@ class Sessions:
             now_us = self._clock.now_us()
             session = sessions.add_session(connection, user, kind, token, place, now_us, key_id)
             after = {"session": session.id, "kind": kind, "address": session.address}
-            record_change(connection, now_us, Actor(user.name, "console"), "sign_in", ("user", user.id), after=after)
+            actor = Actor(user.name, "console", session.address)
+            record_change(connection, now_us, actor, "sign_in", ("user", user.id), after=after)
             return session
 
-        live = _Live(await self._database.write(work), user, None if key is None else key.expires_us)
+        session = await self._database.write(work)
+        live = _Live(session, user) if key is None else _Live(session, user, key.expires_us, key.endpoints)
         self._known[sessions.digest_token(token)] = live
         return SignedIn(token, _card(live))
 
-    async def _note_failure(self, kind: SessionKind, user_id: UserId | None, address: str) -> None:
+    async def _note_failure(self, address: str, kind: str, user_id: UserId | None) -> None:
         """In the audit, but never more than so many a minute: whoever guesses must not fill the disk."""
         now_s = self._clock.monotonic_s()
         count, since_s = self._written
@@ -176,7 +183,7 @@ class Sessions:
         if count >= FAILURES_WRITTEN_PER_MINUTE:
             return
         now_us = self._clock.now_us()
-        actor, after = Actor("unknown", "console"), {"kind": kind, "address": address[:64]}
+        actor, after = Actor("unknown", "console", address[:64]), {"kind": kind, "address": address[:64]}
         subject = ("user", user_id or "unknown")
         await self._database.write(
             lambda connection: record_change(connection, now_us, actor, "sign_in_failed", subject, after=after)
@@ -209,13 +216,23 @@ class Sessions:
 
         return await self._database.read(read)
 
-    async def change_password(self, actor: Actor, user_id: UserId, old: str, new: str, *, keep: str) -> None:
-        """A user's own change of password; their other sessions end. Raises Refused."""
-        names = (f"password {user_id}",)
-        self._slowdown.enter(names)
-        if await self._management.check_password(user_id, old) is None:
-            raise Refused("wrong_password", "The present password is wrong.")
-        self._slowdown.forgive(names)
+    async def change_password(
+        self, actor: Actor, user_id: UserId, old: str, new: str, *, keep: str, key_id: str | None = None
+    ) -> None:
+        """A user's own change of password; their other sessions end. Raises Refused.
+
+        Who has none yet sets a first one over a key, ``key_id``, that leaves nothing of theirs out.
+        """
+        stored = await self._database.read(lambda connection: users.find_password_hash(connection, user_id))
+        if stored is None and key_id is not None:
+            await self._database.read(lambda connection: _check_whole(connection, user_id, KeyId(key_id)))
+        else:
+            names = (f"password {user_id}",)
+            self._slowdown.enter(names)
+            if await self._management.check_password(user_id, old) is None:
+                await self._note_failure(actor.address, "password", user_id)
+                raise Refused("wrong_password", "The present password is wrong.")
+            self._slowdown.forgive(names)
         if old == new:
             raise Refused("invalid_request", "The new password is the present one.", param="new_password")
         hashed = await self._management.hash_password(new)
@@ -223,6 +240,8 @@ class Sessions:
         def work(connection: Connection) -> None:
             now_us = self._clock.now_us()
             user = users.get_user(connection, user_id)
+            if users.find_password_hash(connection, user_id) != stored:
+                raise Refused("conflict", "The password was changed meanwhile.")
             users.set_password(connection, user, hashed, False, now_us)
             sessions.end_sessions(connection, user.id, but=keep)
             record_change(connection, now_us, actor, "user_password", ("user", user.id))
@@ -242,4 +261,16 @@ def _card(live: _Live) -> SessionCard:
         user.password_temporary,
         session.ends_us(),
         session.key_id or "",
+        live.endpoints,
     )
+
+
+def _check_whole(connection: Connection, user_id: UserId, key_id: KeyId) -> None:
+    """Raises Refused where a password would open more than the key does that sets it."""
+    key, user = api_keys.get_key(connection, key_id), users.get_user(connection, user_id)
+    narrow = key.models or key.endpoints or key.limits != KeyLimits() or key.ends_us() is not None
+    if narrow or (user.role == "admin" and "admin" not in key.scopes):
+        raise Refused(
+            "insufficient_scope",
+            "A first password can't be set with a key that is limited, or ends. Use one that isn't, or ask an admin.",
+        )

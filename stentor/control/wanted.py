@@ -6,8 +6,8 @@ from stentor.core.errors import Refused
 from stentor.people.values import ApiKey, KeyLimits, User
 
 
-class KeyAsk(msgspec.Struct, frozen=True):
-    """A key to be made. ``user`` is a name, email or id; ``project`` empty: the user's own."""
+class KeyAsk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A key to be made. ``user`` is a name, email or id; ``project`` empty: the user's own; ``limits`` None: none."""
 
     user: str
     name: str = ""
@@ -15,7 +15,7 @@ class KeyAsk(msgspec.Struct, frozen=True):
     scopes: tuple[str, ...] = ("inference",)
     models: tuple[str, ...] = ()
     endpoints: tuple[str, ...] = ()
-    limits: KeyLimits = KeyLimits()
+    limits: KeyLimits | None = None
     expires_us: int | None = None
 
 
@@ -27,8 +27,9 @@ def check_within(creator: ApiKey, ask: KeyAsk | ApiKey) -> None:
             raise Refused(
                 "insufficient_scope", f"A key can't allow more {field} than its maker's: {', '.join(own)}.", param=field
             )
+    limits = ask.limits or KeyLimits()
     for field in creator.limits.__struct_fields__:
-        most, wanted = getattr(creator.limits, field), getattr(ask.limits, field)
+        most, wanted = getattr(creator.limits, field), getattr(limits, field)
         if most is not None and (wanted is None or wanted > most):
             raise Refused(
                 "insufficient_scope", f"A key's {field} can't be above its maker's {most}.", param=f"limits.{field}"
@@ -38,7 +39,7 @@ def check_within(creator: ApiKey, ask: KeyAsk | ApiKey) -> None:
         raise Refused("insufficient_scope", "A key can't outlive its maker's.", param="expires_us")
 
 
-class UserAsk(msgspec.Struct, frozen=True):
+class UserAsk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A user to be made."""
 
     name: str

@@ -12,7 +12,8 @@ SessionKind = Literal["admin", "user"]
 class SessionCard(msgspec.Struct, frozen=True, array_like=True):
     """A session that is valid now. ``must_change``: nothing may be done before the password is changed.
 
-    ``key_id`` is the API key it was opened with, empty for a password: it may do no more than that key.
+    ``key_id`` is the API key it was opened with, empty for a password: it may do no more than that key, and call only
+    the ``endpoints`` that this one may call, if it names any.
     """
 
     id: str
@@ -23,6 +24,7 @@ class SessionCard(msgspec.Struct, frozen=True, array_like=True):
     must_change: bool
     ends_us: int
     key_id: str = ""
+    endpoints: frozenset[str] = frozenset()
 
 
 class SessionBook(Protocol):

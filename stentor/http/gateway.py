@@ -203,7 +203,9 @@ class Gateway:
         if route.access in ("admin", "user") and route.path.startswith(("/admin/", "/user/")):
             token = find_cookie(connection, kind_of(route.path))
             if token is not None and find_token(connection.headers) is None:
-                return await self._sessions.admit(route, connection, token)
+                principal = await self._sessions.admit(route, connection, token)
+                check_scope(principal, "", route.path)
+                return principal
         callers = self._bridge if self._bridge is not None and route.scope == "ring" else self._authenticator
         principal = await callers.authenticate(connection.headers)
         check_scope(principal, route.scope, route.path)

@@ -101,8 +101,8 @@ def principal_of(card: SessionCard) -> Principal:
     """What a session may do: an admin's everything, a user's only what the user's own pages do."""
     scopes = frozenset(SCOPES) if card.kind == "admin" else frozenset[str]()
     return Principal(
-        KeyId(""), card.user_id, ProjectId(""), card.tier_id, scopes, session_id=card.id, user_name=card.user_name,
-        session_key=card.key_id,
+        KeyId(""), card.user_id, ProjectId(""), card.tier_id, scopes, endpoints=card.endpoints, session_id=card.id,
+        user_name=card.user_name, session_key=card.key_id,
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 from stentor.core.errors import Refused
 from stentor.core.ids import TierId, UserId, new_uuid7
 from stentor.people import table
-from stentor.people.users import find_user, is_email
+from stentor.people.users import find_user, is_email, plain_email
 
 PENDING_MAX = 500
 MESSAGE_MAX = 2000
@@ -49,7 +49,7 @@ class SignupAsk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def check_signup(ask: SignupAsk) -> None:
     """Raises Refused for what can't be a request."""
-    if not is_email(ask.email.strip()):
+    if not is_email(plain_email(ask.email)):
         raise Refused("invalid_request", "That isn't an email address.", param="email")
     if ask.tier not in TIERS:
         raise Refused("invalid_request", f"'tier' is one of {', '.join(TIERS)}.", param="tier")
@@ -62,7 +62,7 @@ def add_signup(connection: Connection, ask: SignupAsk, address: str, now_us: int
 
     Raises Refused when too many wait.
     """
-    email = ask.email.strip().lower()
+    email = plain_email(ask.email)
     if table.count_pending_signups(connection) >= PENDING_MAX:  # first, or a refusal would say that it isn't known
         raise Refused(
             "overloaded", "Too many requests for an account wait for an answer. Try again in some days.",

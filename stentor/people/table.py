@@ -119,6 +119,11 @@ def count_other_admins(connection: Connection, user_id: str) -> int:
     return int(connection.execute(query.where(users.c.id != user_id)).scalar_one())
 
 
+def count_admins(connection: Connection) -> int:
+    """How many admins there are, whether they can sign in or not."""
+    return int(connection.execute(select(func.count()).select_from(users).where(users.c.role == "admin")).scalar_one())
+
+
 def list_users(connection: Connection, after_name: str, limit: int) -> list[AnyRow]:
     """Users by name, those after ``after_name``."""
     query = select(*_USER).where(users.c.name > after_name).order_by(users.c.name).limit(limit)

@@ -23,6 +23,11 @@ def is_email(text: str) -> bool:
     return _EMAIL.fullmatch(text) is not None
 
 
+def plain_email(text: str) -> str:
+    """An email as it is stored and compared."""
+    return text.strip().lower()
+
+
 class NewUser(msgspec.Struct, frozen=True):
     """What a new user is made from. ``password_hash`` None: the user can't sign in to the console yet."""
 
@@ -44,13 +49,16 @@ def list_names(connection: Connection, ids: Sequence[str]) -> dict[str, str]:
     return table.list_names(connection, ids)
 
 
+def has_admin(connection: Connection) -> bool:
+    """Whether anybody is an admin."""
+    return table.count_admins(connection) > 0
+
+
 def find_user(connection: Connection, user: str) -> User | None:
-    """The user whose id, name or email is ``user``."""
-    for find in (table.find_user, table.find_user_by_name, table.find_user_by_email):
-        row = find(connection, user)
-        if row is not None:
-            return User(*row)
-    return None
+    """The user whose id, name or email is ``user``; emails are the same however they are capitalized."""
+    row = table.find_user(connection, user) or table.find_user_by_name(connection, user)
+    row = row or table.find_user_by_email(connection, plain_email(user))
+    return None if row is None else User(*row)
 
 
 def get_user(connection: Connection, user: str) -> User:
@@ -69,15 +77,16 @@ def add_user(connection: Connection, new: NewUser, now_us: int) -> tuple[User, P
             f"'{new.name}' can't be a user's name: use letters, digits and . _ @ + -, at most 128 characters.",
             param="name",
         )
-    if new.email is not None and not _EMAIL.fullmatch(new.email):
-        raise Refused("invalid_request", f"'{new.email}' isn't an email address.", param="email")
+    email = None if new.email is None else plain_email(new.email)
+    if email is not None and not _EMAIL.fullmatch(email):
+        raise Refused("invalid_request", f"'{email[:256]}' isn't an email address.", param="email")
     if new.role not in ("user", "admin"):
         raise Refused("invalid_request", f"A role is 'user' or 'admin', not '{new.role}'.", param="role")
     tier = get_tier(connection, new.tier_id)
-    for taken in (new.name, new.email):
+    for taken in (new.name, email):
         if taken is not None and find_user(connection, taken) is not None:
             raise Refused("conflict", f"There is a user '{taken}' already.", param="name")
-    user = User(UserId(new_uuid7()), new.name, new.email, new.role, tier.id, True, new.password_temporary, now_us)
+    user = User(UserId(new_uuid7()), new.name, email, new.role, tier.id, True, new.password_temporary, now_us)
     values = msgspec.structs.asdict(user) | {"password_hash": new.password_hash, "updated_us": now_us}
     table.add_user(connection, values)
     project = Project(ProjectId(new_uuid7()), new.name, user.id, True, True, now_us)
@@ -91,6 +100,9 @@ def change_user(connection: Connection, user: User, changes: dict[str, Any], now
     Raises Refused for a bad or taken value, and where no admin would be left who can sign in.
     """
     email = changes.get("email")
+    if email is not None:
+        email = plain_email(email)
+        changes = {**changes, "email": email}
     if email is not None and not _EMAIL.fullmatch(email):
         raise Refused("invalid_request", f"'{email[:256]}' isn't an email address.", param="email")
     if email is not None:

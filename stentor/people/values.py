@@ -40,7 +40,7 @@ class Project(msgspec.Struct, frozen=True):
     created_us: int
 
 
-class KeyLimits(msgspec.Struct, frozen=True):
+class KeyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What narrows one key beyond its user's tier; None: nothing. ``token_limit`` and spending are for its lifetime.
 
     Budgets in nano-USD begin anew with each day or month, UTC.

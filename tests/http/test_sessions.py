@@ -223,6 +223,26 @@ def test_a_session_that_a_key_opened_may_do_no_more_than_the_key(each: Gate):
     until(lambda: browser.ask("GET", "/user/api/me")[0], lambda status: status == 401, 30.0)
 
 
+def test_a_session_does_only_what_its_key_may_call(gate: Gate):
+    user = gate.make_user()
+    other = gate.make_key(user["id"])
+    narrow = gate.make_key(user["id"], endpoints=["/v1/chat/completions", "/user/api/me"])
+    browser = Browser(gate)
+    assert browser.ask("POST", "/user/api/login", {"api_key": narrow["key"]})[0] == 200
+    for method, path in (("GET", "/user/api/keys"), ("POST", f"/user/api/keys/{other['id']}/revoke")):
+        status, answer = browser.ask(method, path)
+        assert (status, answer["code"]) == (403, "insufficient_scope"), path
+    assert browser.ask("GET", "/user/api/me")[0] == 200
+
+
+def test_a_first_password_is_set_over_a_key(gate: Gate):
+    user = gate.make_user()
+    browser = Browser(gate)
+    browser.ask("POST", "/user/api/login", {"api_key": gate.make_key(user["id"])["key"]})
+    assert browser.ask("POST", "/user/api/password", {"new_password": PASSWORD})[0] == 200
+    assert Browser(gate).sign_in(user["name"], area="user")[0] == 200
+
+
 def test_a_key_does_not_lift_its_own_limits(each: Gate):
     narrow = each.make_key(each.make_user()["id"], models=["scripted"], limits={"token_limit": 50})
     for change in ({"limits": {"token_limit": None}}, {"limits": {"token_limit": 51}}, {"models": []}):

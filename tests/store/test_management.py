@@ -3,15 +3,19 @@
 import asyncio
 import re
 
+import msgspec
 import pytest
 
 from stentor.accounting.price import Price
 from stentor.accounting.usage import UsageFilter
 from stentor.audit.log import Actor
+from stentor.control.account_operations import _OwnKey
 from stentor.control.first_run import ensure_first_run, ensure_fixed_key
+from stentor.control.people_operations import _UserKey
 from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.errors import Refused, StentorError
 from stentor.core.ids import KeyId
+from stentor.people.signups import SignupAsk, add_signup
 from stentor.people.values import KeyLimits
 
 KEY = re.compile(r"sk-[0-9A-Za-z]{48}")
@@ -432,6 +436,49 @@ async def test_the_first_start_makes_the_admin_once(house, admin_key: bool, scop
     assert await ensure_first_run(house.database, house.keyring, house.clock) is None
 
 
+async def test_an_admin_is_made_though_there_are_users_already(house, ann: str) -> None:
+    await house.add_user("admin")
+    first = await ensure_first_run(house.database, house.keyring, house.clock)
+    assert first is not None
+    assert (await house.management.check_password(first.admin_user, first.admin_password)).role == "admin"
+    assert first.admin_user == "admin2"
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (KeyAsk, {"user": "ann", "limit": {}}),
+        (KeyAsk, {"user": "ann", "limits": {"spending_limit": 5}}),
+        (_OwnKey, {"limits": {"spending_limit": 5}}),
+        (_UserKey, {"limits": {"spending_limit": 5}}),
+        (UserAsk, {"name": "ann", "teir": "sub"}),
+    ],
+)
+def test_what_is_misspelt_is_refused(kind, body) -> None:
+    with pytest.raises(msgspec.ValidationError, match="unknown field"):
+        msgspec.convert(body, kind)
+
+
+@pytest.mark.parametrize("kind", [KeyAsk, _OwnKey, _UserKey])
+def test_no_limits_are_no_limits(kind) -> None:
+    assert msgspec.convert({"user": "ann", "limits": None} if kind is KeyAsk else {"limits": None}, kind).limits is None
+
+
+async def test_an_address_is_the_same_however_it_is_capitalized(house) -> None:
+    await house.management.add_user(OPERATOR, UserAsk("eve", email="Eve@Example.org", password="correct horse battery"))
+    for address in ("eve@example.org", "EVE@example.ORG"):
+        assert (await house.management.check_password(address, "correct horse battery")).name == "eve"
+        with pytest.raises(Refused, match="already"):
+            await house.management.add_user(OPERATOR, UserAsk("other", email=address))
+    await house.add_user("fay")
+    with pytest.raises(Refused, match="already"):
+        await house.change_user("fay", email="eVe@example.org")
+    await house.change_user("fay", email="Fay@Example.org")
+    assert await house.management.list_projects(user="fay@EXAMPLE.org") != []
+    asked = SignupAsk("FAY@example.org")
+    assert await house.database.write(lambda c: add_signup(c, asked, "", house.clock.now_us())) is None
+
+
 async def test_the_fixed_key_is_exactly_the_one_in_the_settings(house) -> None:
     async def works(text: str) -> bool:
         await house.start_books()
@@ -456,4 +503,3 @@ async def test_the_fixed_key_cannot_be_somebody_elses(house, ann: str) -> None:
     made = await house.management.add_key(OPERATOR, KeyAsk(ann))
     with pytest.raises(StentorError, match="another user"):
         await ensure_fixed_key(house.database, house.keyring, house.clock, made.key)
-    assert await ensure_first_run(house.database, house.keyring, house.clock) is None

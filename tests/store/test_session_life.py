@@ -11,6 +11,7 @@ from stentor.control.changes import Changes, UserChange
 from stentor.control.sessions import Sessions
 from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.errors import Refused
+from stentor.people.values import KeyLimits
 
 OPERATOR = Actor("tester", "cli")
 HOUR_S = 3600
@@ -163,3 +164,44 @@ async def test_ended_sessions_are_cleared_away(house, sessions) -> None:
     count = await house.database.read(lambda c: c.exec_driver_sql("SELECT count(*) FROM sessions").scalar_one())
     assert count == 1
     assert len(await sessions.list_sessions()) == 1
+
+
+async def test_a_session_calls_only_what_its_key_may_call(house, sessions) -> None:
+    made = await house.management.add_key(OPERATOR, KeyAsk("bob", endpoints=("/v1/chat/completions",)))
+    signed = await sessions.exchange(made.key, PLACE)
+    assert signed.card.endpoints == {"/v1/chat/completions"}
+    later = await make(house).find_session(digest(signed.token), "user")
+    assert later.endpoints == {"/v1/chat/completions"}
+
+
+async def test_who_has_no_password_sets_one_with_a_key_that_leaves_nothing_out(house, sessions) -> None:
+    async def set_first(user: str, **limits) -> str | None:
+        made = await house.management.add_key(OPERATOR, KeyAsk(user, **limits))
+        card = (await sessions.exchange(made.key, PLACE)).card
+        await sessions.change_password(OPERATOR, card.user_id, "", PASSWORD, keep=card.id, key_id=card.key_id)
+
+    await house.management.add_user(OPERATOR, UserAsk("cid"))
+    await house.management.add_user(OPERATOR, UserAsk("dan", role="admin"))
+    ends_us = house.clock.now_us() + HOUR_S * 1_000_000
+    for user, limits in (
+        ("cid", {"models": ("tiny",)}),
+        ("cid", {"endpoints": ("/user/api/password",)}),
+        ("cid", {"limits": KeyLimits(token_limit=5)}),
+        ("cid", {"expires_us": ends_us}),
+        ("dan", {}),
+    ):
+        assert (await refused(set_first(user, **limits))).code == "insufficient_scope", (user, limits)
+    await set_first("cid")
+    assert (await sessions.sign_in("cid", PASSWORD, "user", PLACE)).card.user_name == "cid"
+    assert (await refused(set_first("cid"))).code == "wrong_password"  # the next one needs the first
+
+
+async def test_the_audit_says_from_where_somebody_signed_in_or_failed_to(house, sessions) -> None:
+    user_id = (await sessions.sign_in("bob", PASSWORD, "user", PLACE)).card.user_id
+    await refused(sessions.sign_in("bob", "wrong", "user", PLACE))
+    actor = Actor("bob", "console", PLACE[0])
+    await refused(sessions.change_password(actor, user_id, "wrong", "another password", keep=""))
+    failed, again, signed = (await house.management.list_changes())[:3]
+    assert [change.action for change in (failed, again, signed)] == ["sign_in_failed", "sign_in_failed", "sign_in"]
+    assert {change.address for change in (failed, again, signed)} == {PLACE[0]}
+    assert '"password"' in failed.after

@@ -40,11 +40,11 @@ class LoggedOut(msgspec.Struct):
     ended: bool
 
 
-class PasswordRequest(msgspec.Struct):
-    """The present password and the one to come."""
+class PasswordRequest(msgspec.Struct, omit_defaults=True):
+    """The present password and the one to come. Who has none yet leaves it out, with a key that nothing limits."""
 
-    password: str
     new_password: str
+    password: str = ""
 
 
 class PasswordChanged(msgspec.Struct):
