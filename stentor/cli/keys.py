@@ -27,6 +27,7 @@ def keys() -> None:
 @keys.command("create")
 @click.option("--name", default="", help="What the key is for.")
 @click.option("--user", default="admin", show_default=True, help="Name or id of its owner.")
+@click.option("--project", default="", help="Id of the project that it belongs to. [default: its owner's own]")
 @click.option(
     "--scope", "scopes", multiple=True, type=click.Choice(SCOPES), help="May be repeated. [default: inference]"
 )
@@ -34,6 +35,8 @@ def keys() -> None:
 @click.option("--endpoint", "endpoints", multiple=True, metavar="PATH", help="Only this path; may be repeated.")
 @click.option("--token-limit", type=click.IntRange(min=1), help="Tokens that it may ever use, in and out.")
 @click.option("--spending-limit", type=Dollars(), help="USD that it may ever spend.")
+@click.option("--budget-day", type=Dollars(), help="USD a day, UTC.")
+@click.option("--budget-month", type=Dollars(), help="USD a month, UTC.")
 @click.option("--requests-per-minute", type=click.IntRange(min=1), help="Below its owner's own limit.")
 @click.option("--tokens-per-minute", type=click.IntRange(min=1), help="Below its owner's own limit.")
 @click.option("--concurrency", type=click.IntRange(min=1), help="Requests at a time.")
@@ -46,6 +49,8 @@ def create(as_json: bool, config: str | None, data_dir: str | None, **given: Any
     limits = {
         "token_limit": given["token_limit"],
         "spending_limit_nano": given["spending_limit"],
+        "budget_day_nano": given["budget_day"],
+        "budget_month_nano": given["budget_month"],
         "requests_per_minute": given["requests_per_minute"],
         "tokens_per_minute": given["tokens_per_minute"],
         "concurrency": given["concurrency"],
@@ -53,6 +58,7 @@ def create(as_json: bool, config: str | None, data_dir: str | None, **given: Any
     ask = {
         "name": given["name"],
         "user": given["user"],
+        "project": given["project"],
         "scopes": list(given["scopes"]) or ["inference"],
         "models": list(given["models"]),
         "endpoints": list(given["endpoints"]),

@@ -106,6 +106,23 @@ def set_budget(project: str, window: str, limit: int | None, as_json: bool, **pl
     show_rows([row], _PROJECT_COLUMNS, "", as_json)
 
 
+@projects.command("set")
+@click.argument("project")
+@click.option("--name", help="What it is called from now on.")
+@click.option("--open", "reopen", is_flag=True, help="Open it again: its keys work as they did.")
+@json_option
+@place_options
+def set_project(project: str, name: str | None, reopen: bool, as_json: bool, **place: Any) -> None:
+    """Rename a project, or open a closed one again."""
+    change = {} if name is None else {"name": name}
+    body = {**change, **({"active": True} if reopen else {})}
+    if not body:
+        raise click.UsageError("Say what is to change: --name, --open.")
+    with open_backend(read_settings(place)) as backend:
+        row = backend.call("PATCH", f"/projects/{quote(project, safe='')}", body)
+    show_rows([row], _PROJECT_COLUMNS, "", as_json)
+
+
 @projects.command("close")
 @click.argument("project")
 @json_option

@@ -66,6 +66,10 @@ def test_users_projects_and_keys(stentor: Stentor, place: Path) -> None:
     project = stentor(place, "projects", "create", "team", "--owner", name, "--json")[0]["id"]
     stentor(place, "projects", "budget", project, "day", "5")
     assert "$0.00 of $5.00 a day" in stentor(place, "projects", "list", "--user", name)
+    made = ("--project", project, "--budget-day", "3", "--budget-month", "9")
+    within = stentor(place, "keys", "create", "--user", name, *made, "--json")
+    assert within["project_id"] == project
+    assert (within["limits"]["budget_day_nano"], within["limits"]["budget_month_nano"]) == (3 * 10**9, 9 * 10**9)
     key = stentor(place, "keys", "create", "--user", name, "--json")["id"]
     limited = stentor(place, "keys", "limit", key, "--budget-day", "2", "--concurrency", "4", "--json")
     assert (limited["limits"]["budget_day_nano"], limited["limits"]["concurrency"]) == (2_000_000_000, 4)
@@ -75,6 +79,9 @@ def test_users_projects_and_keys(stentor: Stentor, place: Path) -> None:
     assert "user_change" in stentor(place, "audit")
     assert password not in str(stentor(place, "audit", "--json"))
     stentor(place, "projects", "close", project)
+    opened = stentor(place, "projects", "set", project, "--name", "crew", "--open", "--json")[0]
+    assert (opened["name"], opened["active"]) == ("crew", True)
+    assert "what is to change" in stentor(place, "projects", "set", project, status=2)
 
 
 def test_prices_and_reports(stentor: Stentor, place: Path) -> None:
