@@ -1,5 +1,6 @@
 """What the limits say: each refusal names its rule, the limit, what is left, and when that changes."""
 
+import datetime
 import math
 
 from stentor.accounting.meters import Meter, Minute, Moment, Pace
@@ -109,6 +110,7 @@ def unaffordable(meter: Meter, wanted_nano: int, affordable: int | None) -> Refu
     """Money doesn't cover the worst case; names how many output tokens it would pay for (None: there are none)."""
     left = max(meter.free(), 0)
     whose, advice = _WHOSE[meter.kind]
+    of = "" if meter.kind == "balance" else f" of {usd(meter.limit)}"
     window = "" if meter.window == "none" else f" for this {meter.window}"
     details = {
         "rule": meter.code,
@@ -122,9 +124,11 @@ def unaffordable(meter: Meter, wanted_nano: int, affordable: int | None) -> Refu
         shorter = _shorter(affordable)
     if meter.window_end is not None:
         details["resets_at"] = meter.window_end // 1_000_000
+        ends = datetime.datetime.fromtimestamp(meter.window_end // 1_000_000, datetime.UTC)
+        window += f", which ends at {ends:%Y-%m-%d %H:%M} UTC"
     return Refused(
         meter.code,
-        f"{whose} {usd(left)} left{window}; this request may cost up to {usd(wanted_nano)}. "
+        f"{whose} {usd(left)}{of} left{window}; this request may cost up to {usd(wanted_nano)}. "
         f"{shorter} {advice}{' or wait' if window else ''}.",
         param="max_tokens" if affordable is not None else None,
         details=details,

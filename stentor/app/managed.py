@@ -10,5 +10,5 @@ def managed_handlers(authority: Authority) -> dict[str, Handler]:
     """By the surface's names."""
     return {
         **AdminEndpoints(authority.operations).handlers(),
-        **RingEndpoints(authority.ring.operations).handlers(),
+        **RingEndpoints(authority.ring.operations, authority.settings.body_max_bytes).handlers(),
     }

@@ -52,7 +52,7 @@ async def _serve(line: socket.socket, listening: socket.socket) -> int:
     route_crashes(log)
     tracer = open_tracer(hello.telemetry, VERSION)
     parts = GatewayParts(hello.http, authority, authority, hello.pepper, tracer, log, hello.egress)
-    forward = OperatorForward(authority)
+    forward = OperatorForward(authority, hello.http.body_max_bytes)
     server = HttpServer(
         parts.app(forward.handlers(), forward.render_metrics, authority.operate, authority), tls_context(hello.http.tls)
     )

@@ -35,22 +35,36 @@ def _unknown_key() -> Refused:
     )
 
 
-def find_token(headers: Headers) -> bytes | None:
-    """The key in ``Authorization: Bearer`` or ``X-API-Key``, or None. Raises Refused for one that can't be a key."""
-    for name, value in headers:
-        if name == b"authorization":
-            kind, _, token = value.partition(b" ")
-            if kind.lower() == b"bearer":
-                return _visible(token.strip())
-        elif name == b"x-api-key":
-            return _visible(value.strip())
-    return None
-
-
 def _visible(token: bytes) -> bytes:
     if not _VISIBLE.fullmatch(token):
         raise _unknown_key()
     return token
+
+
+def any_text(token: bytes) -> bytes:
+    """Any text of 1 to 255 characters without whitespace, as UTF-8. Raises Refused for other ones."""
+    try:
+        text = token.decode()
+    except UnicodeDecodeError:
+        text = token.decode("latin-1")
+    if not 1 <= len(text) <= 255 or any(character.isspace() for character in text):
+        raise _unknown_key()
+    return text.encode()
+
+
+def find_token(headers: Headers, check: Callable[[bytes], bytes] = _visible) -> bytes | None:
+    """The key in ``Authorization: Bearer`` or ``X-API-Key``, or None. Raises Refused for one that can't be a key.
+
+    ``check`` returns what can be one.
+    """
+    for name, value in headers:
+        if name == b"authorization":
+            kind, _, token = value.partition(b" ")
+            if kind.lower() == b"bearer":
+                return check(token.strip())
+        elif name == b"x-api-key":
+            return check(value.strip())
+    return None
 
 
 class Authenticator:

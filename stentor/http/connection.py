@@ -16,6 +16,7 @@ from stentor.http.exchange import ClientGone, Exchange, Headers
 BODY_TIMEOUT_S = 60.0
 CLIENT_STALL_S = 30.0
 SKIP_S = 5.0
+BODY_SETTING = "STENTOR_BODY_MAX_MB"
 SKIP_MAX_BYTES = 256 * 1024 * 1024
 
 
@@ -43,31 +44,31 @@ class Connection:
                 return value
         return None
 
-    async def read_body(self, limit_bytes: int) -> bytes:
-        """The whole body. Raises Refused (413) over the limit, ClientGone."""
+    async def read_body(self, limit_bytes: int, setting: str = BODY_SETTING) -> bytes:
+        """The whole body. Raises Refused (413) over the limit, ClientGone. ``setting`` names the limit, if any does."""
         announced = self.header(b"content-length")
         if announced is not None and announced.isdigit() and int(announced) > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise _too_large(limit_bytes, setting)
         body = self.exchange.find_body()
         if body is None:
             try:
                 async with asyncio.timeout(BODY_TIMEOUT_S):
-                    return await self._read_parts(limit_bytes)
+                    return await self._read_parts(limit_bytes, setting)
             except TimeoutError:
                 raise Refused(
                     "invalid_request", f"The body did not arrive within {BODY_TIMEOUT_S:.0f} s.", param=None
                 ) from None
         if len(body) > limit_bytes:
-            raise _too_large(limit_bytes)
+            raise _too_large(limit_bytes, setting)
         return body
 
-    async def _read_parts(self, limit_bytes: int) -> bytes:
+    async def _read_parts(self, limit_bytes: int, setting: str) -> bytes:
         parts: list[bytes] = []
         size = 0
         while part := await self.exchange.read():
             size += len(part)
             if size > limit_bytes:
-                raise _too_large(limit_bytes)
+                raise _too_large(limit_bytes, setting)
             parts.append(part)
         return b"".join(parts)
 
@@ -76,7 +77,7 @@ class Connection:
         length = self.header(b"content-length")
         return self.header(b"transfer-encoding") is not None or length not in (None, b"0")
 
-    async def iterate_body(self, limit_bytes: int) -> AsyncIterator[bytes]:
+    async def iterate_body(self, limit_bytes: int, setting: str = BODY_SETTING) -> AsyncIterator[bytes]:
         """The body as it comes in. Raises Refused (413) over the limit or when it stalls, ClientGone."""
         size = 0
         while True:
@@ -89,7 +90,7 @@ class Connection:
                 return
             size += len(part)
             if size > limit_bytes:
-                raise _too_large(limit_bytes)
+                raise _too_large(limit_bytes, setting)
             yield part
 
     async def wait_left(self) -> None:
@@ -234,12 +235,10 @@ class Connection:
         self.exchange.end()
 
 
-def _too_large(limit_bytes: int) -> Refused:
-    return Refused(
-        "body_too_large",
-        f"The body is over the limit of {limit_bytes // (1024 * 1024)} MiB. "
-        "Send less, or have the operator raise STENTOR_BODY_MAX_MB.",
-    )
+def _too_large(limit_bytes: int, setting: str) -> Refused:
+    over = f"The body is over the limit of {limit_bytes // (1024 * 1024)} MiB." if limit_bytes else "No body goes here."
+    advice = f" Send less, or have the operator raise {setting}." if setting else " Send less."
+    return Refused("body_too_large", over + (advice if limit_bytes else " Leave it out."))
 
 
 def usd_text(cost_nano: int) -> str:

@@ -119,12 +119,13 @@ def error_object(refusal: Refused, envelope: Envelope) -> dict[str, Any]:
         status = status_of(refusal, envelope)
         kind = _ANTHROPIC_TYPES.get(status, "api_error" if status >= 500 else "invalid_request_error")
         return {"type": "error", "error": {"type": kind, "message": refusal.message}}
+    numbers = {"details": refusal.details} if refusal.details else {}
     if envelope == "ollama":
-        return {"error": refusal.message, "code": refusal.code}
+        return {"error": refusal.message, "code": refusal.code, **numbers}
     if "errors" in refusal.details:
         return {"detail": refusal.details["errors"]}
     bad_key = envelope == "lmserv" and meaning_of(refusal).status == 401
-    return {"detail": "Bad API key" if bad_key else refusal.message, "code": refusal.code}
+    return {"detail": "Bad API key" if bad_key else refusal.message, "code": refusal.code, **numbers}
 
 
 def error_body(refusal: Refused, envelope: Envelope) -> bytes:

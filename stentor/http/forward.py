@@ -4,11 +4,11 @@ from typing import Protocol
 
 from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
-from stentor.http.connection import Connection
+from stentor.http.connection import BODY_SETTING, Connection
 from stentor.http.gateway import Handler
 from stentor.http.surface import SURFACE
 
-OPERATOR_BODY_MAX = 8 * 1024 * 1024
+LINE_BODY_MAX = 60 * 1024 * 1024  # with what comes along, a frame of the line holds no more
 
 
 class Authority(Protocol):
@@ -22,8 +22,11 @@ class Authority(Protocol):
 class OperatorForward:
     """Handlers for every managed route, and the metrics of the whole server."""
 
-    def __init__(self, authority: Authority) -> None:
+    def __init__(self, authority: Authority, body_max_bytes: int) -> None:
         self._authority = authority
+        self._max_bytes, self._setting = body_max_bytes, BODY_SETTING
+        if body_max_bytes > LINE_BODY_MAX:
+            self._max_bytes, self._setting = LINE_BODY_MAX, ""
 
     def handlers(self) -> dict[str, Handler]:
         """One handler for all: the path says the rest."""
@@ -35,7 +38,7 @@ class OperatorForward:
         return answer.body
 
     async def _forward(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
-        body = await connection.read_body(OPERATOR_BODY_MAX)
+        body = await connection.read_body(self._max_bytes, self._setting)
         exchange = connection.exchange
         call = OperatorCall(
             exchange.method,

@@ -13,7 +13,8 @@ _EXPOSED = (
     b"x-request-id, x-stentor-model, x-stentor-instance, x-stentor-cost, x-stentor-overhead-ms, "
     b"x-should-retry, retry-after, "
     b"x-ratelimit-limit-requests, x-ratelimit-remaining-requests, x-ratelimit-reset-requests, "
-    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+    b"x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens, "
+    b"x-ratelimit-limit-parallel, x-ratelimit-remaining-parallel, x-next, x-next-after"
 )
 
 

@@ -8,7 +8,7 @@ import msgspec
 from stentor.http import wire
 from stentor.http.dialects import messages_wire, ollama_wire
 from stentor.http.errors import CODES, Envelope
-from stentor.http.ring.parameters import RING_PARAMETERS
+from stentor.http.ring.parameters import RING_PARAMETERS, RING_RANGES
 from stentor.http.route import Access, Route
 from stentor.http.sessions import COOKIES
 from stentor.http.surface import SURFACE
@@ -36,6 +36,13 @@ _ENVELOPES: dict[Envelope, Any] = {
     "lmserv": wire.DetailEnvelope,
 }
 _ERRORS_OF_ANSWERS = (402, 413, 429, 502)
+_ERRORS_OF_HANDLERS: dict[str, tuple[int, ...]] = {
+    "admin_login": (401, 403, 413, 429, 503),
+    "user_login": (401, 403, 413, 429, 503),
+    "ask_signup": (403, 413, 429, 503),
+    "register_cli": (403, 413, 429, 503),
+    "ring_verify_receipt": (413, 422, 503),
+}
 _TEXT = {"type": "string"}
 _TIME = {"type": "integer", "description": "Microseconds since 1970, UTC."}
 _QUERY: dict[str, dict[str, Any]] = {
@@ -60,6 +67,11 @@ _QUERY: dict[str, dict[str, Any]] = {
     "state": {"enum": ["pending", "approved", "rejected"]},
     "after": {**_TEXT, "description": "The 'next' of the page before."},
     "limit": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+}
+_RANGES: dict[tuple[str, str], dict[str, Any]] = {
+    **RING_RANGES,
+    ("get_uptime", "days"): {"maximum": 90},
+    ("search_models", "limit"): {"maximum": 100, "default": 20},
 }
 
 
@@ -105,7 +117,10 @@ def _operation(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
     parameters = [
         {"name": name, "in": "path", "required": True, "schema": _TEXT} for name in re.findall(r"{(\w+)}", route.path)
     ]
-    parameters += [{"name": name, "in": "query", "schema": _QUERY[name]} for name in route.query]
+    parameters += [
+        {"name": name, "in": "query", "schema": _QUERY[name] | _RANGES.get((route.handler, name), {})}
+        for name in route.query
+    ]
     if parameters:
         operation["parameters"] = parameters
     if route.request is not None:
@@ -126,7 +141,10 @@ def _errors(route: Route, refs: dict[int, Any]) -> dict[str, Any]:
     """The error answers of a route by status, each with its codes; ``default`` is for what any path may say."""
     content = {"application/json": {"schema": refs[id(_ENVELOPES[route.envelope])]}}
     answers: dict[str, Any] = {}
-    for status in sorted((*_ERRORS[route.access], *(_ERRORS_OF_ANSWERS if route.streams or route.answers else ()))):
+    statuses = {*_ERRORS[route.access], *_ERRORS_OF_HANDLERS.get(route.handler, ())}
+    if route.streams or route.answers:
+        statuses.update(_ERRORS_OF_ANSWERS)
+    for status in sorted(statuses):
         said = [f"{code}: {meaning.text}" for code, meaning in CODES.items() if meaning.status == status]
         answers[str(status)] = {"description": " ".join(said), "content": content}
     if route.envelope == "anthropic":

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import typing
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,10 +18,15 @@ def wants_csv(accept: bytes | None) -> bool:
     return "text/csv" in text and "json" not in text
 
 
-def csv_of(rows: Sequence[dict[str, Any]]) -> bytes:
+def columns_of(page: Any) -> tuple[str, ...]:
+    """The columns of a page's rows: the fields of what its ``data`` lists."""
+    (kind,) = typing.get_args(next(field.type for field in msgspec.structs.fields(page) if field.name == "data"))
+    return tuple(field.encode_name for field in msgspec.structs.fields(kind))
+
+
+def csv_of(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> bytes:
     """Rows with a head line; what is within a value is JSON. No text can be taken for a formula."""
     out = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
     writer = csv.writer(out)
     writer.writerow(names)
     writer.writerows([_cell(row.get(name)) for name in names] for row in rows)

@@ -346,7 +346,11 @@ class ErrorEnvelope(msgspec.Struct):
 
 
 class DetailEnvelope(msgspec.Struct):
-    """Errors of all other paths. On the LLMRing surface ``detail`` lists what is wrong with a body or parameter."""
+    """Errors of all other paths. On the LLMRing surface ``detail`` lists what is wrong with a body or parameter.
+
+    ``details`` are the numbers of the rule that ``code`` names.
+    """
 
     detail: str | list[Json]
     code: str = ""
+    details: Json = {}

@@ -132,6 +132,13 @@ def test_usage_as_a_table_for_spreadsheets(each: Gate):
     assert (row["key_id"], row["status"]) == (key["id"], "completed")
     answer = each.ask("GET", "/admin/api/usage/report?by=day&limit=1", Accept="text/csv")
     assert answer.body.startswith(b"group,label,events,")
+    assert answer.headers["cache-control"] == "no-store"
+    nobodys = each.make_user()["id"]
+    for path in ("/usage", "/usage/report", "/audit"):
+        who = f"subject={nobodys}x" if path == "/audit" else f"user={nobodys}"
+        answer = each.ask("GET", f"/admin/api{path}?{who}", Accept="text/csv")
+        (head,) = answer.body.decode().splitlines()
+        assert head.split(",")[0] in ("id", "group"), path
     assert each.ask("GET", "/admin/api/usage/report?by=hour").status == 400
 
 

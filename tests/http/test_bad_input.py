@@ -203,6 +203,19 @@ def test_fifty_megabytes_are_refused_and_the_answer_arrives(each: Gate):
     assert answer.headers["connection"] == "close"
 
 
+def test_a_limit_names_its_setting_if_it_has_one(strict: Gate, double: Gate):
+    def post_title(gate: Gate, path: str, scope: str, size: int):
+        body = b'{"title": "' + b"x" * size + b'"}'
+        return gate.server.ask("POST", path, body, key=gate.make_key(scopes=[scope])["key"])
+
+    for path, scope in (("/conversations", "ring"), ("/admin/api/users", "admin")):
+        answer = post_title(strict, path, scope, 2**20)
+        assert (answer.status, answer.json()["code"]) == (413, "body_too_large")
+        assert "1 MiB" in answer.json()["detail"]
+        assert ("STENTOR_BODY_MAX_MB" in answer.json()["detail"]) == (scope == "ring")
+    assert post_title(double, "/conversations", "ring", 9 * 2**20).status == 422
+
+
 def test_fifty_megabytes_in_chunks_are_refused_and_the_answer_arrives(each: Gate):
     headers = {"Host": "localhost", "Authorization": f"Bearer {each.key}", "Transfer-Encoding": "chunked"}
     piece = b"%x\r\n%b\r\n" % (1024 * 1024, b" " * 1024 * 1024)

@@ -186,6 +186,18 @@ def test_a_spending_limit_is_for_the_whole_life_of_a_key(each: Gate):
     assert answer.headers["x-should-retry"] == "false"
 
 
+def test_every_surface_names_the_rule_and_its_numbers(each: Gate):
+    key = each.make_key(limits={"spending_limit_nano": 7}, models=["scripted"])["key"]
+    ollama = {"model": "scripted", "messages": [{"role": "user", "content": "hi"}]}
+    for path, body in (("/chat", {"prompt": "hi"}), ("/api/chat", ollama)):
+        answer = each.ask("POST", path, body, key=key).json()
+        assert (answer["code"], answer["details"]["limit_nano"], answer["details"]["left_nano"]) == (
+            "spending_limit", 7, 7,
+        )  # fmt: skip
+    answer = each.ask("POST", "/v1/messages", {**ollama, "max_tokens": 9}, key=key).json()
+    assert "$0.000000007 of $0.000000007 left" in answer["error"]["message"]
+
+
 def test_the_prompt_is_priced_with_its_cached_part(each: Gate):
     text = script({"say": "x"}, usage={"prompt_tokens": 100, "cached_tokens": 60, "completion_tokens": 7})
     event = each.event(each.chat(text).request_id)
@@ -324,7 +336,8 @@ def test_known_origins_may_ask(strict: Gate):
     origin = "https://app.example"
     answer = strict.ask("GET", "/v1/models", key=strict.make_key()["key"], Origin=origin)
     assert answer.headers["access-control-allow-origin"] == origin
-    assert "x-request-id" in answer.headers["access-control-expose-headers"]
+    exposed = answer.headers["access-control-expose-headers"].split(", ")
+    assert {"x-request-id", "x-next", "x-next-after", "x-ratelimit-limit-parallel"} <= set(exposed)
     assert answer.headers["vary"] == "Origin"
     assert "access-control-allow-credentials" not in answer.headers
     refused = strict.ask("GET", "/v1/models", key="", Origin=origin)

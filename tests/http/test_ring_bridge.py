@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.http.conftest import _start
-from tests.http.harness import Gate
+from tests.http.harness import Gate, RawConnection
 from tests.serving import scripted_model
 
 
@@ -21,6 +21,21 @@ def test_each_text_is_a_tenant(bridge: Gate):
     assert bridge.ask("GET", place, key="my-own-name").status == 200
     assert bridge.ask("GET", place, key="somebody-else").status == 404
     assert bridge.ask("GET", "/conversations", key="", X_API_Key="my-own-name").json()[0]["id"] == made["id"]
+
+
+def ask_in_bytes(gate: Gate, key: bytes) -> int:
+    with RawConnection(gate.port) as connection:
+        head = b"GET /conversations HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer " + key
+        connection.send(head + b"\r\nConnection: close\r\n\r\n")
+        return connection.answer().status
+
+
+def test_a_text_in_any_script_is_a_tenant(bridge: Gate):
+    for text in ("schlüssel", "ключ", "鍵" * 255):
+        assert ask_in_bytes(bridge, text.encode()) == 200, text
+    assert ask_in_bytes(bridge, "schlüssel".encode("latin-1")) == 200
+    for text in ("鍵" * 256, "a\u2003b", "sk-ключ", "x" * 256):
+        assert ask_in_bytes(bridge, text.encode()) == 401, text
 
 
 @pytest.mark.parametrize("key", ["", "sk-" + "x" * 48])

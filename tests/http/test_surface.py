@@ -6,6 +6,7 @@ import re
 import pytest
 from jsonschema import Draft202012Validator
 
+from stentor.http.openapi import openapi_document
 from stentor.http.surface import SURFACE, Route
 from tests.http.harness import CHAT, Gate, RawConnection, chat_body, raw_request
 from tests.scripted_engine import script
@@ -107,6 +108,32 @@ def test_every_route_says_who_may_call_it():
     assert {path for path in ring if path.startswith("/api/v1")} == {
         "/api/v1/receipts/verify", "/api/v1/receipts/public-key.pem", "/api/v1/receipts/public-keys.json",
     }  # fmt: skip
+
+
+RANGED = [
+    (path, parameter["name"], parameter["schema"]["maximum"])
+    for path, operations in openapi_document("0")["paths"].items()
+    for parameter in operations.get("get", {}).get("parameters", ())
+    if "maximum" in parameter["schema"]
+]
+
+
+def test_what_the_document_promises_of_numbers_is_taken_and_no_more(gate: Gate):
+    key = gate.make_key(scopes=["ring", "admin"])["key"]
+    assert {"days", "limit"} <= {name for _, name, _ in RANGED}
+    for path, name, most in RANGED:
+        place = path.replace("{id}", "nothing-of-this-name")
+        more = "&q=x" if path.endswith("/search") else ""
+        at_most = gate.ask("GET", f"{place}?{name}={most}{more}", key=key)
+        assert at_most.status not in (400, 422), (path, name, at_most.body)
+        beyond = gate.ask("GET", f"{place}?{name}={most + 1}{more}", key=key)
+        assert beyond.status in (400, 404, 422), (path, name, beyond.status)
+
+
+def test_the_document_says_why_anyone_may_be_refused(gate: Gate):
+    paths = gate.contract.document["paths"]
+    assert {"403", "413", "429", "503"} <= set(paths["/api/signup"]["post"]["responses"])
+    assert {"401", "403", "429"} <= set(paths["/user/api/login"]["post"]["responses"])
 
 
 def test_the_document_lists_the_surface(each: Gate):

@@ -15,7 +15,7 @@ from stentor.http.gateway import OPERATOR, Handler, Params
 from stentor.http.route import Route
 from stentor.http.sessions import cookie_header, csrf_token, find_cookie, kind_of
 from stentor.http.surface import SURFACE
-from stentor.http.tables import CSV, csv_of, wants_csv
+from stentor.http.tables import CSV, columns_of, csv_of, wants_csv
 
 BODY_MAX_BYTES = 1024 * 1024
 _encode = msgspec.json.Encoder().encode
@@ -45,10 +45,12 @@ class AdminEndpoints:
         return {route.handler: self._handler(route) for route in SURFACE if route.managed}
 
     def _handler(self, route: Route) -> Handler:
+        columns = columns_of(route.response) if "text/csv" in route.also else ()
+
         async def handle(connection: Connection, principal: Principal, params: Params) -> None:
             row = await self._operations.perform(route.handler, await _read(connection, principal, params))
-            if "text/csv" in route.also and wants_csv(connection.header(b"accept")):
-                await _respond_csv(connection, row)
+            if columns and wants_csv(connection.header(b"accept")):
+                await _respond_csv(connection, row, columns)
                 return
             headers = [(b"x-request-id", connection.request_id.encode()), (b"content-type", b"application/json")]
             token = row.pop("_session", None)
@@ -61,16 +63,17 @@ class AdminEndpoints:
         return handle
 
 
-async def _respond_csv(connection: Connection, row: Row) -> None:
+async def _respond_csv(connection: Connection, row: Row, columns: tuple[str, ...]) -> None:
     """The page as CSV; ``x-next`` says where the following one goes on."""
     headers = [(b"x-request-id", connection.request_id.encode()), (b"content-type", CSV)]
+    headers.append((b"cache-control", b"no-store"))
     if row.get("next") is not None:
         headers.append((b"x-next", str(row["next"]).encode("latin-1", "replace")))
-    await connection.respond(200, headers, csv_of(row["data"]))
+    await connection.respond(200, headers, csv_of(columns, row["data"]))
 
 
 async def _read(connection: Connection, principal: Principal, params: Params) -> Task:
-    raw = await connection.read_body(BODY_MAX_BYTES)
+    raw = await connection.read_body(BODY_MAX_BYTES, setting="")
     try:
         body = msgspec.json.decode(raw) if raw else None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

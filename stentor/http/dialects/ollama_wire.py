@@ -163,7 +163,8 @@ class OllamaVersion(msgspec.Struct):
 
 
 class OllamaError(msgspec.Struct):
-    """Errors of Ollama's paths, in answers and in streams; ``code`` names the rule."""
+    """Errors of Ollama's paths, in answers and in streams; ``code`` names the rule, ``details`` are its numbers."""
 
     error: str
     code: str
+    details: Json = {}

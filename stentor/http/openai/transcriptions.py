@@ -61,7 +61,7 @@ class TranscriptionEndpoints:
         """The form's fields; its file goes to ``upload``. Raises Refused."""
         form = _Form(upload, self._bounds.max_bytes)
         reader = MultipartReader(connection.header(b"content-type"))
-        body = connection.iterate_body(self._bounds.max_bytes + _FORM_BYTES)
+        body = connection.iterate_body(self._bounds.max_bytes + _FORM_BYTES, "STENTOR_AUDIO_MAX_MB")
         async for data in keep_pace(body, self._bounds.least_bytes_per_s):
             for event in reader.feed(data):
                 await form.take(event)

@@ -9,7 +9,7 @@ import time
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ProjectId, TierId, UserId
 from stentor.core.principal import Principal
-from stentor.http.auth import Authenticator, Headers, find_token
+from stentor.http.auth import Authenticator, Headers, any_text, find_token
 
 REQUESTS_PER_MINUTE = 600
 TENANTS_MAX = 10_000
@@ -26,7 +26,7 @@ class Bridge:
 
     async def authenticate(self, headers: Headers) -> Principal:
         """The caller. Raises Refused."""
-        token = find_token(headers)
+        token = find_token(headers, any_text)
         if token is None or token.startswith(b"sk-"):
             return await self._authenticator.authenticate(headers)
         name = "bridge:" + hmac.digest(self._pepper, b"bridge\0" + token, "sha256").hex()[:40]

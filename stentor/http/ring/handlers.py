@@ -12,7 +12,6 @@ from stentor.http.connection import Connection
 from stentor.http.gateway import Handler, Params
 from stentor.http.ring.routes import ROUTES
 
-BODY_MAX_BYTES = 8 * 1024 * 1024
 _encode = msgspec.json.Encoder().encode
 
 
@@ -27,8 +26,9 @@ class Operations(Protocol):
 class RingEndpoints:
     """Handlers by the surface's names."""
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, body_max_bytes: int) -> None:
         self._operations = operations
+        self._body_max_bytes = body_max_bytes
 
     def handlers(self) -> dict[str, Handler]:
         """One handler a route."""
@@ -36,7 +36,8 @@ class RingEndpoints:
 
     def _handler(self, name: str) -> Handler:
         async def handle(connection: Connection, principal: Principal, params: Params) -> None:
-            answer = await self._operations.perform(name, await _read(connection, principal, params))
+            raw = await connection.read_body(self._body_max_bytes)
+            answer = await self._operations.perform(name, _read(raw, connection, principal, params))
             body = answer.content if isinstance(answer.content, bytes) else _encode(answer.content)
             headers = [
                 (b"x-request-id", connection.request_id.encode()),
@@ -48,8 +49,7 @@ class RingEndpoints:
         return handle
 
 
-async def _read(connection: Connection, principal: Principal, params: Params) -> RingCall:
-    raw = await connection.read_body(BODY_MAX_BYTES)
+def _read(raw: bytes, connection: Connection, principal: Principal, params: Params) -> RingCall:
     try:
         body = msgspec.json.decode(raw) if raw else None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:

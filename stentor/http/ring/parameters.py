@@ -29,3 +29,12 @@ RING_PARAMETERS: dict[str, dict[str, Any]] = {
     "providers": {**_TEXT, "description": "Names, separated by commas."},
     "capabilities": {**_TEXT, "description": "Abilities, separated by commas: vision, function_calling."},
 }
+
+RING_RANGES: dict[tuple[str, str], dict[str, Any]] = {
+    ("ring_list_conversations", "limit"): {"maximum": 100, "default": 20},
+    ("ring_search_messages", "limit"): {"maximum": 100, "default": 20},
+    ("ring_list_templates", "limit"): {"maximum": 100, "default": 50},
+    ("ring_template_stats", "limit"): {"maximum": 50, "default": 20},
+    ("ring_logs", "limit"): {"maximum": 500, "default": 50},
+}
+"""Where a route takes another range than its parameter has elsewhere, by handler."""

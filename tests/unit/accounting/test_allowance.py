@@ -137,6 +137,9 @@ def test_the_tightest_purse_is_named(account, code: str) -> None:
     refused = refusal(account(), want(asked=500))
     assert (refused.code, refused.details["affordable_output_tokens"]) == (code, 20)
     assert ("resets_at" in refused.details) == (code == "budget_exceeded")
+    if code != "insufficient_balance":
+        assert "of $0.000000050 left" in refused.message
+    assert ("00:00 UTC" in refused.message) == (code == "budget_exceeded")
 
 
 def test_a_tier_without_balance_pays_nothing() -> None:
