@@ -11,10 +11,9 @@ from typing import Any
 import msgspec
 import psutil
 
+from stentor.core.units import MIB
 from stentor.runtime.gpus import open_nvml
 from stentor.runtime.hardware import Gpu, find_gpus, find_hardware
-
-_MIB = 1024 * 1024
 
 
 class ThisMachine:
@@ -87,7 +86,7 @@ class ThisMachine:
                 since_used_s, since_s = (known[1], known[2]) if known and known[0] == started_s else (0.0, started_s)
                 percent = 100 * (used_s - since_used_s) / max(now_s - since_s, 0.01)
                 self._seen[pid] = (started_s, used_s, now_s)
-                found[pid] = (round(memory.rss / _MIB, 1), round(max(percent, 0.0), 1))
+                found[pid] = (round(memory.rss / MIB, 1), round(max(percent, 0.0), 1))
         return found
 
 

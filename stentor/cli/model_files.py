@@ -12,8 +12,7 @@ from stentor.cli.progress import fetch_model, follow_download
 from stentor.cli.render import Row, json_option, plain, print_json, show_row, show_rows
 from stentor.core.errors import StentorError
 from stentor.core.lazy import load
-
-MIB = 1 << 20
+from stentor.core.units import MIB
 
 
 @click.command("pull")

@@ -22,6 +22,7 @@ from stentor.flows.answer import EngineError, EngineRubbish
 from stentor.flows.ask import engine_body
 from stentor.flows.attempt import Attempt, read_failure
 from stentor.flows.client import MediaClient
+from stentor.flows.engine_problem import read_problem
 from stentor.flows.failure import EngineFailed, EngineRefused, engine_error
 from stentor.flows.frames import FrameSplitter, FrameTooLarge
 from stentor.flows.hearing_ask import HearingAsk
@@ -71,19 +72,9 @@ class _Length(msgspec.Struct):
     duration_s: float
 
 
-class _Problem(msgspec.Struct):
-    code: str = ""
-    message: str = ""
-
-
-class _ProblemBody(msgspec.Struct):
-    error: _Problem
-
-
 _Line = _Segment | _Progress | _Done | _Failed
 _decode_line = msgspec.json.Decoder(_Line).decode
 _decode_length = msgspec.json.Decoder(_Length).decode
-_decode_problem = msgspec.json.Decoder(_ProblemBody).decode
 
 
 class HearingAttempt(Attempt):
@@ -344,10 +335,7 @@ def _tokens_in(seconds: float) -> int:
 
 
 async def _read_failure(answer: Answer) -> EngineRefused | EngineFailed:
-    try:
-        problem = _decode_problem(await answer.error_body()).error
-    except UNREADABLE:
-        problem = _Problem()
+    problem = read_problem(await answer.error_body())
     refused = _refuse(problem.code, problem.message) if answer.status < 500 else None
     return refused or EngineFailed("engine_error", f"it answered status {answer.status}", suspect=answer.status != 503)
 

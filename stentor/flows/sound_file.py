@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from stentor.core.sound import HEARD_FORMATS, Container, find_container
+
 STEP_BYTES = 256 * 1024
 _CHUNKS_MAX = 64
 # PCM, IEEE float, and either with its own format in the rest of the chunk.
@@ -24,12 +26,14 @@ class _Kind(NamedTuple):
     bytes_per_s: int  # as recordings of speech have it
 
 
-_WAV = _Kind("wav", "audio/wav", 32_000)
-_MP3 = _Kind("mp3", "audio/mpeg", 12_000)
-_FLAC = _Kind("flac", "audio/flac", 32_000)
-_OGG = _Kind("ogg", "audio/ogg", 4_000)
-_WEBM = _Kind("webm", "audio/webm", 4_000)
-_M4A = _Kind("m4a", "audio/mp4", 8_000)
+_KINDS: dict[Container, _Kind] = {
+    "wav": _Kind("wav", "audio/wav", 32_000),
+    "mp3": _Kind("mp3", "audio/mpeg", 12_000),
+    "flac": _Kind("flac", "audio/flac", 32_000),
+    "ogg": _Kind("ogg", "audio/ogg", 4_000),
+    "webm": _Kind("webm", "audio/webm", 4_000),
+    "m4a": _Kind("m4a", "audio/mp4", 8_000),
+}
 
 
 class NoSound(ValueError):
@@ -63,8 +67,8 @@ def look_at_sound(path: Path) -> SoundFile:
         size_bytes = os.fstat(file.fileno()).st_size
         kind = _find_kind(file.read(16))
         if kind is None:
-            raise NoSound("is no sound that is known here: send wav, mp3, ogg, webm, flac or m4a")
-        lengths = _measure_wav(file, size_bytes) if kind is _WAV else None
+            raise NoSound(f"is no sound that is known here: send {HEARD_FORMATS}")
+        lengths = _measure_wav(file, size_bytes) if kind.extension == "wav" else None
     if lengths is None:
         guess_s, most_s = size_bytes / kind.bytes_per_s, size_bytes / _LEAST_BYTES_PER_S
     else:
@@ -73,15 +77,10 @@ def look_at_sound(path: Path) -> SoundFile:
 
 
 def _find_kind(head: bytes) -> _Kind | None:
-    if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
-        return _WAV
-    for mark, kind in ((b"fLaC", _FLAC), (b"OggS", _OGG), (b"\x1aE\xdf\xa3", _WEBM), (b"ID3", _MP3)):
-        if head.startswith(mark):
-            return kind
-    if head[4:8] == b"ftyp":
-        return _M4A
-    # A frame's sync word; the layer that MPEG reserves is AAC's.
-    return _MP3 if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 6 else None
+    if head.startswith(b"RF64"):
+        return None  # nobody elsewhere reads it
+    found = find_container(head)
+    return None if found is None else _KINDS.get(found)
 
 
 def _measure_wav(file: BinaryIO, size_bytes: int) -> tuple[float, float] | None:

@@ -8,10 +8,10 @@ tests/real/test_memory.py; the worst case counts, so it is right for engines who
 
 import msgspec
 
+from stentor.core.units import MIB
 from stentor.runtime.gguf import GgufHeader
 from stentor.runtime.spec import ModelSpec
 
-MIB = 1 << 20
 # Bytes per number of the cache types: ggml's block sizes (bytes per block / numbers per block).
 CACHE_BYTES = {
     "f32": 4.0, "f16": 2.0, "bf16": 2.0, "q8_0": 34 / 32, "q5_1": 24 / 32, "q5_0": 22 / 32, "q4_1": 20 / 32,

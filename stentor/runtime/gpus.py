@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 
 from stentor.core.lazy import load
-from stentor.runtime.estimate import MIB, PROCESS_BYTES, MemoryEstimate
+from stentor.core.units import MIB
+from stentor.runtime.estimate import PROCESS_BYTES, MemoryEstimate
 from stentor.runtime.gguf import GgufHeader
 
 # What a card's driver and libraries take for each process that uses it (CUDA's context, cuBLAS' workspace).

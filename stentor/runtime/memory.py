@@ -8,11 +8,11 @@ from typing import NamedTuple
 import msgspec
 import psutil
 
+from stentor.core.units import MIB
 from stentor.runtime.gguf import GgufHeader
 from stentor.runtime.launchers.base import LaunchRefused
 from stentor.runtime.spec import ModelSpec, Pooling
 
-MIB = 1 << 20
 _CGROUP = Path("/sys/fs/cgroup")
 
 

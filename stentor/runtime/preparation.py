@@ -10,6 +10,7 @@ import msgspec
 
 from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
+from stentor.core.units import MIB
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.downloads import Progress
 from stentor.runtime.estimate import estimate_bytes, estimate_memory
@@ -17,7 +18,7 @@ from stentor.runtime.gpus import GpuMemory, GpuPlan, plan_gpu
 from stentor.runtime.kinds import Nature, find_nature, reconcile
 from stentor.runtime.launchers.base import Launch, Launcher, LaunchOrder, LaunchRefused
 from stentor.runtime.launchers.llama_server import LlamaServerLauncher
-from stentor.runtime.memory import MIB, ContextPlan, choose_pooling, choose_threads, describe_bytes, plan_memory
+from stentor.runtime.memory import ContextPlan, choose_pooling, choose_threads, describe_bytes, plan_memory
 from stentor.runtime.process import EngineProcess, TakeRoom
 from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.sizes import Sizes

@@ -15,6 +15,7 @@ from stentor.core.clock import Clock
 from stentor.core.errors import Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
 from stentor.core.scheduler import InstanceCard
+from stentor.core.units import MIB
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.desired import Desired, DesiredModel
 from stentor.runtime.host import Host, LocalHost
@@ -26,7 +27,6 @@ from stentor.runtime.launchers.command import CommandLauncher
 from stentor.runtime.launchers.llama import LlamaLauncher
 from stentor.runtime.launchers.llama_server import LlamaServerLauncher
 from stentor.runtime.launchers.speech import SpeechLauncher
-from stentor.runtime.memory import MIB
 from stentor.runtime.place import Place
 from stentor.runtime.pool import Pool, PoolParts
 from stentor.runtime.preparation import ModelSource, Preparation

@@ -10,12 +10,12 @@ from typing import NamedTuple
 import msgspec
 
 from stentor.core.errors import UNREADABLE
+from stentor.core.units import MIB
 from stentor.core.voices import VoiceCard
 from stentor.runtime.launchers.base import LaunchRefused
 from stentor.runtime.spec import ABILITIES, SPEECH_TYPES, EngineKind, ModelSpec
 from stentor.runtime.voice_names import list_voices
 
-MIB = 1 << 20
 # The library that each engine needs, empty for none; the extra that brings it has the engine's name.
 SPEECH_LIBRARIES: dict[EngineKind, str] = {
     "whisper": "faster_whisper",

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from stentor.accounting.settings import AccountingSettings
+from stentor.core.units import MIB
 from stentor.egress.settings import EgressSettings
 from stentor.receipts.settings import ReceiptSettings
 from stentor.registry.settings import RegistrySettings
@@ -22,7 +23,6 @@ from stentor.store.settings import StoreSettings
 from stentor.telemetry.settings import TelemetrySettings
 from stentor.vault.settings import VaultSettings
 
-MIB = 1024 * 1024
 MASTER_KEY_FILE = "master.key"
 ANCHOR_FILE = "receipts.anchor"
 _SECRET_PARAMETER = re.compile(r"((?:^|&)[^=&]*(?:pass|secret|token)[^=&]*=)[^&]*", re.IGNORECASE)

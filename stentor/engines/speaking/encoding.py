@@ -6,16 +6,12 @@ voice's own rate; the others are FFmpeg's, through PyAV, which is loaded when th
 
 import struct
 from array import array
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, NamedTuple, Protocol
 
 from stentor.core.lazy import load
+from stentor.core.sound import SpeechForm, wav_head
 
-SpeechFormat = Literal["mp3", "opus", "aac", "flac", "wav", "pcm"]
-FORMATS: tuple[SpeechFormat, ...] = get_args(SpeechFormat)
 PCM_RATE_HZ = 24_000
-# The length that a WAV header gives where nobody knows it yet, as streams have it.
-UNKNOWN_LENGTH = 0xFFFFFFFF
-WAV_HEAD_BYTES = 44
 
 
 class Encoder(Protocol):
@@ -59,22 +55,13 @@ _FORMS: dict[str, _Form] = {
 }  # fmt: skip
 
 
-def make_encoder(form: SpeechFormat, rate_hz: int) -> Encoder:
+def make_encoder(form: SpeechForm, rate_hz: int) -> Encoder:
     """An encoder of samples at ``rate_hz``. Raises ImportError where ``form`` needs PyAV and it isn't installed."""
     if form == "wav":
         return _Wav(rate_hz)
     if form == "pcm":
         return _Pcm(rate_hz)
     return _Muxed(_FORMS[form], rate_hz)
-
-
-def wav_head(rate_hz: int, data_bytes: int | None = None) -> bytes:
-    """The 44 bytes before mono s16 samples; ``data_bytes`` None where their number isn't known yet."""
-    size = UNKNOWN_LENGTH if data_bytes is None else data_bytes
-    whole = UNKNOWN_LENGTH if data_bytes is None else data_bytes + WAV_HEAD_BYTES - 8
-    return struct.pack(
-        "<4sI4s4sIHHIIHH4sI", b"RIFF", whole, b"WAVE", b"fmt ", 16, 1, 1, rate_hz, 2 * rate_hz, 2, 16, b"data", size
-    )
 
 
 def little_endian(samples: "array[int]") -> bytes:

@@ -14,9 +14,10 @@ from typing import Annotated, Protocol
 
 import msgspec
 
+from stentor.core.sound import SpeechForm
 from stentor.core.voices import VoiceCard
 from stentor.engines.host import Answer, BadModel, Handler, Problem, read_order
-from stentor.engines.speaking.encoding import SpeechFormat, make_encoder
+from stentor.engines.speaking.encoding import make_encoder
 from stentor.engines.speaking.sentences import split_sentences
 
 EVENTS = "text/event-stream"
@@ -30,7 +31,7 @@ class SpeechOrder(msgspec.Struct, frozen=True, kw_only=True):
 
     input: str
     voice: str = ""
-    response_format: SpeechFormat = "mp3"
+    response_format: SpeechForm = "mp3"
     speed: Annotated[float, msgspec.Meta(ge=0.25, le=4.0)] = 1.0
 
 

@@ -1,16 +1,16 @@
 """How speech goes out to a client: as sound, as events that hold sound, or as one JSON object."""
 
 import base64
-import struct
 from typing import Protocol
 
 import msgspec
 
 from stentor.core.books import Usage
+from stentor.core.sound import SpeechForm, with_sizes
 from stentor.flows.speech.request import Delivery
 
 _encode = msgspec.json.Encoder().encode
-_MEDIA_TYPES = {
+_MEDIA_TYPES: dict[SpeechForm, str] = {
     "mp3": "audio/mpeg",
     "opus": "audio/ogg",
     "aac": "audio/aac",
@@ -18,10 +18,9 @@ _MEDIA_TYPES = {
     "wav": "audio/wav",
     "pcm": "audio/pcm",
 }
-_WAV_HEAD_BYTES = 44
 
 
-def media_type_of(form: str, delivery: Delivery) -> str:
+def media_type_of(form: SpeechForm, delivery: Delivery) -> str:
     """The ``Content-Type`` of a speech."""
     if delivery == "audio":
         return _MEDIA_TYPES[form]
@@ -92,12 +91,3 @@ def make_way(delivery: Delivery) -> Way:
     if delivery == "sse":
         return AsEvents()
     return AsJson() if delivery == "json" else AsSound()
-
-
-def with_sizes(wav: bytes) -> bytes:
-    """A whole WAV whose header says so, in place of the unknown length that streams have."""
-    if len(wav) < _WAV_HEAD_BYTES or wav[:4] != b"RIFF" or wav[36:40] != b"data":
-        return wav
-    data_bytes = len(wav) - _WAV_HEAD_BYTES
-    whole, data = struct.pack("<I", data_bytes + _WAV_HEAD_BYTES - 8), struct.pack("<I", data_bytes)
-    return wav[:4] + whole + wav[8:40] + data + wav[_WAV_HEAD_BYTES:]

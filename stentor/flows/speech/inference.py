@@ -4,11 +4,12 @@ from urllib.parse import quote
 
 import msgspec
 
+from stentor.core.sound import SpeechForm
 from stentor.flows.failure import EngineFailed, EngineRefused
 from stentor.flows.speech.request import SpeechAsk
 
 _encode = msgspec.json.Encoder().encode
-_FORMS = {
+_FORMS: dict[str, SpeechForm] = {
     "audio/flac": "flac", "audio/x-flac": "flac", "audio/wav": "wav", "audio/x-wav": "wav", "audio/wave": "wav",
     "audio/mpeg": "mp3", "audio/mp3": "mp3", "audio/ogg": "opus", "audio/aac": "aac",
 }  # fmt: skip
@@ -21,7 +22,7 @@ def inference_request(ask: SpeechAsk, repo: str) -> tuple[str, bytes]:
     return f"/models/{quote(repo)}", _encode({"inputs": ask.text})
 
 
-def choose_form(ask: SpeechAsk, media_type: str) -> str:
+def choose_form(ask: SpeechAsk, media_type: str) -> SpeechForm:
     """The form that the answer has. Raises EngineRefused where the client asked for another one."""
     form = _FORMS.get(media_type)
     if form is None:

@@ -1,14 +1,15 @@
 """``/v1/audio/speech``: what is to be said, checked and bounded."""
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
+from stentor.core.sound import SPEECH_FORMS, SpeechForm
 from stentor.flows.ask import Ask, bad_request, decode_fields, read_typed
 
 PATH = "/v1/audio/speech"
-FORMATS = ("mp3", "opus", "aac", "flac", "wav", "pcm")
 SLOWEST, QUICKEST = 0.25, 4.0
 # No voice needs longer for a character: what may have to be paid where seconds are priced.
 CHARACTER_MS = 500
@@ -35,7 +36,7 @@ class SpeechAsk(Ask):
     __slots__ = ("any_form", "audio_ms", "characters", "delivery", "form", "said", "speed", "text")
 
     text: str
-    form: str
+    form: SpeechForm
     any_form: bool
     speed: float
     delivery: Delivery
@@ -99,11 +100,12 @@ def _read_voice(fields: dict[str, msgspec.Raw]) -> str:
     return name
 
 
-def _read_form(fields: dict[str, msgspec.Raw]) -> str:
-    form: str = read_typed(fields, "response_format", _decode_str, "the name of a format") or "mp3"
-    if form not in FORMATS:
-        raise bad_request(f"'response_format' is '{form[:40]}'; it must be {_either(FORMATS)}.", "response_format")
-    return form
+def _read_form(fields: dict[str, msgspec.Raw]) -> SpeechForm:
+    said: str = read_typed(fields, "response_format", _decode_str, "the name of a format") or "mp3"
+    for form in SPEECH_FORMS:
+        if form == said:
+            return form
+    raise bad_request(f"'response_format' is '{said[:40]}'; it must be {_either(SPEECH_FORMS)}.", "response_format")
 
 
 def _read_delivery(fields: dict[str, msgspec.Raw], as_json: bool) -> Delivery:
@@ -123,5 +125,5 @@ def _read_speed(fields: dict[str, msgspec.Raw]) -> float:
     return speed
 
 
-def _either(names: tuple[str, ...]) -> str:
+def _either(names: Sequence[str]) -> str:
     return f"{', '.join(repr(name) for name in names[:-1])} or '{names[-1]}'"

@@ -16,6 +16,7 @@ from stentor.core.errors import UNREADABLE, Refused
 from stentor.egress.engines import EngineAnswer, EngineUnreachable
 from stentor.egress.outbound import OutboundFailed
 from stentor.flows.attempt import Attempt
+from stentor.flows.engine_problem import read_problem
 from stentor.flows.failure import EngineFailed, EngineRefused
 from stentor.flows.frames import FrameSplitter, FrameTooLarge, frame_data
 from stentor.flows.speech.delivery import AsJson, make_way
@@ -33,17 +34,7 @@ class _Event(msgspec.Struct):
     audio_ms: int = 0
 
 
-class _Problem(msgspec.Struct, frozen=True):
-    code: str = ""
-    message: str = ""
-
-
-class _ProblemBody(msgspec.Struct):
-    error: _Problem = _Problem()
-
-
 _decode_event = msgspec.json.Decoder(_Event).decode
-_decode_problem = msgspec.json.Decoder(_ProblemBody).decode
 
 
 class SpeechAttempt(Attempt):
@@ -68,7 +59,7 @@ class SpeechAttempt(Attempt):
             raise EngineFailed("engine_unreachable", str(error), suspect=True) from None
         try:
             if answer.status != 200:
-                raise await _read_problem(answer, grant)
+                raise await _read_failure(answer, grant)
             return await self._relay_events(answer)
         except EngineUnreachable as error:
             raise EngineFailed("engine_broke_off", str(error), suspect=True) from None
@@ -175,15 +166,12 @@ class SpeechAttempt(Attempt):
         return (usage if self._granted().remote is None else Usage(audio_ms=usage.audio_ms)), ""
 
 
-async def _read_problem(answer: EngineAnswer, grant: Grant) -> EngineRefused | EngineFailed:
+async def _read_failure(answer: EngineAnswer, grant: Grant) -> EngineRefused | EngineFailed:
     body = await answer.error_body()
     if answer.status in (404, 405, 501):
         text = f"The engine of '{grant.model}' doesn't offer {PATH}; choose another model."
         return EngineRefused("missing_ability", text, param="model")
-    try:
-        problem = _decode_problem(body).error
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        problem = _Problem()
+    problem = read_problem(body)
     if 400 <= answer.status < 500 and answer.status not in (401, 403, 408, 429):
         param = problem.code if problem.code in ("voice", "response_format") else None
         return EngineRefused("invalid_request", problem.message[:1000] or "The engine gave no reason.", param=param)

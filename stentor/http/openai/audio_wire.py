@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from stentor.core.sound import SpeechForm
+
 SPOKEN_MEDIA_TYPES = (
     "audio/mpeg", "audio/ogg", "audio/aac", "audio/flac", "audio/wav", "audio/pcm", "text/event-stream",
 )  # fmt: skip
@@ -27,7 +29,7 @@ class SpeechRequest(msgspec.Struct, omit_defaults=True):
     model: str
     input: str
     voice: str | NamedVoice | None = None
-    response_format: Literal["mp3", "opus", "aac", "flac", "wav", "pcm"] = "mp3"
+    response_format: SpeechForm = "mp3"
     speed: Annotated[float, msgspec.Meta(ge=0.25, le=4.0)] = 1.0
     stream_format: Literal["audio", "sse"] = "audio"
     instructions: str | None = None

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from stentor.core.errors import Refused
 from stentor.core.principal import Principal
+from stentor.core.units import MIB
 from stentor.flows.ask import bad_request
 from stentor.flows.hearing_ask import HearingAsk
 from stentor.flows.languages import find_code
@@ -15,7 +16,6 @@ from stentor.http.openai.text import TextEndpoints
 from stentor.http.pace import keep_pace
 from stentor.http.spool import Spool, Upload
 
-MIB = 1 << 20
 FIELD_MAX_BYTES = 64 * 1024
 FORMS = ("json", "text", "srt", "vtt", "verbose_json")
 # Room for the fields and boundaries around a file that is as large as it may be.

@@ -9,7 +9,8 @@ from itertools import pairwise
 import av
 import pytest
 
-from stentor.engines.speaking.encoding import FORMATS, UNKNOWN_LENGTH, choose_rate, make_encoder, wav_head
+from stentor.core.sound import SPEECH_FORMS, UNKNOWN_LENGTH, wav_head
+from stentor.engines.speaking.encoding import choose_rate, make_encoder
 
 CODECS = {"mp3": "mp3float", "opus": "opus", "aac": "aac", "flac": "flac", "wav": "pcm_s16le"}
 
@@ -53,7 +54,7 @@ def test_each_form_holds_the_sound_that_went_in(form: str, rate_hz: int) -> None
     assert pitch(levels, rate) == pytest.approx(440, abs=4)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", SPEECH_FORMS)
 def test_bytes_come_out_with_every_sentence(form: str) -> None:
     parts = encode(form, 22_050, *[sine(22_050, 1.0)] * 4)
     assert all(len(part) > 500 for part in parts[:4])
@@ -79,7 +80,7 @@ def test_a_whole_wav_has_the_right_sizes() -> None:
     assert struct.unpack("<I", head[40:44]) == (1000,)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", SPEECH_FORMS)
 def test_nothing_to_say_is_no_error(form: str) -> None:
     encode(form, 22_050)
     encode(form, 22_050, array("h"))

@@ -6,7 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from stentor.runtime.estimate import MIB, PROCESS_BYTES, MemoryEstimate, estimate_memory
+from stentor.core.units import MIB
+from stentor.runtime.estimate import PROCESS_BYTES, MemoryEstimate, estimate_memory
 from stentor.runtime.gguf import CacheShape
 from stentor.runtime.gpus import CARD_BASE_BYTES, GpuMemory, GpuPlan, GpuProbe, plan_gpu, read_gpu_memory
 from stentor.runtime.launchers.base import LaunchOrder

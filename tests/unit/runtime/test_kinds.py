@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from stentor.runtime.estimate import MIB, estimate_bytes, estimate_memory
+from stentor.core.units import MIB
+from stentor.runtime.estimate import estimate_bytes, estimate_memory
 from stentor.runtime.gguf import CacheShape, GgufHeader, InvalidGguf, read_header, read_projector
 from stentor.runtime.kinds import choose_type, find_nature, list_projectors
 from stentor.runtime.launchers.base import LaunchRefused

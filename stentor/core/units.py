@@ -1,0 +1,3 @@
+"""Units that sizes are counted in."""
+
+MIB = 1 << 20
