@@ -17,7 +17,7 @@ from stentor.flows.ask import Ask, engine_body, prompt_text
 from stentor.flows.assembly import Assembly
 from stentor.flows.calls import Call, Interruption
 from stentor.flows.client import AnswerHead, Client
-from stentor.flows.failure import EngineFailed, EngineRefused, engine_error
+from stentor.flows.failure import EngineFailed, EngineRefused, engine_error, refused_by_engine
 from stentor.flows.frames import FrameSplitter, FrameTooLarge
 from stentor.flows.images import ImageFetcher
 from stentor.flows.upstreams.remote import Answer, Upstreams
@@ -382,8 +382,7 @@ async def read_failure(answer: Answer, param: str = "messages") -> EngineRefused
         return _too_long(int(batch[1]), int(batch[2]), param)
     unread = answer.status == 500 and error.message.startswith(_UNREADABLE)
     if unread or (400 <= answer.status < 500 and answer.status not in (401, 403, 404, 408, 429)):
-        message = error.message[:500] or "the engine gave no reason"
-        return EngineRefused("invalid_request", f"The model's engine refuses this request: {message}")
+        return refused_by_engine(error.message)
     return engine_error(f"it answered status {answer.status}", error.message, is_server_error=answer.status >= 500)
 
 

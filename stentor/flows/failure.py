@@ -1,6 +1,11 @@
 """Why one try of a request failed: by the request's fault, or by that of whoever was to answer."""
 
+import re
+
 from stentor.core.errors import Refused
+
+_FIELD = re.compile(r"Field '(\w{1,64})': ")
+_LIBRARY_WORDS = re.compile(r"\[json\.exception\.[\w.]+\] ")
 
 
 class EngineRefused(Refused):
@@ -28,6 +33,15 @@ class EngineFailed(Exception):
         self.suspect = suspect
         self.retry_after_s = retry_after_s
         self.refusal = refusal
+
+
+def refused_by_engine(said: str) -> EngineRefused:
+    """An engine's word on a request that can't be. llama-server begins with the field where one is to blame."""
+    field = _FIELD.match(said)
+    reason = _LIBRARY_WORDS.sub("", said)[:500] or "the engine gave no reason"
+    return EngineRefused(
+        "invalid_request", f"The model's engine refuses this request: {reason}", param=field[1] if field else None
+    )
 
 
 def engine_error(problem: str, said: str, *, is_server_error: bool = True) -> EngineFailed:

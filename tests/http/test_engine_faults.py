@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from stentor.accounting.tokens import count_tokens
-from stentor.flows.failure import engine_error
+from stentor.flows.failure import engine_error, refused_by_engine
 from tests.http.harness import CHAT, Gate, chat_body, marked, price, until
 from tests.scripted_engine import DEFAULT_TEXT, script
 
@@ -189,6 +189,12 @@ def test_only_some_errors_are_a_sign_of_illness():
     assert engine_error("it failed", "CUDA error: out of memory").suspect
     assert not engine_error("it failed", '{"message":"It does not match the expected peg-native format"}').suspect
     assert not engine_error("it failed", "busy", is_server_error=False).suspect
+
+
+def test_a_field_that_the_engine_names_is_named_without_its_librarys_words():
+    refused = refused_by_engine("Field 'top_p': [json.exception.type_error.302] type must be number, but is string")
+    assert refused.param == "top_p"
+    assert refused.message.endswith("request: Field 'top_p': type must be number, but is string")
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
