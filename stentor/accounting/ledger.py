@@ -81,15 +81,22 @@ def book(connection: Connection, deposit: Deposit, actor: str, now_us: int) -> t
         # What nodes have borrowed may be spent at this moment: it can't be taken off before they have returned it.
         left_nano = balance.left_nano - table.find_leased(connection, balance_key(deposit.user_id))
         if left_nano + deposit.amount_nano < 0:
-            raise Refused(
-                "invalid_request",
-                f"The balance has {left_nano} nano-USD left; {-deposit.amount_nano} can't be taken off.",
-                param="amount",
-            )
+            raise cannot_take_off(left_nano, -deposit.amount_nano)
     values = msgspec.structs.asdict(deposit) | {"actor": actor, "created_us": now_us}
     table.add_ledger_row(connection, values)
     credited, charged = table.raise_capacity(connection, balance_key(deposit.user_id), deposit.amount_nano)
     return Balance(credited, charged), True
+
+
+def is_booked(connection: Connection, reference: str | None) -> bool:
+    """Whether there is a booking with this reference."""
+    return reference is not None and table.find_ledger_reference(connection, reference) is not None
+
+
+def cannot_take_off(left_nano: int, wanted_nano: int) -> Refused:
+    """More was to be taken off a balance than it has left."""
+    text = f"The balance has {max(left_nano, 0)} nano-USD left; {wanted_nano} can't be taken off."
+    return Refused("invalid_request", text, param="amount")
 
 
 def list_ledger(

@@ -5,7 +5,8 @@ request that finds a free place waits for nothing on its way in, and for one gro
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 from sqlalchemy import Connection
@@ -36,7 +37,7 @@ from stentor.control.running import Running, event_row
 from stentor.core.books import Close, Extend, Grant, Open, Settled, Usage
 from stentor.core.clock import Clock
 from stentor.core.errors import InDoubt, Refused
-from stentor.core.ids import KeyId, RequestId
+from stentor.core.ids import KeyId, RequestId, UserId
 from stentor.core.principal import Principal
 from stentor.runtime.keeping import KeepWish
 from stentor.runtime.place import Place
@@ -91,8 +92,11 @@ class LocalBooks:
 
         return write
 
-    async def return_spare(self) -> None:
-        """Nothing is borrowed."""
+    @contextlib.asynccontextmanager
+    async def taking_off(self, user_id: UserId, amount_nano: int) -> AsyncIterator[None]:
+        """While it lasts, so much of a balance is kept from requests. Raises Refused if they have too much of it."""
+        with self.roll.holding_back(user_id, amount_nano):
+            yield
 
     def stop(self) -> None:
         """Nothing goes on."""

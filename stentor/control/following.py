@@ -6,6 +6,7 @@ of this node's own is read again like any other: applying it twice does nothing.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
@@ -22,6 +23,8 @@ from stentor.people import api_keys, projects, tiers, users
 from stentor.people.values import ApiKey, Project, Tier, User
 from stentor.store.database import Database
 from stentor.telemetry.logs import Log
+
+T = TypeVar("T")
 
 POLL_S = 0.5
 PAGE = 500
@@ -130,6 +133,14 @@ class Follower:
         if self._log is not None:
             self._log.event("change_passed_over", level="warning", subject=":".join(subject), reason=str(error))
 
+    async def _read(self, work: Callable[[Connection], T]) -> T:
+        """What ``work`` finds, with nothing applied since: an older state must not undo a newer one."""
+        while True:
+            version = self._books.roll.version
+            found = await self._database.read(work)
+            if version == self._books.roll.version:
+                return found
+
     # -- keys ----------------------------------------------------------------------------------------------------------
 
     async def _follow_key(self, name: str) -> None:
@@ -137,7 +148,7 @@ class Follower:
         account = self._books.roll.keys.get(key_id)
         if account is None:
             return
-        key = await self._database.read(lambda connection: api_keys.get_key(connection, key_id))
+        key = await self._read(lambda connection: api_keys.get_key(connection, key_id))
         before = account.terms.principal
         fresh = _new_limits(account, key)
         used = {(kind, window): 0 for kind, window, _ in fresh}
@@ -179,14 +190,14 @@ class Follower:
             tier = tiers.get_tier(connection, user.tier_id)
             return user, tier, find_balance(connection, user_id)
 
-        user, tier, balance = await self._database.read(read)
+        user, tier, balance = await self._read(read)
         self._books.roll.follow_balance(user_id, balance)
         for key_id in self._books.roll.change_user(user, tier):
             if not user.active:
                 self._books.tell_revoked(key_id)
 
     async def _follow_tier(self, name: str) -> None:
-        tier = await self._database.read(lambda connection: tiers.get_tier(connection, TierId(name)))
+        tier = await self._read(lambda connection: tiers.get_tier(connection, TierId(name)))
         self._books.roll.change_tier(tier)
 
     async def _follow_project(self, name: str) -> None:
@@ -199,7 +210,7 @@ class Follower:
             found = projects.list_budgets(connection, project_id)
             return projects.get_project(connection, project_id), {str(window): limit for window, limit in found.items()}
 
-        project, budgets = await self._database.read(read)
+        project, budgets = await self._read(read)
         for key_id in self._books.roll.change_project(project):
             if not project.active:
                 self._books.tell_revoked(key_id)

@@ -1,12 +1,22 @@
 """Management of keys, users, money and usage: each change is one transaction with its audit row, then in memory."""
 
 import asyncio
+import contextlib
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection
 
-from stentor.accounting.ledger import Balance, Deposit, book, check_books, clear_budget, find_balance, start_budget
+from stentor.accounting.ledger import (
+    Balance,
+    Deposit,
+    book,
+    check_books,
+    clear_budget,
+    find_balance,
+    is_booked,
+    start_budget,
+)
 from stentor.accounting.meters import calendar_window
 from stentor.accounting.price import Price
 from stentor.accounting.prices import PriceEntry, add_price, list_prices, load_prices
@@ -16,7 +26,7 @@ from stentor.control.books import LocalBooks
 from stentor.control.wanted import Finding, KeyAsk, MadeKey, UserAsk, UserView, check_within
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
-from stentor.core.ids import KeyId, ProjectId, TierId
+from stentor.core.ids import KeyId, ProjectId, TierId, UserId
 from stentor.people import api_keys, projects, tiers, users
 from stentor.people.key_text import digest_key, new_key
 from stentor.people.passwords import hash_password, is_password
@@ -215,10 +225,16 @@ class Management:
                 record_change(connection, now_us, actor, "balance_" + kind, ("user", found.id), after=after)
             return found, balance
 
-        if amount_nano < 0:
-            await self._books.return_spare()
-        found, balance = await self._database.write(work)
-        self._books.roll.change_balance(found.id, balance.credited_nano)
+        def read(connection: Connection) -> UserId | None:
+            return None if is_booked(connection, reference) else users.get_user(connection, user).id
+
+        # What running requests have reserved is in memory alone: until it is written, nobody else gets this either.
+        holder = await self._database.read(read) if amount_nano < 0 else None
+        async with contextlib.AsyncExitStack() as stack:
+            if holder is not None:
+                await stack.enter_async_context(self._books.taking_off(holder, -amount_nano))
+            found, balance = await self._database.write(work)
+            self._books.roll.change_balance(found.id, balance.credited_nano)
         return UserView(found, balance.left_nano)
 
     async def list_prices(self) -> list[PriceEntry]:

@@ -5,14 +5,22 @@ database is applied here by the same loop, and a load that overlapped such a cha
 """
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import msgspec
 from sqlalchemy import Connection
 
 from stentor.accounting.accounts import KeyAccount, KeyTerms, ProjectAccount, UserAccount, UserTerms
-from stentor.accounting.ledger import Balance, budget_used, find_balance, key_budget_used, used_by_key
+from stentor.accounting.ledger import (
+    Balance,
+    budget_used,
+    cannot_take_off,
+    find_balance,
+    key_budget_used,
+    used_by_key,
+)
 from stentor.accounting.meters import WINDOW_S, CalendarMeter, Meter, calendar_window
 from stentor.accounting.usage import RecentUse, list_recent
 from stentor.core.clock import Clock
@@ -124,9 +132,15 @@ class Roll:
         self._by_digest: dict[bytes, KeyId] = {}
         self._unknown: dict[bytes, int] = {}
         self._loading: dict[bytes | KeyId, asyncio.Task[KeyAccount | None]] = {}
+        self._held_back: dict[UserId, int] = {}
         self.keys: dict[KeyId, KeyAccount] = {}
         self.users: dict[UserId, UserAccount] = {}
         self.projects: dict[ProjectId, ProjectAccount] = {}
+
+    @property
+    def version(self) -> int:
+        """Counts the changes: what was read under another one may be outdated."""
+        return self._version
 
     def changed(self) -> None:
         """Management has committed something: a load that is under way must read again."""
@@ -208,6 +222,7 @@ class Roll:
     def _install_user(self, dossier: Dossier) -> UserAccount:
         balance = dossier.balance
         meter = Meter("insufficient_balance", "balance", dossier.user.id, balance.credited_nano, balance.charged_nano)
+        meter.held = self._held_back.get(dossier.user.id, 0)
         user = UserAccount(user_terms(dossier.user, dossier.tier), meter)
         self._count_recent(dossier, dossier.recent, user)
         self.users[dossier.user.id] = user
@@ -319,6 +334,26 @@ class Roll:
         for key in self.keys.values():
             if key.user in users:
                 key.gather()
+
+    @contextlib.contextmanager
+    def holding_back(self, user_id: UserId, amount_nano: int) -> Iterator[None]:
+        """Keep so much of a balance from requests, loaded or not. Raises Refused where they hold it already."""
+        user = self.users.get(user_id)
+        if user is not None:
+            left_nano = user.balance.left()
+            if left_nano < amount_nano:
+                raise cannot_take_off(left_nano, amount_nano)
+            user.balance.held += amount_nano
+        self._held_back[user_id] = self._held_back.get(user_id, 0) + amount_nano
+        try:
+            yield
+        finally:
+            self._held_back[user_id] -= amount_nano
+            if not self._held_back[user_id]:
+                del self._held_back[user_id]
+            user = self.users.get(user_id)
+            if user is not None:
+                user.balance.held -= amount_nano
 
     def change_balance(self, user_id: UserId, credited_nano: int) -> None:
         """Something was paid in or taken off."""

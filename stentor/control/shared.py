@@ -8,7 +8,7 @@ every commit; a node that was silent for longer has lost it, and finds out befor
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -43,6 +43,7 @@ from stentor.control.running import Running
 from stentor.core import books as core
 from stentor.core.clock import Clock
 from stentor.core.errors import InDoubt, LeasesLost, Refused, StoreUnavailable
+from stentor.core.ids import UserId
 from stentor.store.database import Database
 from stentor.telemetry.logs import Log
 
@@ -308,6 +309,12 @@ class SharedBooks(LocalBooks):
                 await self._database.reap_nodes()
             except StoreUnavailable:
                 continue  # readiness says so; the writer tries on by itself
+
+    @contextlib.asynccontextmanager
+    async def taking_off(self, user_id: UserId, amount_nano: int) -> AsyncIterator[None]:
+        """See :class:`LocalBooks`. Here the database knows what is held, which was borrowed; the rest goes back."""
+        await self.return_spare()
+        yield
 
     async def return_spare(self) -> None:
         """Give back at once whatever isn't held by a running request."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 
 import msgspec
 import pytest
@@ -268,6 +269,60 @@ async def test_what_was_taken_off_is_gone_at_once(house, ann: str) -> None:
     await house.management.top_up(OPERATOR, ann, -USD + 3000)
     assert (await refused(house.open(key))).code == "insufficient_balance"
     await house.check()
+
+
+async def test_what_running_requests_hold_cannot_be_taken_off(house, ann: str) -> None:
+    await house.add_user("bob", 5000)
+    key = await house.add_key("bob")
+    grant = await house.open(key)  # it holds 3000
+    refusal = await refused(house.management.top_up(OPERATOR, "bob", -3000))
+    assert (refusal.code, refusal.param) == ("invalid_request", "amount")
+    await house.management.top_up(OPERATOR, "bob", -1500)
+    await house.close(grant)
+    assert await house.balance("bob") == house.books.roll.keys[key].user.balance.free() == 500
+    await house.check()
+
+
+@pytest.mark.parametrize("loaded", [True, False])
+async def test_what_is_being_taken_off_is_nobody_elses_meanwhile(house, ann: str, loaded: bool, wait_until) -> None:
+    if house.database.is_shared:
+        pytest.skip("among others a request has to borrow first, and gets in line behind what is being written")
+    key = await house.add_key(ann)
+    if loaded:
+        await house.close(await house.open(key), billable=False)
+    release = threading.Event()
+    blocked = asyncio.create_task(house.database.write(lambda _: release.wait(30)))
+    taking = asyncio.create_task(house.management.top_up(OPERATOR, ann, -USD))
+    try:
+        await wait_until(lambda: house.database.queued_writes() > 0 or taking.done())
+        opening = asyncio.create_task(house.open(key))
+        await asyncio.wait([opening], timeout=30)
+    finally:
+        release.set()
+    assert (await taking).balance_nano == 0
+    assert (await refused(opening)).code == "insufficient_balance"
+    await blocked
+    await house.management.top_up(OPERATOR, ann, 3000)
+    await house.close(await house.open(key))
+    await house.check()
+
+
+async def test_what_could_not_be_taken_off_can_be_spent(house, ann: str) -> None:
+    key = await house.add_key(ann)
+    await house.close(await house.open(key), billable=False)
+    taken = await house.management.top_up(OPERATOR, ann, -1000, reference="back-1")
+    again = await house.management.top_up(OPERATOR, ann, -1000, reference="back-1")
+    assert taken.balance_nano == again.balance_nano == USD - 1000
+    other = house.management.top_up(OPERATOR, ann, -2000, reference="back-1")
+    assert (await refused(other)).code == "conflict"
+    meter = house.books.roll.keys[key].user.balance
+    assert (meter.held, meter.free()) == (0, USD - 1000)
+    await house.management.top_up(OPERATOR, ann, 4000 - meter.free())
+    grant = await house.open(key)  # it holds 3000 of 4000
+    assert (await refused(house.management.top_up(OPERATOR, ann, -1001))).code == "invalid_request"
+    await house.management.top_up(OPERATOR, ann, -1000, reference="back-1")  # booked before: nothing is taken off
+    await house.close(grant)
+    assert await house.balance(ann) == 1000
 
 
 async def test_a_new_price_holds_from_its_date(house, ann: str) -> None:
