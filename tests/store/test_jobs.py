@@ -81,7 +81,7 @@ async def test_folding_goes_on_while_requests_are_settled(house, ann) -> None:
         await house.close(await house.open(key))
     house.clock.advance(5 * DAY_S)
     running = [await house.open(key) for _ in range(10)]
-    assert await fold(house, 2) == 18  # the newest block stays
+    assert await fold(house, 2) == 18  # the newest event stays, and so does its block
     await house.management.top_up(OPERATOR, ann, 5)
     for grant in running:
         await house.close(grant)
@@ -89,6 +89,31 @@ async def test_folding_goes_on_while_requests_are_settled(house, ann) -> None:
     account = house.books.roll.keys[key]
     assert account.user.balance.held == 0
     assert account.user.balance.left() >= 0
+
+
+async def test_a_servers_few_events_are_folded_as_well(house, ann, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("stentor.accounting.usage.table.BLOCK", 2000)
+    key = await house.add_key(ann, limits=KeyLimits(token_limit=10_000))
+    for _ in range(2):
+        for _ in range(3):
+            await house.close(await house.open(key))
+        house.clock.advance(3 * DAY_S)
+    reports = Reports(house.database)
+    by_day = await reports.report(UsageFilter(user_id=ann), "day")
+    balance = await house.balance(ann)
+    assert await fold(house, 4) == 3
+    assert await events(house) == 3
+    house.clock.advance(3 * DAY_S)
+    assert await fold(house, 4) == 2
+    assert await fold(house, 4) == 0
+    assert await events(house) == 1  # the newest
+    assert await house.balance(ann) == balance
+    await house.check()
+    assert await reports.report(UsageFilter(user_id=ann), "day") == by_day
+    await house.close(await house.open(key))
+    assert await events(house) == 2
+    assert await fold(house, 4) == 1
+    await house.check()
 
 
 async def test_without_the_setting_everything_is_kept(house, ann) -> None:

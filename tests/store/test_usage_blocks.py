@@ -20,6 +20,7 @@ from stentor.accounting.usage import (
     list_recent,
     list_usage,
     sum_up,
+    sum_up_old,
     total_usage,
 )
 from stentor.accounting.usage import table as usage_table
@@ -219,13 +220,51 @@ async def test_old_blocks_are_forgotten_whole_with_what_they_charged(database: D
     assert total.events == len(left) + 7
 
 
-async def test_the_last_block_stays_so_that_nothing_is_summed_up_again(database: Database) -> None:
+async def forget_all(database: Database, before_us: int) -> int:
+    count = 0
+    while await database.write(lambda connection: forget_block(connection, before_us)) is not None:
+        count += 1
+    return count
+
+
+async def test_the_newest_event_stays_so_that_no_id_is_given_out_again(database: Database) -> None:
     chance = random.Random(3)
     await write(database, [make_row(chance, START_US) for _ in range(14)])
     await sum_all_up(database)
-    assert await database.write(lambda connection: forget_block(connection, START_US + 1)) is not None
-    assert await database.write(lambda connection: forget_block(connection, START_US + 1)) is None
+    assert await forget_all(database, START_US + 1) == 1
     assert await sum_all_up(database) == 0
+    newest = (await read_all(database))[0].id
+    await write(database, [make_row(chance, START_US)])
+    assert await forget_all(database, START_US + 1) == 1  # nothing is in a block any more
+    assert [event.id for event in await read_all(database)] == [newest + 1]
+    assert not await database.write(lambda connection: sum_up_old(connection, START_US + 1))
+    await write(database, [make_row(chance, START_US) for _ in range(6)])
+    assert await sum_all_up(database) == 1
+    (total,) = await database.read(lambda connection: total_usage(connection, UsageFilter()))
+    assert total.events == len(await read_all(database)) == 7
+
+
+async def test_few_events_become_a_block_when_they_are_old(database: Database) -> None:
+    seed = random.randrange(10**6)
+    print("seed", seed)
+    chance = random.Random(seed)
+    await write(database, [make_row(chance, START_US + number) for number in range(5)])
+    assert not await database.write(lambda connection: sum_up_old(connection, START_US))
+    assert await database.write(lambda connection: sum_up_old(connection, START_US + 3))
+    assert not await database.write(lambda connection: sum_up_old(connection, START_US + 3))
+    for _ in range(10):
+        await ask_once(database, chance, await read_all(database))
+    assert await forget_all(database, START_US + 3) == 1
+    assert [event.settled_us - START_US for event in await read_all(database)] == [4, 3]
+    now_us = START_US + 5
+    for _ in range(5):
+        await write(database, [make_row(chance, now_us + number) for number in range(chance.randrange(1, 12))])
+        await sum_all_up(database)
+        for _ in range(10):
+            await ask_once(database, chance, await read_all(database))
+        await database.write(partial(sum_up_old, settled_before_us=now_us))
+        await forget_all(database, now_us)
+        now_us += 20
 
 
 async def test_a_span_is_made_of_whole_blocks_and_goes_with_the_first_of_them(database: Database) -> None:

@@ -5,17 +5,21 @@ from sqlalchemy import Connection
 from stentor.accounting import table as books
 from stentor.accounting.days import table
 from stentor.accounting.ledger import balance_key
-from stentor.accounting.usage import forget_block, list_oldest_sums
+from stentor.accounting.usage import forget_block, list_oldest_sums, sum_up_old
 from stentor.core.ids import UserId
 
 
 def fold_block(connection: Connection, before_us: int, now_us: int) -> tuple[int, dict[UserId, int]]:
     """Fold the oldest block of events if all of them are older; how many, and what each balance closed.
 
+    Where there is no such block, old events that are none yet become one. The newest event of all always stays.
+
     The ledger gets a row of what was charged, and the balance's bucket loses as much of what was paid in as of what
     was used: what is left stays. Everything is the caller's one transaction.
     """
     sums = list_oldest_sums(connection, before_us)
+    if not sums and sum_up_old(connection, before_us):
+        sums = list_oldest_sums(connection, before_us)
     charges = forget_block(connection, before_us)
     if charges is None:
         return 0, {}

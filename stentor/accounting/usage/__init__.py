@@ -120,6 +120,11 @@ def sum_up(connection: Connection, settled_before_us: int | None) -> bool:
     return table.add_block(connection, settled_before_us)
 
 
+def sum_up_old(connection: Connection, settled_before_us: int) -> bool:
+    """Sum up what is in no block yet and all older, however little it is; whether there was any. The newest stays."""
+    return table.add_old_block(connection, settled_before_us)
+
+
 def forget_block(connection: Connection, settled_before_us: int) -> dict[str, int] | None:
     """Delete the oldest block of events if all of them are older; what it had charged to balances, by user.
 

@@ -9,7 +9,7 @@ and blocks that a question's time cuts in two, are read event by event: answers 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, literal, or_, select
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, literal, or_, select, update
 
 from stentor.accounting import spans
 from stentor.core.clock import DAY_US
@@ -30,6 +30,8 @@ SUMS = (
 FOLDED_BY = ("day_us", "user_id", "project_id", "key_id", "model")
 
 Filters = dict[str, Any]
+
+_IS_MARK = usage_blocks.c.first_id == usage_blocks.c.end_id  # what is left of the last block when its events are gone
 
 
 # -- making blocks -----------------------------------------------------------------------------------------------------
@@ -57,22 +59,50 @@ def add_block(connection: Connection, settled_before_us: int | None) -> bool:
     ).one()
     if settled_before_us is not None and last_us is not None and last_us >= settled_before_us:
         return False
-    number = connection.execute(select(func.coalesce(func.max(usage_blocks.c.block), 0))).scalar_one() + 1
-    values = {"block": number, "first_id": first, "end_id": end, "first_us": oldest_us or 0, "last_us": last_us or 0}
-    statement = upsert(usage_blocks).values(**values).on_conflict_do_nothing().returning(usage_blocks.c.block)
-    if connection.execute(statement).one_or_none() is None:
-        return True  # another server was quicker
-    groups = [_subject("day_us"), *(usage_events.c[name] for name in SUBJECTS)]
-    sums = select(literal(number), *groups, *_event_sums()).where(within).group_by(*groups)
-    connection.execute(insert(usage_sums).from_select(("block", "day_us", *SUBJECTS, *SUMS), sums))
+    _put_block(connection, (first, end), (oldest_us or 0, last_us or 0))
     return True
 
 
+def add_old_block(connection: Connection, settled_before_us: int) -> bool:
+    """Sum up as a block of its own, however small, what no block covers yet and is all older; whether there was any.
+
+    The newest event of all is left out: were it forgotten, its id could be given out a second time.
+    """
+    first = _covered_until(connection)
+    loose = usage_events.c.id >= first
+    younger = select(func.min(usage_events.c.id)).where(loose, usage_events.c.settled_us >= settled_before_us)
+    newest = connection.execute(select(func.max(usage_events.c.id)).where(loose)).scalar_one()
+    end = min(connection.execute(younger).scalar_one() or newest or first, newest or first, first + BLOCK)
+    times = select(func.min(usage_events.c.settled_us), func.max(usage_events.c.settled_us))
+    oldest_us, last_us = connection.execute(times.where(loose, usage_events.c.id < end)).one()
+    if last_us is None:
+        return False
+    _put_block(connection, (first, end), (oldest_us, last_us))
+    return True
+
+
+def _put_block(connection: Connection, ids: tuple[int, int], times: tuple[int, int]) -> None:
+    """Sum up the events of ``ids``, the last excluded, that were settled at ``times``, the last included."""
+    within = and_(usage_events.c.id >= ids[0], usage_events.c.id < ids[1])
+    number = connection.execute(select(func.coalesce(func.max(usage_blocks.c.block), 0))).scalar_one() + 1
+    values = {"block": number, "first_id": ids[0], "end_id": ids[1], "first_us": times[0], "last_us": times[1]}
+    statement = upsert(usage_blocks).values(**values).on_conflict_do_nothing().returning(usage_blocks.c.block)
+    if connection.execute(statement).one_or_none() is None:
+        return  # another server was quicker
+    connection.execute(delete(usage_blocks).where(usage_blocks.c.block == number - 1, _IS_MARK))
+    groups = [_subject("day_us"), *(usage_events.c[name] for name in SUBJECTS)]
+    sums = select(literal(number), *groups, *_event_sums()).where(within).group_by(*groups)
+    connection.execute(insert(usage_sums).from_select(("block", "day_us", *SUBJECTS, *SUMS), sums))
+
+
 def _find_oldest(connection: Connection, settled_before_us: int) -> AnyRow | None:
-    row = connection.execute(select(usage_blocks).order_by(usage_blocks.c.block).limit(1)).one_or_none()
-    if row is None or row.last_us >= settled_before_us or row.end_id >= _covered_until(connection):
-        return None  # the last block stays: it says from where on nothing is covered
-    return row
+    query = select(usage_blocks).where(~_IS_MARK).order_by(usage_blocks.c.block).limit(1)
+    row = connection.execute(query).one_or_none()
+    if row is None or row.last_us >= settled_before_us:
+        return None
+    newest = connection.execute(select(func.max(usage_events.c.id))).scalar_one()
+    # The newest event stays, or its id could be given out a second time.
+    return None if newest is None or newest < row.end_id else row
 
 
 def list_oldest_sums(connection: Connection, settled_before_us: int) -> list[tuple[tuple[Any, ...], list[int]]]:
@@ -100,7 +130,11 @@ def drop_block(connection: Connection, settled_before_us: int) -> list[AnyRow] |
     charges = list(connection.execute(charged.group_by(usage_sums.c.user_id).order_by(usage_sums.c.user_id)))
     spans.drop_with_block(connection, row.block)
     connection.execute(delete(usage_sums).where(of_block))
-    connection.execute(delete(usage_blocks).where(usage_blocks.c.block == row.block))
+    this = usage_blocks.c.block == row.block
+    if row.end_id < _covered_until(connection):
+        connection.execute(delete(usage_blocks).where(this))
+    else:  # the last one goes on saying from where on nothing is covered
+        connection.execute(update(usage_blocks).where(this).values(first_id=row.end_id, first_us=0, last_us=0))
     connection.execute(delete(usage_events).where(usage_events.c.id >= row.first_id, usage_events.c.id < row.end_id))
     return charges
 
