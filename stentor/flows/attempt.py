@@ -66,6 +66,7 @@ class Attempt:
         self._settled = False
         self._retry_after_s = 0.0
         self._preparing = False
+        self._is_free = False
 
     async def open(self, principal: Principal, number: int, label: str | None, step: int = 0) -> None:
         ask = self._ask
@@ -291,8 +292,8 @@ class Attempt:
             return
         try:
             # No engine has begun while images are on their way: then nothing was used.
-            usage = Usage() if self._preparing else self._usage_so_far()
-            billable = not self._preparing
+            billable = not (self._preparing or self._is_free)
+            usage = self._usage_so_far() if billable else Usage()
             await self._settle("cancelled", usage, texts=self._uncounted(usage), reason=reason, billable=billable)
         except Refused:
             # Nobody is there to be told; the reservation is given back uncharged.

@@ -84,13 +84,13 @@ class InputsAttempt(Attempt):
         grant = self._granted()
         self._overhead_us = max(0, us_since(self.client.received_s) - grant.queued_us)
         work = self._ask.begin(grant)
+        self._is_free = work.is_free
         counts = await self._work(grant, work)
         self._call.closing = True
         # An upstream that doesn't say what it read isn't free for that.
         counted = counts and (work.input_tokens or work.is_free)
         usage = Usage(input_tokens=work.input_tokens) if counted else None
-        billable = not work.is_free
-        settled = await self._settle("completed", usage, texts=self._uncounted(usage), billable=billable)
+        settled = await self._settle("completed", usage, texts=self._uncounted(usage), billable=not self._is_free)
         await self.client.answer(self._head(settled.cost_nano), work.body(settled.usage))
 
     async def _work(self, grant: Grant, work: Work) -> bool:

@@ -54,7 +54,7 @@ class OneEngine:
 
     def __init__(self, engine: EngineProcess) -> None:
         self.kind = "command"
-        self._place = Place(InstanceId("one"), 1, engine.url, "", 0)
+        self.place = Place(InstanceId("one"), 1, engine.url, "", 0)
         self.taken = 0
         self.suspects = 0
 
@@ -63,7 +63,7 @@ class OneEngine:
 
     def try_acquire(self, model: ModelId, prefix_key: int) -> Place | None:
         self.taken += 1
-        return self._place
+        return self.place
 
     async def acquire(
         self, model: ModelId, *, request_id: RequestId, key_id: KeyId, prefix_key: int, timeout_s: float | None
@@ -99,10 +99,10 @@ class Here:
         self.port = 0
         self.key = ""
 
-    def request(self, body: Any, **headers: str) -> bytes:
+    def request(self, body: Any, path: str = CHAT, **headers: str) -> bytes:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         known = {"Host": "localhost", "Authorization": f"Bearer {self.key}", "Content-Length": str(len(data))}
-        return raw_request("POST", CHAT, {**known, **headers}, data)
+        return raw_request("POST", path, {**known, **headers}, data)
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port, limit=2**16)
@@ -381,6 +381,25 @@ async def test_an_engine_of_ours_counts_for_one_who_leaves(here: Here, engine: E
     assert (event.input_tokens, event.cached_tokens, event.output_tokens) == (11, 2, 3)
     body = (await asyncio.to_thread(engine.wait_log, before))["body"]
     assert (body["timings_per_token"], body["return_progress"]) == (True, True)
+
+
+async def test_leaving_what_is_free_costs_nothing(here: Here) -> None:
+    """Whoever doesn't wait for a count pays no more for it than who does."""
+
+    async def see_the_client_off(engine: asyncio.StreamReader, answer: asyncio.StreamWriter) -> None:
+        client.transport.abort()
+        await engine.read()
+        answer.close()
+
+    silent = await asyncio.start_server(see_the_client_off, "127.0.0.1", 0)
+    async with silent:
+        url = f"http://127.0.0.1:{silent.sockets[0].getsockname()[1]}"
+        here.places.place = Place(InstanceId("one"), 1, url, "", 0)
+        _, client = await here.connect()
+        client.write(here.request(chat_body("how many are these?"), path="/v1/messages/count_tokens"))
+        (event,) = await here.events()
+    assert (event.status, event.reason) == ("cancelled", "client_left")
+    assert (event.cost_nano, event.billable) == (0, False)
 
 
 async def test_an_engine_of_ours_that_breaks_off_counted_what_was_relayed(here: Here) -> None:
