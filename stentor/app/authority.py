@@ -25,7 +25,7 @@ from stentor.control.shared import SharedBooks, start_books
 from stentor.control.summing import UsageSummer
 from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock, SystemClock
-from stentor.core.ids import ModelId, UserId
+from stentor.core.ids import ModelId
 from stentor.egress.outbound import Outbound
 from stentor.egress.upstreams import look_at_upstream
 from stentor.people.key_text import digest_key
@@ -150,12 +150,9 @@ class Authority:
         async def load_credentials(_name: str) -> None:
             await self.credentials.load()
 
-        async def forget_sessions(user: str) -> None:
-            self.sessions.forget(UserId(user))
-
         follower.also("provider", load_credentials)
         follower.also("model", self.models.book.follow)
-        follower.also("user", forget_sessions)
+        self.sessions.follow(follower)
 
     def _find_provider(self, name: str) -> Provider | None:
         if name.startswith(NODE_PREFIX):

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from stentor.audit.log import Actor, record_change
 from stentor.control.books import LocalBooks
+from stentor.control.following import Follower
 from stentor.control.management import Management
 from stentor.control.slowdown import Slowdown, network_of
 from stentor.core.clock import Clock
@@ -78,8 +79,14 @@ class Sessions:
 
     async def find_session(self, digest: bytes, kind: SessionKind) -> SessionCard | None:
         """See :class:`~stentor.core.sessions.SessionBook`."""
-        live = self._known.get(digest) or await self._load(digest)
         now_us = self._clock.now_us()
+        live = self._known.get(digest)
+        if live is not None and live.is_over(now_us):  # unless another node has seen it since
+            del self._known[digest]
+            live = None
+        if live is None:
+            live = await self._load(digest)
+            now_us = self._clock.now_us()
         if live is None or live.session.kind != kind or live.is_over(now_us):
             return None
         live.session = msgspec.structs.replace(live.session, seen_us=now_us)
@@ -113,6 +120,18 @@ class Sessions:
             if len(self._known) >= KNOWN_MAX:
                 self._known.clear()
             return self._known.setdefault(digest, found)
+
+    def follow(self, follower: Follower) -> None:
+        """Have what other nodes do to users and keys take effect on sessions here."""
+
+        async def follow_user(name: str) -> None:
+            self.forget(UserId(name))
+
+        async def follow_key(name: str) -> None:
+            self._forget_key(KeyId(name))
+
+        follower.also("user", follow_user)
+        follower.also("key", follow_key)
 
     def forget(self, user_id: UserId) -> None:
         """A user changed: what is known of their sessions is read anew."""

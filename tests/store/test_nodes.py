@@ -11,10 +11,12 @@ from sqlalchemy import Connection, select, text
 from stentor.accounting.price import Price
 from stentor.accounting.usage import sum_up
 from stentor.control.jobs import Retention
+from stentor.control.sessions import Sessions
 from stentor.control.wanted import KeyAsk
 from stentor.core.books import Grant
 from stentor.core.errors import Refused, StoreUnavailable
 from stentor.core.ids import KeyId, ModelId
+from stentor.people.sessions import digest_token
 from stentor.people.values import KeyLimits
 from stentor.store.leader import Leader
 from stentor.store.schema import bucket, leases, nodes, usage_events
@@ -266,7 +268,7 @@ async def test_a_silent_node_has_lost_what_it_borrowed(pair) -> None:
     first, second = pair
     await first.set_tier("payg", prepaid=True)
     await first.add_user("ann", 10 * PRICE)
-    key = await first.add_key("ann")
+    key = await first.add_key("ann", limits=KeyLimits(token_limit=1000))
     running = [await first.open(key) for _ in range(6)]
     await silence(first, second)
     taken = [await second.open(key) for _ in range(10)]  # all of it is the second's now
@@ -329,6 +331,42 @@ async def test_a_key_revoked_at_one_node_ends_at_the_other(pair) -> None:
     with pytest.raises(Refused) as caught:
         await second.open(key)
     assert caught.value.code == "invalid_api_key"
+
+
+def make_sessions(house: House) -> Sessions:
+    sessions = Sessions(house.database, house.books, house.management, house.keyring, house.clock)
+    sessions.follow(house.books.follower)  # type: ignore[attr-defined]
+    return sessions
+
+
+async def test_a_session_ends_at_the_other_node_with_the_key_that_opened_it(pair) -> None:
+    first, second = pair
+    await first.add_user("ann")
+    made = await first.management.add_key(OPERATOR, KeyAsk("ann"))
+    token = (await make_sessions(first).exchange(made.key, ("203.0.113.7", ""))).token
+    sessions = make_sessions(second)
+    assert await sessions.find_session(digest_token(token), "user") is not None
+    assert made.made.id not in second.books.roll.keys  # a session's use alone doesn't load the key
+    await first.management.revoke_key(OPERATOR, made.made.id)
+    async with asyncio.timeout(30):
+        while await sessions.find_session(digest_token(token), "user") is not None:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_session_that_is_used_at_one_node_lives_on_at_the_other(pair) -> None:
+    first, second = pair
+    await first.add_user("ann")
+    made = await first.management.add_key(OPERATOR, KeyAsk("ann"))
+    here, there = make_sessions(first), make_sessions(second)
+    token = digest_token((await here.exchange(made.key, ("203.0.113.7", ""))).token)
+    assert await there.find_session(token, "user") is not None
+    for _ in range(2):
+        first.clock.advance(11 * 3600)
+        assert await here.find_session(token, "user") is not None
+    assert await there.find_session(token, "user") is not None
+    first.clock.advance(12 * 3600)
+    for sessions in (here, there):
+        assert await sessions.find_session(token, "user") is None
 
 
 async def test_a_key_made_at_one_node_works_at_the_other_though_it_was_asked_for_before(pair) -> None:
