@@ -43,12 +43,15 @@ class Settlement:
                 waiter.set_result(None)
 
     def absorbed(self, epoch: int) -> "Settlement | None":
-        """The same event, paid by nobody: after the leases that it was to be paid from were lost; None without one."""
+        """The same event, paid by nobody: after the leases that it was to be paid from were lost; None without one.
+
+        It counts against no limit either, so it isn't billable: what is billed and what limits have counted agree.
+        """
         if not self.lost_row:
             return None
         names = dict(zip(EVENT_COLUMNS, self.lost_row, strict=True))
         lost_nano = names["cost_nano"] + names["absorbed_nano"]
-        names |= {"cost_nano": 0, "charged_nano": 0, "absorbed_nano": lost_nano}
+        names |= {"cost_nano": 0, "charged_nano": 0, "absorbed_nano": lost_nano, "billable": False}
         charge = Charge(0, lost_nano, 0, self.charge.settled_s)
         again = Settlement(self.settled.usage, charge, tuple(names.values()))
         again.epoch = epoch
