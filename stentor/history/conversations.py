@@ -195,9 +195,16 @@ def delete_old_messages(connection: Connection, project_id: str, before_us: int)
     return table.delete_old_messages(connection, project_id, before_us, DELETE_SLICE)
 
 
-def list_projects_with_old_messages(connection: Connection, before_us: int) -> list[str]:
-    """The projects that have messages from before then."""
-    return table.list_projects_with_old_messages(connection, before_us)
+def clear_old_texts(connection: Connection, project_id: str, before_us: int) -> int:
+    """Forget title and system prompt of one slice of the project's conversations that are empty and that nobody has
+    touched since then; returns of how many, 0 when none is left.
+    """
+    return table.clear_old_texts(connection, project_id, before_us, DELETE_SLICE)
+
+
+def list_projects_with_old_texts(connection: Connection, before_us: int) -> list[str]:
+    """The projects that have messages from before then, or texts of empty conversations."""
+    return table.list_projects_with_old_texts(connection, before_us)
 
 
 def log_exchange(
@@ -210,7 +217,7 @@ def log_exchange(
 ) -> tuple[str, str]:
     """Keep one exchange as a conversation of its own; returns its id and the answer's. Raises Refused."""
     meta, answer = wanted.metadata, wanted.response
-    messages = [_exchanged(message) for message in wanted.messages]
+    messages = [_exchanged(message, level) for message in wanted.messages]
     prompt = next((m.content for m in messages if m.role == "system" and isinstance(m.content, str)), None)
     first = next((m.content for m in messages if m.role == "user" and isinstance(m.content, str)), None)
     new = ConversationCreate(
@@ -235,10 +242,14 @@ def log_exchange(
     return conversation.id, kept[-1].id if kept else new_uuid7()
 
 
-def _exchanged(message: dict[str, Any]) -> MessageCreate:
-    """A chat message as clients send it: names that aren't ours go to the metadata."""
+def _exchanged(message: dict[str, Any], level: LoggingLevel) -> MessageCreate:
+    """A chat message as clients send it: names that aren't ours go to the metadata, where all may be kept.
+
+    What a client says there can be text as well: a model's reasoning, a refusal.
+    """
     known = {"role", "content", "tool_calls"}
-    rest = {name: value for name, value in message.items() if name not in known and value is not None}
+    kept = message.keys() - known if level == "full" else message.keys() & {"name", "tool_call_id"}
+    rest = {name: value for name, value in message.items() if name in kept and value is not None}
     own = {name: message.get(name) for name in known}
     return msgspec.convert({**own, "metadata": rest}, MessageCreate)
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, literal, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, exists, func, insert, literal, or_, select, update
 
 from stentor.core.clock import DAY_US
 from stentor.store import search
@@ -119,16 +119,28 @@ def delete_old_messages(connection: Connection, project_id: str, before_us: int,
     return len(numbers)
 
 
-def list_projects_with_old_messages(connection: Connection, before_us: int) -> list[str]:
-    """The projects that have messages from before then."""
-    query = (
-        select(conversations.c.project_id)
-        .select_from(messages.join(conversations, conversations.c.id == messages.c.conversation_id))
-        .where(messages.c.created_us < before_us)
-        .distinct()
-        .order_by(conversations.c.project_id)
-    )
-    return [row[0] for row in connection.execute(query)]
+def _has_old_texts(before_us: int) -> ColumnElement[bool]:
+    """Of conversations: that nobody has touched them since then, and that texts are left of them, but no messages."""
+    said = exists(select(literal(1)).where(messages.c.conversation_id == conversations.c.id))
+    texts = or_(conversations.c.title.is_not(None), conversations.c.system_prompt.is_not(None))
+    return and_(conversations.c.updated_us < before_us, texts, ~said)
+
+
+def clear_old_texts(connection: Connection, project_id: str, before_us: int, limit: int) -> int:
+    """Remove title and system prompt of up to ``limit`` of a project's empty conversations; returns of how many."""
+    query = select(conversations.c.id).where(conversations.c.project_id == project_id, _has_old_texts(before_us))
+    names = [row[0] for row in connection.execute(query.limit(limit))]
+    if names:
+        here = conversations.c.id.in_(names)
+        connection.execute(update(conversations).where(here).values(title=None, system_prompt=None))
+    return len(names)
+
+
+def list_projects_with_old_texts(connection: Connection, before_us: int) -> list[str]:
+    """The projects that have messages from before then, or texts of empty conversations."""
+    old = conversations.c.id.in_(select(messages.c.conversation_id).where(messages.c.created_us < before_us))
+    query = select(conversations.c.project_id).where(or_(old, _has_old_texts(before_us))).distinct()
+    return [row[0] for row in connection.execute(query.order_by(conversations.c.project_id))]
 
 
 def _delete_messages(connection: Connection, which: Any) -> None:

@@ -31,6 +31,7 @@ from stentor.history.values import (
 from stentor.store.database import Database
 
 T = TypeVar("T")
+Texts = TypeVar("Texts", ConversationCreate, ConversationUpdate)
 _encode = msgspec.json.Encoder().encode
 EXPORT_MAX = 5_000
 
@@ -56,7 +57,7 @@ class RingTalks:
 
     async def create(self, call: RingCall) -> RingAnswer:
         """A new conversation."""
-        wanted = read_body(call, ConversationCreate)
+        wanted = self._without_texts(read_body(call, ConversationCreate))
         who, now_us = call.principal, self._clock.now_us()
 
         def work(connection: Connection) -> object:
@@ -65,6 +66,10 @@ class RingTalks:
             return conversations.add_conversation(connection, who.project_id, who.key_id, wanted, now_us)
 
         return RingAnswer(await self._database.write(work))
+
+    def _without_texts(self, wanted: Texts) -> Texts:
+        """What is said of a conversation, without what was said in it: a title is often a message's beginning."""
+        return wanted if self._level == "full" else msgspec.structs.replace(wanted, title=None, system_prompt=None)
 
     async def list(self, call: RingCall) -> RingAnswer:
         """A page of conversations."""
@@ -84,7 +89,7 @@ class RingTalks:
 
     async def update(self, call: RingCall) -> RingAnswer:
         """Change a conversation."""
-        wanted, now_us = read_body(call, ConversationUpdate), self._clock.now_us()
+        wanted, now_us = self._without_texts(read_body(call, ConversationUpdate)), self._clock.now_us()
         return await self._write(
             lambda connection: conversations.update_conversation(
                 connection, call.principal.project_id, call.params["id"], wanted, now_us
@@ -180,12 +185,19 @@ class RingTalks:
         return RingAnswer(Deleted(count, days))
 
     async def forget(self, project_id: str, before_us: int) -> int:
-        """Remove a project's messages from before then, slice by slice; returns how many."""
+        """Remove a project's messages from before then, slice by slice; returns how many.
+
+        Of conversations that nobody has touched since and that are empty now, title and system prompt go, too.
+        """
         count = 0
         while removed := await self._database.maintain(
             lambda connection: conversations.delete_old_messages(connection, project_id, before_us)
         ):
             count += removed
+        while await self._database.maintain(
+            lambda connection: conversations.clear_old_texts(connection, project_id, before_us)
+        ):
+            pass
         return count
 
     async def forget_everywhere(self) -> int:
@@ -194,7 +206,7 @@ class RingTalks:
             return 0
         before_us = self._clock.now_us() - self._retention_days * DAY_US
         projects = await self._database.read(
-            lambda connection: conversations.list_projects_with_old_messages(connection, before_us)
+            lambda connection: conversations.list_projects_with_old_texts(connection, before_us)
         )
         return sum([await self.forget(project_id, before_us) for project_id in projects])
 
