@@ -122,7 +122,7 @@ def _plan_output(account: KeyAccount, demand: Demand, now: Moment) -> tuple[int,
         if bound_tokens(bounds) > window.limit:
             output = _fit_tokens(bounds, window.limit)
             if output < 1 or demand.asked is not None:
-                raise refusals.never_fits(window, bound_tokens(bounds), output)
+                raise refusals.never_fits(window, bound_tokens(bounds), output, window.free(second))
             bounds = _cut(bounds, output)
         if window.left(second) < bound_tokens(bounds):
             raise refusals.too_many_tokens(window, bound_tokens(bounds), now, second)
@@ -228,6 +228,8 @@ def give_back(hold: Hold) -> None:
     if hold.counted:
         for window in hold.account.request_windows:
             window.take_back(hold.admitted_s, 1)
+        if hold.account.pace is not None:
+            hold.account.pace.take_back()
 
 
 def settle(hold: Hold, cost_nano: int, tokens: int, now: Moment) -> Charge:

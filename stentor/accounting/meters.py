@@ -195,3 +195,7 @@ class Pace:
     def pass_one(self, now_s: float) -> None:
         """Count a request that passes."""
         self._next_s = max(self._next_s, now_s) + self._gap_s
+
+    def take_back(self) -> None:
+        """Undo a :meth:`pass_one`."""
+        self._next_s -= self._gap_s

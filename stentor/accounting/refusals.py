@@ -63,8 +63,8 @@ def too_soon(pace: Pace, wait_s: float, now: Moment) -> Refused:
     )
 
 
-def never_fits(window: Minute, wanted: int, affordable: int) -> Refused:
-    """A request that is larger than a whole minute's tokens."""
+def never_fits(window: Minute, wanted: int, affordable: int, free: int) -> Refused:
+    """A request that is larger than a whole minute's tokens. Waiting doesn't help."""
     return Refused(
         "rate_limit_exceeded",
         f"This request may use up to {wanted} tokens, more than the {window.limit} tokens per minute of this account. "
@@ -74,6 +74,7 @@ def never_fits(window: Minute, wanted: int, affordable: int) -> Refused:
             "rule": "tokens_per_minute",
             "unit": "tokens",
             "limit": window.limit,
+            "left": max(free, 0),
             "wanted": wanted,
             "affordable_output_tokens": max(affordable, 0),
         },

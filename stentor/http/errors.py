@@ -138,12 +138,22 @@ def error_frame(refusal: Refused) -> bytes:
     return b"data: " + _encode({"error": openai_error(refusal)}) + b"\n\n"
 
 
+_WAITING_IS_VAIN = frozenset({"quota_exceeded", "insufficient_balance", "spending_limit", "budget_exceeded"})
+
+
+def _is_hopeless(refusal: Refused) -> bool:
+    """Whether the same request would be refused again, however long the client waits."""
+    if refusal.code == "rate_limit_exceeded":  # larger than a whole minute's tokens, or it would say when
+        return refusal.retry_after_s is None
+    return refusal.code in _WAITING_IS_VAIN
+
+
 def error_headers(refusal: Refused) -> list[tuple[bytes, bytes]]:
     """The headers that tell a client whether and when to try again."""
     headers: list[tuple[bytes, bytes]] = []
     if refusal.retry_after_s is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(refusal.retry_after_s))))
-    if refusal.code in ("quota_exceeded", "insufficient_balance", "spending_limit", "budget_exceeded"):
+    if _is_hopeless(refusal):
         headers.append((b"x-should-retry", b"false"))
     if refusal.code in ("missing_api_key", "invalid_api_key"):
         headers.append((b"www-authenticate", b"Bearer"))

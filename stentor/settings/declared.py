@@ -286,7 +286,11 @@ _ACCESS = (
         secret=True,
     ),
     Setting(
-        "RATE_LIMIT_QPS", number(0), "Requests a second per key; 0 is off.", default=0.0, aliases=("RATE_LIMIT_QPS",)
+        "RATE_LIMIT_QPS",
+        number(0),
+        "Requests a second per key, at each node by itself; 0 is off.",
+        default=0.0,
+        aliases=("RATE_LIMIT_QPS",),
     ),
     Setting(
         "EGRESS_ALLOW",
@@ -360,11 +364,16 @@ _RING = (
     Setting(
         "HISTORY_LEVEL",
         choice("full", "metadata", "none"),
-        "The most that is kept of messages: with contents, with their hashes, or nothing.",
+        "The most that is kept of messages: with contents, with their hashes, or nothing. A conversation's title and "
+        "system prompt are contents.",
         default="full",
     ),
     Setting(
-        "HISTORY_RETENTION_DAYS", integer(0), "Age in days at which kept messages are removed; 0 never.", default=0
+        "HISTORY_RETENTION_DAYS",
+        integer(0),
+        "Age in days at which kept messages are removed, and of conversations left empty title and system prompt; "
+        "0 never.",
+        default=0,
     ),
 )
 

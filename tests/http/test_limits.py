@@ -68,7 +68,10 @@ def test_a_request_that_no_minute_can_hold(each: Gate):
     answer = each.chat(key=key, max_tokens=5000)
     details = refusal(answer, 429, "rate_limit_exceeded")
     assert 500 < details["affordable_output_tokens"] < 1000
+    assert details["left"] == 1000
     assert "retry-after" not in answer.headers
+    assert answer.headers["x-should-retry"] == "false"  # no minute is long enough
+    assert answer.headers["x-ratelimit-remaining-tokens"] == "1000"
     affordable = details["affordable_output_tokens"]
     assert each.chat(key=key, max_tokens=affordable).status == 200
 

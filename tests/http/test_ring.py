@@ -144,7 +144,8 @@ def test_bad_bodies_are_listed(ann: Tenant, path, body, loc):
 @pytest.mark.parametrize(
     "path",
     ["/api/v1/logs?limit=0", "/api/v1/logs?limit=many", "/api/v1/stats?group_by=year", "/api/v1/logs?start_date=soon",
-     "/conversations?offset=-1", "/api/v1/logs?metered_by=god", "/conversations/search", "/receipts/log/proof",
+     "/conversations?offset=-1", "/api/v1/logs?metered_by=god", "/api/v1/logs?metered_by=stentor&offset=10001",
+     "/api/v1/logs?metered_by=all&offset=1000000000", "/conversations/search", "/receipts/log/proof",
      "/receipts/log/tiles/zero/0"],
 )  # fmt: skip
 def test_bad_parameters_are_listed(ann: Tenant, path):

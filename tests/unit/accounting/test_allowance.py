@@ -231,6 +231,22 @@ def test_concurrency_counts_over_all_keys_of_a_user() -> None:
     admit(first, want(), PRICE, NOW)
 
 
+def test_a_request_that_never_ran_doesnt_slow_the_next_one() -> None:
+    account = make_key(pace=1.0)
+    for _ in range(3):
+        give_back(admit(account, want(), PRICE, NOW))
+    admit(account, want(), PRICE, NOW)
+    assert refusal(account, want()).details["rule"] == "requests_per_second"
+
+
+def test_what_no_minute_can_hold_says_what_is_left_and_no_time() -> None:
+    account = make_key(tokens=900)
+    settle(admit(account, want(), PRICE, NOW), 0, 300, NOW)
+    never = refusal(account, want(asked=980))
+    assert (never.code, never.retry_after_s) == ("rate_limit_exceeded", None)
+    assert (never.details["left"], never.details["limit"], never.details["wanted"]) == (600, 900, 990)
+
+
 def test_a_pace_spreads_requests() -> None:
     account = make_key(pace=2.0)
     for _ in range(2):
