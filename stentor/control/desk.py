@@ -51,8 +51,9 @@ class Desk:
         self._line: Line | None = None
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
-        # A settlement goes on when its worker dies: the answer may have reached the client.
-        self._closing: set[asyncio.Task[None]] = set()
+        # Goes on when its worker dies: a settlement's answer may have reached the client, and of a change that is being
+        # written memory has to hear as well.
+        self._lasting: set[asyncio.Task[None]] = set()
         self._opening: dict[int, asyncio.Task[None]] = {}
         self.lost = asyncio.Event()
         self._on_ready: Callable[[], None] | None = None
@@ -107,7 +108,7 @@ class Desk:
 
     def _start(self, number: int, name: str, payload: msgspec.Raw) -> asyncio.Task[None]:
         task = self._loop.create_task(self._answer(number, name, payload))
-        tasks = self._closing if name == "close" else self._tasks
+        tasks = self._lasting if name in ("close", "operate") else self._tasks
         tasks.add(task)
         task.add_done_callback(tasks.discard)
         return task

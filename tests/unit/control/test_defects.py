@@ -12,6 +12,7 @@ from stentor.control.client import AuthorityClient
 from stentor.control.desk import Desk
 from stentor.control.workers import Workers
 from stentor.core.errors import Refused
+from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.telemetry.logs import Log
 from stentor.telemetry.settings import TelemetrySettings
 
@@ -46,6 +47,33 @@ async def test_a_defect_reaches_the_worker_that_waits() -> None:
     await asyncio.wait_for(desk.lost.wait(), 5)
     desk.close()
     assert [type(defect) for defect in told] in ([ZeroDivisionError], [])  # told when the task is collected
+
+
+async def test_a_change_goes_on_when_the_worker_that_asked_for_it_is_lost() -> None:
+    begun, written, applied = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def operate(_: OperatorCall) -> OperatorAnswer:
+        begun.set()
+        await written.wait()
+        applied.set()  # in memory, as it now is in the database
+        return OperatorAnswer(200, "application/json", b"{}")
+
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    theirs.setblocking(False)
+    desk = Desk("worker", Broken(), None, operate)  # type: ignore[arg-type]
+    client = AuthorityClient()
+    await desk.begin(ours, None)
+    await client.connect(theirs)
+    asking = asyncio.create_task(client.operate(OperatorCall("POST", "/", b"", b"")))
+    await asyncio.wait_for(begun.wait(), 30)
+    client.hang_up()
+    await asyncio.wait_for(desk.lost.wait(), 30)
+    written.set()
+    await asyncio.wait_for(applied.wait(), 30)
+    desk.close()
+    with pytest.raises(Refused):
+        await asking
 
 
 async def test_a_worker_that_cannot_be_spawned_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
