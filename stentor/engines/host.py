@@ -12,13 +12,11 @@ engine was given, whatever the number of requests.
 import asyncio
 import hmac
 import os
-import resource
 import signal
 import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
 
@@ -26,6 +24,7 @@ import msgspec
 from aiohttp import WSMsgType, web
 
 from stentor.core.lazy import load
+from stentor.engines.bounds import bound_memory
 
 EXIT_USAGE = 64
 EXIT_BAD_MODEL = 65
@@ -36,11 +35,12 @@ _CONFIG_MAX_BYTES = 1 << 20
 _BODY_MAX_BYTES = 8 << 20
 _MESSAGE_MAX_BYTES = 1 << 20
 _MESSAGES_MAX = 256
+_UNREAD_MAX_BYTES = 2 << 20  # a minute of sound
 _HEARTBEAT_S = 30.0
+IDLE_S = 600.0  # how long a conversation may say nothing
+_SEND_S = 30.0  # how long what is said may lie there unread
 # Beyond the places: the canary, and requests that are being replaced by their second try.
 _SPARE_PLACES = 8
-_STATUS = Path("/proc/self/status")  # Linux
-_SPARE_BYTES = 512 << 20  # for threads, requests and what libraries keep, beyond the work itself
 
 
 class SpeechConfig(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -98,31 +98,61 @@ _Serve = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Socket:
-    """A WebSocket as a handler sees it: what is said, in order, and the engine's threads to work in."""
+    """A WebSocket as a handler sees it: what is said, in order, and the engine's threads to work in.
 
-    def __init__(self, socket: web.WebSocketResponse, threads: ThreadPoolExecutor) -> None:
+    No more than a minute of sound lies there unread; who is silent for ``idle_s`` or doesn't listen is hung up on.
+    """
+
+    def __init__(
+        self,
+        socket: web.WebSocketResponse,
+        threads: ThreadPoolExecutor,
+        idle_s: float = IDLE_S,
+        send_s: float = _SEND_S,
+    ) -> None:
         self._socket = socket
         self._threads = threads
+        self._idle_s = idle_s
+        self._send_s = send_s
         self._messages: asyncio.Queue[str | bytes | None] = asyncio.Queue(_MESSAGES_MAX)
+        self._unread = 0
+        self._read = asyncio.Event()
 
     async def take_in(self) -> None:
         """Read on until the other side hangs up; it waits while much lies unread."""
         async for message in self._socket:
-            if message.type in (WSMsgType.TEXT, WSMsgType.BINARY):
-                await self._messages.put(message.data)
+            if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                continue
+            await self._messages.put(message.data)
+            self._unread += len(message.data)
+            while self._unread > _UNREAD_MAX_BYTES:
+                self._read.clear()
+                await self._read.wait()
         await self._messages.put(None)
 
     async def receive(self) -> str | bytes | None:
-        """The next message, None when the other side is gone."""
-        return await self._messages.get()
+        """The next message, None when the other side is gone. Raises Problem where nothing is said for too long."""
+        try:
+            async with asyncio.timeout(self._idle_s):
+                message = await self._messages.get()
+        except TimeoutError:
+            raise Problem("idle", f"Nothing was sent for {self._idle_s:g} s.") from None
+        if message is not None:
+            self._unread -= len(message)
+            self._read.set()
+        return message
 
     def has_more(self) -> bool:
         """Whether something lies there unread."""
         return not self._messages.empty()
 
     async def send(self, data: bytes) -> None:
-        """Say something, in words."""
-        await self._socket.send_str(data.decode())
+        """Say something, in words. Raises ConnectionError where nobody listens."""
+        try:
+            async with asyncio.timeout(self._send_s):
+                await self._socket.send_str(data.decode())
+        except TimeoutError:
+            raise ConnectionAbortedError(f"what was said was not read for {self._send_s:g} s") from None
 
     async def work(self, do: Callable[[], Result]) -> Result:
         """One piece of work, when its turn comes."""
@@ -191,22 +221,8 @@ def run(make: Callable[[SpeechConfig], Engine]) -> None:
     except BadModel as problem:
         end(EXIT_BAD_MODEL, f"error: {problem}")
     if isinstance(engine, BoundedEngine):
-        _bound_memory(engine)
+        bound_memory(engine.room_bytes)
     asyncio.run(_Service(config, engine).serve())
-
-
-def _bound_memory(engine: BoundedEngine) -> None:
-    try:
-        fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())
-    except OSError:
-        return  # not Linux
-    loaded_bytes = int(fields["VmData"].split()[0]) << 10
-    room_bytes = engine.room_bytes(loaded_bytes)
-    if room_bytes is None:
-        return
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    most = loaded_bytes + _SPARE_BYTES + room_bytes
-    resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
 
 def end(status: int, line: str = "") -> NoReturn:
@@ -295,12 +311,9 @@ class _Service:
             self._active += 1
             reading = asyncio.create_task(socket.take_in())
             try:
-                await talk(socket)
-            except Problem as problem:
-                event = {"event": "error", "code": problem.code, "message": str(problem)}
-                await socket.send(msgspec.json.encode(event))
-            except ConnectionResetError:
-                return response  # it left while something was said to it
+                await _talk_out(talk, socket)
+            except ConnectionError:
+                _break_off(request)  # it left, or doesn't listen
             finally:
                 self._active -= 1
                 reading.cancel()
@@ -329,6 +342,13 @@ class _Service:
             left.set()
         await response.write_eof()
         return response
+
+
+async def _talk_out(talk: Callable[[Socket], Awaitable[None]], socket: Socket) -> None:
+    try:
+        await talk(socket)
+    except Problem as problem:
+        await socket.send(msgspec.json.encode({"event": "error", "code": problem.code, "message": str(problem)}))
 
 
 class _Pieces:

@@ -12,7 +12,7 @@ from typing import Any
 from stentor.core.lazy import load
 from stentor.core.voices import VoiceCard, kokoro_language, order_kokoro_voices
 from stentor.engines.host import BadModel, SpeechConfig, need, run
-from stentor.engines.speaking.onnx import session_options
+from stentor.engines.onnx import session_options
 from stentor.engines.speaking.synthesis import SpeakingEngine
 
 RATE_HZ = 24_000

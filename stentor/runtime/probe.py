@@ -141,7 +141,7 @@ def choose_canary(spec: ModelSpec) -> tuple[str, dict[str, Any]] | None:
         return "/v1/rerank", {"model": model, "query": "a", "documents": ["a"]}
     if spec.engine in SPEECH_TYPES:
         return "/v1/canary", {}
-    if spec.kind in ("audio", "tts") and spec.engine not in ("llama", "llama-server"):
+    if spec.kind in ("audio", "tts", "listen") and spec.engine not in ("llama", "llama-server"):
         return None
     if spec.engine == "command":
         hello = [{"role": "user", "content": "a"}]

@@ -13,8 +13,10 @@ from stentor.core.remote import RemoteTerms
 from stentor.core.voices import TONE, VoiceCard
 from stentor.runtime.remote_spec import RemoteSpec, find_remote_problem
 
-EngineKind = Literal["llama", "llama-server", "command", "remote", "whisper", "sense_voice", "piper", "kokoro", "tone"]
-ModelType = Literal["text", "vision", "omni", "embedding", "vision-embedding", "reranker", "audio", "tts"]
+EngineKind = Literal[
+    "llama", "llama-server", "command", "remote", "whisper", "sense_voice", "listen", "piper", "kokoro", "tone"
+]
+ModelType = Literal["text", "vision", "omni", "embedding", "vision-embedding", "reranker", "audio", "tts", "listen"]
 Pooling = Literal["", "mean", "cls", "last", "rank"]
 FlashAttention = Literal["auto", "on", "off"]
 LoadMode = Literal["auto", "none", "mmap", "mlock", "mmap+mlock", "dio"]
@@ -30,6 +32,7 @@ ABILITIES: dict[str, tuple[str, ...]] = {
     "reranker": ("rerank",),
     "audio": ("transcription",),
     "tts": ("speech",),
+    "listen": ("listening",),
 }
 # What the engines for speech are for, each: they serve no other kind of model.
 SPEECH_TYPES: dict[EngineKind, ModelType] = {
@@ -38,6 +41,7 @@ SPEECH_TYPES: dict[EngineKind, ModelType] = {
     "piper": "tts",
     "kokoro": "tts",
     "tone": "tts",
+    "listen": "listen",
 }
 _NAME = Annotated[str, msgspec.Meta(pattern=MODEL_ID_PATTERN)]
 _COUNT = Annotated[int, msgspec.Meta(ge=1, le=1024)]

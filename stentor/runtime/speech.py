@@ -23,6 +23,7 @@ SPEECH_LIBRARIES: dict[EngineKind, str] = {
     "piper": "piper",
     "kokoro": "kokoro_onnx",
     "tone": "",
+    "listen": "pymicro_wakeword",
 }
 # Whisper's vocabulary has one word more where it knows more than English.
 _ENGLISH_WORDS = 51864
@@ -58,6 +59,7 @@ _WANTED: dict[EngineKind, _Wanted] = {
     ),
     "piper": _Wanted((("*.onnx",), ("*.onnx.json",)), "a voice.onnx and the voice.onnx.json that belongs to it"),
     "kokoro": _Wanted((("*.onnx",), ("voices*", "*.npz")), "an .onnx file and its voices (voices.npz or voices*.bin)"),
+    "listen": _Wanted((("silero*.onnx",),), "a folder with silero_vad.onnx, and smart-turn*.onnx to tell turns"),
 }
 
 

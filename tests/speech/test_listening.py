@@ -1,14 +1,8 @@
 """The recognizer that hears while somebody speaks: a real engine, its WebSocket, real speech."""
 
-import asyncio
-import contextlib
-import http.client
-import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
@@ -19,51 +13,12 @@ from stentor.engines.hearing.sound import RATE
 from stentor.engines.hearing.streaming import Utterance, count_common
 from stentor.engines.hearing.windows import FRAME
 from stentor.runtime.offers import OFFERS
-from tests.http.harness import until
 from tests.kinds.models import fetch
-from tests.serving import free_ports
 from tests.speech import clips
+from tests.speech.lines import line_to, pcm, running
 from tests.speech.words import plain_words
 
-FRAME_S = 0.1
-TOKEN = "t" * 32
 COMMANDS = ("Turn on the light.", "Stop the music.", "What time is it?", "Open the window.", "Call my sister.")
-
-
-def pcm(text: str, before_s: float = 0.3, after_s: float = 0.6) -> bytes:
-    """A sentence as 16 kHz s16le, with some silence around it."""
-    spoken = clips.samples_of(clips.speak(text)).astype(numpy.float32)
-    at = numpy.arange(int(len(spoken) / clips.SPOKEN_RATE * RATE)) * (clips.SPOKEN_RATE / RATE)
-    whole = numpy.interp(at, numpy.arange(len(spoken)), spoken).astype("<i2")
-    pause = [numpy.zeros(int(seconds * RATE), "<i2") for seconds in (before_s, after_s)]
-    return numpy.concatenate([pause[0], whole, pause[1]]).tobytes()
-
-
-class Line:
-    """One connection to the engine."""
-
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
-        self.socket = socket
-        self.partials: list[Any] = []
-
-    async def say(self, **fields: Any) -> None:
-        await self.socket.send_str(json.dumps(fields))
-
-    async def speak(self, sound: bytes, *, pace: float = 0.0) -> None:
-        """Send sound in frames; ``pace`` 1: as fast as it is spoken."""
-        step = int(FRAME_S * RATE) * 2
-        began = time.monotonic()
-        for number, at in enumerate(range(0, len(sound), step)):
-            await self.socket.send_bytes(sound[at : at + step])
-            await asyncio.sleep(max(0.0, began + pace * FRAME_S * (number + 1) - time.monotonic()))
-
-    async def final(self) -> Any:
-        """What is said until the final text."""
-        while True:
-            event = await self.socket.receive_json(timeout=60)
-            if event["event"] != "partial":
-                return event
-            self.partials.append(event)
 
 
 @pytest.fixture(scope="module")
@@ -71,38 +26,8 @@ def engine() -> Iterator[str]:
     """A running engine with Whisper tiny; its address."""
     for text in (*clips.SENTENCES[:7], *COMMANDS):
         clips.speak(text)  # here, as fetching the voice wants a loop of its own
-    port = free_ports(1)
-    folder = fetch(OFFERS["whisper-tiny.en"].source)
-    config = {"model_path": str(folder), "alias": "tiny", "port": port, "token": TOKEN, "threads": 2, "places": 1}
-    command = [sys.executable, "-m", "stentor.engines.whisper"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(config).encode() + b"\n")
-        process.stdin.close()
-        try:
-            until(lambda: process.poll() is not None or _is_up(port), timeout_s=60)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            process.terminate()
-    assert process.returncode == 0
-
-
-def _is_up(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
-
-
-@contextlib.asynccontextmanager
-async def line_to(url: str, token: str = TOKEN) -> AsyncIterator[Line]:
-    headers = {"Authorization": f"Bearer {token}"}
-    async with aiohttp.ClientSession() as session, session.ws_connect(f"{url}/v1/listen", headers=headers) as socket:
-        yield Line(socket)
+    with running("whisper", fetch(OFFERS["whisper-tiny.en"].source)) as url:
+        yield url
 
 
 async def test_text_grows_while_somebody_speaks_and_what_is_settled_stays(engine: str) -> None:
@@ -154,11 +79,13 @@ async def test_silence_is_no_text_and_asks_nobody(engine: str) -> None:
         ("{", "invalid_request"),
         ('{"type":"sing"}', "invalid_request"),
         ('{"type":"begin","language":"de"}', "invalid_language"),
+        ('{"type":"begin","prompt":' + "[" * 9000, "invalid_request"),
+        (b"odd", "invalid_request"),
     ],
 )
-async def test_what_makes_no_sense_is_told(engine: str, message: str, code: str) -> None:
+async def test_what_makes_no_sense_is_told(engine: str, message: str | bytes, code: str) -> None:
     async with line_to(engine) as line:
-        await line.socket.send_str(message)
+        await (line.socket.send_bytes(message) if isinstance(message, bytes) else line.socket.send_str(message))
         event = await line.final()
         assert (event["event"], event["code"]) == ("error", code)
         assert (await line.socket.receive(timeout=30)).type == aiohttp.WSMsgType.CLOSE
@@ -173,7 +100,7 @@ async def test_an_endless_utterance_is_ended(engine: str) -> None:
 
 async def test_the_token_is_needed(engine: str) -> None:
     with pytest.raises(aiohttp.WSServerHandshakeError) as refusal:
-        async with line_to(engine, "wrong"):
+        async with line_to(engine, token="wrong"):
             pass
     assert refusal.value.status == 401
 

@@ -172,6 +172,19 @@ class Sound:
             yield piece.to_ndarray().reshape(-1).astype(numpy.float32) / 32768.0
 
 
+def read_samples(data: bytes) -> Any:
+    """Samples of s16le, float32 from -1 to 1. Raises Problem."""
+    check_whole(data)
+    numpy = load("numpy")
+    return numpy.frombuffer(data, "<i2").astype(numpy.float32) / 32768.0
+
+
+def check_whole(data: bytes) -> None:
+    """Raises Problem where the bytes are no whole number of samples."""
+    if len(data) % 2:
+        raise Problem("invalid_request", f"A sample has two bytes; {len(data)} bytes are no whole number of samples.")
+
+
 def _open(path: Path) -> BinaryIO:
     try:
         return path.open("rb")

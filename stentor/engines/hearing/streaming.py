@@ -15,10 +15,10 @@ from typing import Any, Literal
 import msgspec
 
 from stentor.core.lazy import load
-from stentor.engines.hearing.sound import RATE
+from stentor.engines.hearing.sound import RATE, read_samples
 from stentor.engines.hearing.transcription import Ear, HearOrder, Recognizer
 from stentor.engines.hearing.windows import FRAME, Detector, Window
-from stentor.engines.host import Problem, Socket
+from stentor.engines.host import Problem, Socket, read_order
 
 MAX_S = 28.0
 _AGAIN_S = 0.6  # how much more sound is worth another hypothesis
@@ -69,7 +69,7 @@ class Utterance:
 
     def feed(self, data: bytes) -> None:
         """More sound, s16le. Raises Problem beyond the most."""
-        fresh = self._numpy.frombuffer(data[: len(data) // 2 * 2], "<i2").astype(self._numpy.float32) / 32768.0
+        fresh = read_samples(data)
         self.heard += len(fresh)
         self.sound = self._numpy.concatenate((self.sound, fresh))
         whole = len(self.sound) // FRAME * FRAME
@@ -151,7 +151,7 @@ class Listener:
             if isinstance(message, bytes):
                 self._current().feed(message)
             else:
-                await self._obey(_read(message))
+                await self._obey(read_order(message.encode(), Ask))
             # Everything that lies there is taken in before the recognizer is asked.
             if self._socket.has_more():
                 continue
@@ -191,10 +191,3 @@ class Listener:
         if self._utterance is None:
             self._utterance = Utterance(self._recognizer.detector(), self._ask.max_s)
         return self._utterance
-
-
-def _read(text: str) -> Ask:
-    try:
-        return msgspec.json.decode(text, type=Ask)
-    except msgspec.DecodeError as error:
-        raise Problem("invalid_request", f"The engine can't read its order: {error}") from None

@@ -8,7 +8,7 @@ from stentor.http.admin import wire
 from stentor.http.route import Route, admin
 from stentor.http.wire import Json
 
-ModelType = Literal["text", "vision", "omni", "embedding", "vision-embedding", "reranker", "audio", "tts"]
+ModelType = Literal["text", "vision", "omni", "embedding", "vision-embedding", "reranker", "audio", "tts", "listen"]
 
 
 class Capabilities(msgspec.Struct):

@@ -14,7 +14,7 @@ _QUIET = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 class SpeechLauncher:
-    """Launcher of ``whisper``, ``sense_voice``, ``piper``, ``kokoro`` and ``tone``."""
+    """Launcher of ``whisper``, ``sense_voice``, ``listen``, ``piper``, ``kokoro`` and ``tone``."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._environment = environment
