@@ -136,10 +136,10 @@ async def test_a_finished_sentence_sounds_more_complete_than_a_cut_one(engine: s
                 found = await all_of(line, numpy.concatenate([quiet(0.3), sound, quiet(0.3)]))
             likely.append(next(each["probability"] for each in found if each["event"] == "turn"))
     finished, cut = told
-    print([f"{one:.2f} {two:.2f}" for one, two in zip(finished, cut, strict=True)])
+    # Some of the cut ones are sentences, too.
     assert numpy.median(finished) > 0.9
-    assert numpy.median(cut) < 0.5
-    assert sum(one > two for one, two in zip(finished, cut, strict=True)) >= 6
+    assert numpy.mean(finished) > numpy.mean(cut) + 0.2
+    assert sum(one > two for one, two in zip(finished, cut, strict=True)) >= 7
 
 
 async def test_a_turn_goes_on_until_it_is_said_to_be_over(engine: str) -> None:
