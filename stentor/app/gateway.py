@@ -18,6 +18,7 @@ from stentor.flows.chat import ChatFlow
 from stentor.flows.hearing import HearingAttempt
 from stentor.flows.images import ImageFetcher
 from stentor.flows.inputs import InputsAttempt
+from stentor.flows.listening.stream import Listening
 from stentor.flows.speech.speaking import SpeechAttempt
 from stentor.flows.upstreams.remote import RemoteClient, Upstreams
 from stentor.http.admin.downloads import DownloadEndpoints
@@ -73,6 +74,7 @@ class GatewayParts:
         inputs = ChatFlow(books, self.engines, tracer, InputsAttempt)
         self._text = text = TextEndpoints(flow, inputs, self.calls, settings.body_max_bytes)
         models = ModelEndpoints(scheduler)
+        self.listening = Listening(books, self.engines, tracer, self.calls)
         self._streams = OpenStreams()
         self._passage = EnginePassage()
         passage = EnginePassageEndpoints(scheduler, self._passage, self._streams, log, settings.body_max_bytes)

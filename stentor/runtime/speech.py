@@ -98,7 +98,8 @@ def _knows_languages(folder: Path) -> bool:
     try:
         text, listed = folder / "vocabulary.txt", folder / "vocabulary.json"
         if text.is_file():
-            return sum(1 for _ in text.open("rb")) > _ENGLISH_WORDS
+            with text.open("rb") as lines:
+                return sum(1 for _ in lines) > _ENGLISH_WORDS
         return len(msgspec.json.decode(listed.read_bytes(), type=list[str])) > _ENGLISH_WORDS
     except (OSError, *UNREADABLE):
         return False

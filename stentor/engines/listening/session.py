@@ -3,7 +3,8 @@
 ``GET /v1/activity`` is a WebSocket. The gateway says ``{"type":"begin", threshold, pause_ms, silence_ms, wake_words,
 wake_cutoff, turns}`` first, which is answered by ``{"event":"ready", wake_words, turns}``: what there is to ask for.
 Then it sends 16 kHz mono s16le in binary frames. ``{"type":"turn"}`` asks how likely the speaker's turn is complete by
-now, ``{"type":"turn_over"}`` says that the next speech begins another one.
+now, ``{"type":"turn_over"}`` says that the next speech begins another one. ``{"type":"end"}`` is answered
+by ``{"event":"over", heard}`` when all that came before it has been heard.
 
 The engine says ``speech_started``, ``speech_paused`` and ``speech_ended`` (``sample``: where in the stream that was; by
 ``heard`` samples it was known), ``wake_word`` (``name``, ``probability``), at each pause and when asked for ``turn``
@@ -34,7 +35,7 @@ _MS = Annotated[int, msgspec.Meta(ge=32, le=30_000)]
 class Ask(msgspec.Struct):
     """What the gateway says in words. ``wake_cutoff`` None: as each word's makers found best."""
 
-    type: Literal["begin", "turn", "turn_over"]
+    type: Literal["begin", "turn", "turn_over", "end"]
     threshold: Annotated[float, msgspec.Meta(ge=0.1, le=0.95)] = 0.5
     pause_ms: _MS = 200
     silence_ms: _MS = 500
@@ -84,6 +85,12 @@ class TurnEvent(msgspec.Struct, tag_field="event", tag="turn"):
 
     probability: float | None
     sample: int
+
+
+class OverEvent(msgspec.Struct, tag_field="event", tag="over"):
+    """All of it has been heard: ``heard`` samples."""
+
+    heard: int
 
 
 Event = StartedEvent | PausedEvent | EndedEvent | WakeEvent | TurnEvent
@@ -160,6 +167,10 @@ class Attention:
         begin = max(0, self._turn_since - _LEAD, end - SPAN, self._heard - len(self._sound))
         return TurnEvent(round(turn.judge(self._slice(begin, end)), 4), end)
 
+    def over(self) -> OverEvent:
+        """What was heard in all."""
+        return OverEvent(self._heard)
+
     def end_turn(self) -> None:
         """The next speech begins another turn; what is being said belongs to it, too."""
         self._turn_since = self._looked if self._activity.speaking else None
@@ -199,6 +210,8 @@ class Listener:
             await self._socket.send(msgspec.json.encode(ready))
         elif ask.type == "turn":
             await self._socket.send(msgspec.json.encode(await self._socket.work(self._current().judge)))
+        elif ask.type == "end":
+            await self._socket.send(msgspec.json.encode(self._current().over()))
         else:
             self._current().end_turn()
 

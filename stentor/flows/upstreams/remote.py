@@ -15,6 +15,7 @@ from stentor.core.errors import UNREADABLE
 from stentor.core.remote import RemoteTerms
 from stentor.egress.engines import EngineAnswer, EngineClient, EngineSettings, EngineUnreachable
 from stentor.egress.outbound import ERROR_BODY_BYTES, Outbound, OutboundAnswer, OutboundFailed, Patience, StreamedBody
+from stentor.egress.sockets import EngineSockets
 from stentor.egress.targets import EgressRefused
 from stentor.egress.upstreams import read_retry_after, upstream_headers, upstream_url
 from stentor.flows.failure import EngineFailed, EngineRefused
@@ -234,6 +235,12 @@ class Upstreams(EngineClient):
     def __init__(self, settings: EngineSettings, remote: RemoteClient) -> None:
         super().__init__(settings)
         self.remote = remote
+        self.sockets = EngineSockets()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await super().close()
+        await self.sockets.close()
 
 
 def _terms(grant: Grant) -> RemoteTerms:
