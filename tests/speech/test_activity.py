@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,10 +19,11 @@ import pytest
 from stentor.engines.hearing.silero import Silero, knows
 from stentor.engines.hearing.sound import RATE
 from stentor.engines.hearing.windows import FRAME
-from stentor.engines.listening.activity import Activity, Ended, Started
+from stentor.engines.listening.activity import Activity, Ended, Paused, Started
 from stentor.engines.listening.mel import log_mel
 from stentor.runtime.offers import OFFERS
 from tests.kinds.models import fetch
+from tests.serving import ROOT
 from tests.speech import clips
 from tests.speech.lines import Line, line_to, quiet, running, spoken
 
@@ -261,8 +263,8 @@ def test_sound_looks_as_whisper_sees_it() -> None:
 
 
 def test_a_click_is_no_speech_and_a_gap_is_no_end() -> None:
-    def marks(likely: str) -> list[Any]:
-        return list(Activity(0.5, 200, 500).follow({"_": 0.1, "?": 0.4, "#": 0.9}[each] for each in likely))
+    def marks(likely: str, pause_ms: int = 200) -> list[Any]:
+        return list(Activity(0.5, pause_ms, 500).follow({"_": 0.1, "?": 0.4, "#": 0.9}[each] for each in likely))
 
     assert marks("__##__#_##__") == []
     assert marks("__###" + "_" * 6 + "###" + "_" * 6) == [Started(2 * FRAME)]
@@ -271,6 +273,11 @@ def test_a_click_is_no_speech_and_a_gap_is_no_end() -> None:
     assert paused.sample == ended.sample == 5 * FRAME
     assert isinstance(ended, Ended)
     assert len(marks("###" + "_" * 8 + "?" * 3 + "_" * 20)) == 3  # murmur doesn't begin it anew
+    assert [type(each) for each in marks("###" + "_" * 20, 9000)] == [
+        Started,
+        Paused,
+        Ended,
+    ]  # a pause is before an end
 
 
 def test_a_folder_without_a_detector_is_told(tmp_path: Path) -> None:
@@ -283,10 +290,18 @@ def test_a_folder_without_a_detector_is_told(tmp_path: Path) -> None:
         assert "Traceback" not in said
 
 
-def _run(folder: Path) -> tuple[int, str]:
+def test_a_missing_extra_is_named_with_its_command(model: Path, tmp_path: Path) -> None:
+    (tmp_path / "pymicro_wakeword.py").write_text("raise ImportError('No module named pymicro_wakeword')")
+    code, said = _run(model, tmp_path)
+    assert code == 65
+    assert "pip install 'stentor[listen]'" in said
+
+
+def _run(folder: Path, shadow: Path | None = None) -> tuple[int, str]:
     config = {"model_path": str(folder), "alias": "ear", "port": 1, "token": "t"}
     done = subprocess.run(
         [sys.executable, "-m", "stentor.engines.listen"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(str(each) for each in (shadow or folder, ROOT))},
         input=json.dumps(config) + "\n",
         capture_output=True,
         text=True,

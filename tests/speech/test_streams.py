@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import pytest_asyncio
 
@@ -63,7 +64,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 async def _gate(models: None, log: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Inside]:
     command = [sys.executable, str(SCRIPTED), "${PORT}", str(log)]
     tables = (
-        model_table(id="tiny", source="whisper-tiny.en", parallel=2, threads=2),
+        model_table(id="tiny", source="whisper-tiny.en", parallel=1, threads=2),
         model_table(id="ear", source="listen", threads=1),
         model_table(id="odd", engine="command", type="audio", command=command, parallel=2),
     )
@@ -183,14 +184,14 @@ async def test_who_leaves_before_a_sound_pays_nothing(gate: Inside) -> None:
         pass
     assert [each.cost_nano for each in await gate.events(line)] in ([], [0])
     async with words(gate) as line:
-        await asyncio.sleep(0.2)
+        await line.wait_until_open()
     assert all((each.cost_nano, each.audio_ms) == (0, 0) for each in await gate.events(line))
 
 
 async def test_a_revoked_key_ends_its_streams(gate: Inside) -> None:
     async with words(gate) as line:
+        await line.wait_until_open()
         await line.send(quiet(0.5).tobytes())
-        await asyncio.sleep(0.05)
         gate.parts.calls.interrupt_key(gate.principal.key_id)
         assert (await refusal_of(line)).code == "invalid_api_key"
 
@@ -204,6 +205,12 @@ async def test_no_more_is_heard_than_can_be_paid(gate: Inside) -> None:
     assert refusal.code == "insufficient_balance"
     (event,) = await gate.events(line)
     assert (event.status, event.reason, event.cost_nano) == ("failed", "insufficient_balance", 0)
+
+
+async def test_a_stream_that_cannot_open_says_why(gate: Inside) -> None:
+    async with words(gate, "nobody") as line:
+        with pytest.raises(Refused, match="nobody"):
+            await line.wait_until_open()
 
 
 async def test_what_a_model_cannot_do_is_said(gate: Inside) -> None:
@@ -288,6 +295,21 @@ async def test_what_goes_wrong_is_told_and_costs_what_was_told(
     assert events[0].audio_ms <= 1000
 
 
+async def test_an_engine_that_hangs_is_found_out(gate: Inside, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate.parts.engines, "sockets", EngineSockets(heartbeat_s=0.5))
+    async with words(gate, "odd", prompt="partial silent") as line:
+        await line.wait_until_open()
+        await line.send(bytes(BYTES_PER_S))
+        assert isinstance(await line.next(), Partial)
+        (process,) = [each for each in psutil.Process().children() if str(SCRIPTED) in each.cmdline()]
+        process.suspend()
+        try:
+            assert "No PONG" in (await refusal_of(line)).message
+        finally:
+            process.resume()
+    await gate.parts.engines.sockets.close()
+
+
 async def test_tokens_that_no_engine_counts_are_counted(gate: Inside) -> None:
     line = await odd(gate, "uncounted")
     assert [event async for event in line] == [Final("so it is", 1000, None)]
@@ -345,19 +367,21 @@ async def test_what_is_kept_for_another_try_is_bounded() -> None:
 
 @pytest.mark.soak
 @pytest.mark.timeout(400)
-async def test_the_final_is_there_soon_after_a_short_command(gate: Inside) -> None:
+@pytest.mark.parametrize("silence_s", [0.5, 0.2])
+async def test_the_final_is_there_soon_after_a_short_command(gate: Inside, silence_s: float) -> None:
+    """``silence_s`` is what whoever decides that the command is over has waited for."""
     waits = []
     for number in range(41):
         async with words(gate, language="en") as line:
-            await speak(line, pcm(COMMANDS[number % 5], after_s=0.5), pace=1.0)
+            await speak(line, pcm(COMMANDS[number % 5], after_s=silence_s), pace=1.0)
             ended = time.monotonic()
             line.end()
-            async for event in line:
-                if isinstance(event, Final):
-                    assert event.text
+            told = [event async for event in line]
+            assert isinstance(told[-1], Final)
+            assert told[-1].text
             waits.append(1000 * (time.monotonic() - ended))
     del waits[0]  # the engine's start
     waits.sort()
-    print(f"final after {statistics.median(waits):.0f} ms (p50), {waits[37]:.0f} ms (p95)")
+    print(f"{silence_s} s of silence, final after {statistics.median(waits):.0f} ms (p50), {waits[37]:.0f} ms (p95)")
     assert statistics.median(waits) <= 300
     assert waits[37] <= 450

@@ -38,7 +38,7 @@ class Activity:
     def __init__(self, threshold: float, pause_ms: int, silence_ms: int) -> None:
         self._begin = threshold
         self._stay = max(0.01, threshold - _HYSTERESIS)
-        self._pause = pause_ms * RATE // 1000
+        self._pause = min(pause_ms, silence_ms) * RATE // 1000
         self._silence = silence_ms * RATE // 1000
         self._sample = 0
         self._since: int | None = None  # where frames began to be likely, speech not being told yet
@@ -74,10 +74,10 @@ class Activity:
                 self._last = self._sample
             return None
         silent = self._sample - self._last
-        if silent >= self._silence:
-            self.speaking = False
-            return Ended(self._last)
         if silent >= self._pause and not self._paused:
             self._paused = True
             return Paused(self._last)
+        if silent >= self._silence:
+            self.speaking = False
+            return Ended(self._last)
         return None

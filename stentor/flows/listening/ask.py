@@ -9,6 +9,8 @@ from stentor.flows.ask import Ask
 
 # The most sound that is reserved at a time; more is reserved as it comes.
 STEP_MS = 30_000
+# How much speech one utterance may have; engines refuse more. Silence before it doesn't count.
+UTTERANCE_MAX_S = 28.0
 # Whisper writes at most 224 tokens for half a minute.
 _TOKENS_PER_S = 8
 _TOKENS_LEAST = 32
@@ -46,7 +48,8 @@ class ListeningAsk(Ask):
 
 
 class WordsAsk(ListeningAsk):
-    """What is said in one utterance? ``language`` empty: the engine finds out; ``prompt`` are words that may occur."""
+    """What is said in one utterance, of :data:`UTTERANCE_MAX_S` at most? ``language`` empty: the engine finds out;
+    ``prompt`` are words that may occur."""
 
     __slots__ = ()
 

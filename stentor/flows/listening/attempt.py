@@ -69,6 +69,7 @@ class ListeningAttempt(Attempt):
             )
         socket = await self._connect(grant)
         try:
+            await self.client.start_stream(self._head(None))
             last = await self._converse(socket)
             await self._finish_listening(last)
         except EngineRefused:

@@ -86,6 +86,7 @@ class Told:
         self._events: deque[Event] = deque()
         self._changed = asyncio.Event()
         self._refusal: Refused | None = None
+        self._opened = False
         self.over = False
 
     def put(self, event: Event) -> bool:
@@ -96,6 +97,20 @@ class Told:
             self._events.append(event)
         self._changed.set()
         return len(self._events) <= _UNTOLD_MAX
+
+    def open(self) -> None:
+        """An engine listens."""
+        self._opened = True
+        self._changed.set()
+
+    async def wait_until_open(self) -> None:
+        """Return once an engine listens, or nothing comes any more. Raises Refused where it ended early."""
+        while not self._opened:
+            if self._refusal is not None:
+                raise self._refusal
+            if self.over:
+                return
+            await self._wait()
 
     def end(self, refusal: Refused | None = None) -> None:
         """Nothing more comes."""
@@ -110,6 +125,9 @@ class Told:
                 raise self._refusal
             if self.over:
                 return None
-            self._changed.clear()
-            await self._changed.wait()
+            await self._wait()
         return self._events.popleft()
+
+    async def _wait(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()

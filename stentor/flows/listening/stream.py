@@ -73,6 +73,13 @@ class SoundStream:
         """Whether nothing more will be told than what lies there."""
         return self._told.over
 
+    async def wait_until_open(self) -> None:
+        """Return once an engine listens: its model is loaded, its place taken. Sound may be sent before that, too.
+
+        Raises Refused where that can't be.
+        """
+        await self._told.wait_until_open()
+
     async def send(self, sound: bytes) -> None:
         """More sound, 16 kHz mono s16le, however cut. Waits where a minute of it lies unsent.
 
@@ -171,7 +178,8 @@ class _Caller(Listener):
         self.received_s = time.monotonic()
 
     async def start_stream(self, head: AnswerHead) -> None:
-        """Nothing: events are told as they are."""
+        """An engine listens."""
+        self.told.open()
 
     async def write(self, data: bytes) -> None:
         """Nothing: events are told as they are."""
