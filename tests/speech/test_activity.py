@@ -277,7 +277,7 @@ def test_a_click_is_no_speech_and_a_gap_is_no_end() -> None:
         Started,
         Paused,
         Ended,
-    ]  # a pause is before an end
+    ]
 
 
 def test_a_folder_without_a_detector_is_told(tmp_path: Path) -> None:
