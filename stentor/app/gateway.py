@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from stentor.core.books import Books
+from stentor.core.operator import Operate
 from stentor.core.scheduler import Scheduler
 from stentor.core.sessions import SessionBook
 from stentor.egress.engines import EngineSettings
@@ -23,7 +24,7 @@ from stentor.flows.speech.speaking import SpeechAttempt
 from stentor.flows.upstreams.remote import RemoteClient, Upstreams
 from stentor.http.admin.downloads import DownloadEndpoints
 from stentor.http.admin.handlers import show_session
-from stentor.http.admin.logs import LogEndpoints, Operate
+from stentor.http.admin.logs import LogEndpoints
 from stentor.http.auth import Authenticator
 from stentor.http.dialects.handlers import dialect_handlers
 from stentor.http.dialects.service import DialectService

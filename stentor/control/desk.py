@@ -5,7 +5,7 @@ Each question is answered in its own time; a worker that is lost has its open re
 
 import asyncio
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -15,7 +15,7 @@ from stentor.control.owned import OwnedBooks
 from stentor.core.books import Close, Extend, Open, Usage
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ModelId, RequestId
-from stentor.core.operator import OperatorAnswer, OperatorCall
+from stentor.core.operator import Operate, OperatorCall
 from stentor.core.scheduler import Scheduler
 from stentor.core.sessions import SessionBook
 
@@ -28,8 +28,6 @@ _decode_call = msgspec.msgpack.Decoder(OperatorCall).decode
 _decode_session = msgspec.msgpack.Decoder(SessionQuestion).decode
 _decode_text = msgspec.msgpack.Decoder(str).decode
 _decode_bytes = msgspec.msgpack.Decoder(bytes).decode
-
-Operate = Callable[[OperatorCall], Awaitable[OperatorAnswer]]
 
 
 class Desk:

@@ -1,6 +1,6 @@
 """A management request on its way from a worker, which has authenticated it, to the authority, which answers it."""
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import msgspec
@@ -34,6 +34,10 @@ class OperatorAnswer(msgspec.Struct, array_like=True):
     content_type: str
     body: bytes
     headers: list[tuple[str, str]] = []
+
+
+Operate = Callable[[OperatorCall], Awaitable[OperatorAnswer]]
+"""Has the node authority answer a management request: a call in the same process, or one over the worker's line."""
 
 
 class Task(msgspec.Struct, frozen=True):

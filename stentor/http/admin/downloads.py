@@ -1,13 +1,12 @@
 """The progress of a download as server-sent events."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from urllib.parse import quote, urlencode
 
 import msgspec
 
 from stentor.core.errors import Refused
-from stentor.core.operator import OperatorAnswer, OperatorCall
+from stentor.core.operator import Operate, OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
 from stentor.http.admin.models import Download
 from stentor.http.connection import Connection
@@ -18,8 +17,6 @@ WAIT_S = 10
 RETRY_S = 1.0
 EVERY_S = 0.2
 _ENDED = ("done", "failed", "cancelled", "interrupted")
-
-Operate = Callable[[OperatorCall], Awaitable[OperatorAnswer]]
 
 
 class DownloadEndpoints:

@@ -1,12 +1,11 @@
 """An engine's log as it is written, as server-sent events."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from urllib.parse import urlencode
 
 import msgspec
 
-from stentor.core.operator import OperatorAnswer, OperatorCall
+from stentor.core.operator import Operate, OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
 from stentor.http.connection import Connection
 from stentor.http.gateway import Params
@@ -15,8 +14,6 @@ from stentor.http.open_streams import OpenStreams
 WAIT_S = 10
 RETRY_S = 1.0
 _encode = msgspec.json.Encoder().encode
-
-Operate = Callable[[OperatorCall], Awaitable[OperatorAnswer]]
 
 
 class LogEndpoints:

@@ -1,9 +1,10 @@
 """The handlers of the dialects' routes."""
 
+from stentor.core.operator import Operate
 from stentor.core.scheduler import Scheduler
 from stentor.http.dialects.anthropic_messages import MessagesEndpoints
 from stentor.http.dialects.lmserv import LmservEndpoints
-from stentor.http.dialects.ollama import OllamaEndpoints, Operate
+from stentor.http.dialects.ollama import OllamaEndpoints
 from stentor.http.dialects.openai_responses import ResponsesEndpoints
 from stentor.http.dialects.service import DialectService
 from stentor.http.gateway import Handler

@@ -2,14 +2,13 @@
 
 import datetime
 import hashlib
-from collections.abc import Awaitable, Callable
 from urllib.parse import quote
 
 import msgspec
 
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
-from stentor.core.operator import OperatorAnswer, OperatorCall
+from stentor.core.operator import Operate, OperatorCall
 from stentor.core.principal import Principal
 from stentor.core.scheduler import InstanceCard, ModelCard, Scheduler
 from stentor.flows.client import AnswerHead
@@ -30,9 +29,6 @@ _FOREVER = "9999-12-31T23:59:59Z"
 _LAST_US = 253_402_300_799 * 1_000_000
 _encode = msgspec.json.Encoder().encode
 _JSON = (b"content-type", b"application/json; charset=utf-8")
-
-
-Operate = Callable[[OperatorCall], Awaitable[OperatorAnswer]]
 
 
 class OllamaEndpoints:

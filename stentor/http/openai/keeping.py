@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from stentor.core.errors import Refused
-from stentor.core.operator import OperatorAnswer, OperatorCall
+from stentor.core.operator import Operate, OperatorCall
 from stentor.core.principal import Principal
 from stentor.flows.ask import Ask
 from stentor.flows.client import AnswerHead, Client
@@ -22,7 +22,6 @@ HEADER = b"x-stentor-conversation"
 TITLE_CHARS = 80
 KEPT_MAX_BYTES = 4 * 1024 * 1024
 ROLES = {"developer": "system", "function": "tool"}
-Operate = Callable[[OperatorCall], Awaitable[OperatorAnswer]]
 Json = dict[str, Any]
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder().decode
