@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from stentor.core.lazy import load
-from stentor.core.voices import VoiceCard, kokoro_language, order_kokoro_voices
+from stentor.core.voice_files import NoVoice, find_kokoro_files, list_kokoro_voices
+from stentor.core.voices import VoiceCard, kokoro_language
 from stentor.engines.host import BadModel, SpeechConfig, need, run
 from stentor.engines.onnx import session_options
 from stentor.engines.speaking.synthesis import SpeakingEngine
@@ -23,28 +24,6 @@ PAUSE_S = 0.2
 _STYLE = (-1, 1, 256)
 
 
-def find_kokoro_files(folder: Path) -> tuple[Path, list[Path]]:
-    """The model and the files of its voices, in a folder or in ``voices`` below it. Raises BadModel."""
-    models = sorted(folder.glob("*.onnx"))
-    if len(models) != 1:
-        raise BadModel(f"{folder} holds {len(models)} files *.onnx; a Kokoro model is one.")
-    voices = sorted(path for where in (folder, folder / "voices") for path in where.glob("*") if _holds_voices(path))
-    if not voices:
-        raise BadModel(f"{folder} holds no voices: a file voices*.npz (or .bin), or a folder voices/ of *.bin.")
-    return models[0], voices
-
-
-def _holds_voices(path: Path) -> bool:
-    return path.suffix in (".npz", ".bin") and path.is_file()
-
-
-def _names_in(path: Path) -> list[str]:
-    if not zipfile.is_zipfile(path):
-        return [path.stem]
-    with zipfile.ZipFile(path) as archive:
-        return [name.removesuffix(".npy") for name in archive.namelist()]
-
-
 class KokoroSynthesizer:
     """The loaded model."""
 
@@ -54,8 +33,11 @@ class KokoroSynthesizer:
         """Raises BadModel for files that don't make a model, and without the library."""
         need("av", _EXTRA)
         library = need("kokoro_onnx", _EXTRA)
-        model, files = find_kokoro_files(folder)
-        self.voices = order_kokoro_voices(name for path in files for name in _names_in(path))
+        try:
+            model, files = find_kokoro_files(folder)
+        except NoVoice as problem:
+            raise BadModel(str(problem)) from None
+        self.voices = list_kokoro_voices(folder)
         runtime: Any = load("onnxruntime")
         self._numpy: Any = load("numpy")
         try:

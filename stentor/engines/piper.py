@@ -9,23 +9,13 @@ from typing import Any
 import msgspec
 
 from stentor.core.lazy import load
+from stentor.core.voice_files import NoVoice, find_piper_files
 from stentor.core.voices import VoiceCard, read_piper_voices
 from stentor.engines.host import BadModel, SpeechConfig, need, run
 from stentor.engines.onnx import session_options
 from stentor.engines.speaking.synthesis import SpeakingEngine
 
 _EXTRA = "piper"
-
-
-def find_piper_files(place: Path) -> tuple[Path, Path]:
-    """The model and its description, of a file or of a folder with one voice. Raises BadModel."""
-    models = sorted(place.glob("*.onnx")) if place.is_dir() else [place]
-    if len(models) != 1:
-        raise BadModel(f"{place} holds {len(models)} files *.onnx; a Piper voice is one, with its .onnx.json.")
-    description = models[0].with_name(models[0].name + ".json")
-    if not description.is_file():
-        raise BadModel(f"{description} is missing: the description that every Piper voice has beside its model.")
-    return models[0], description
 
 
 class PiperSynthesizer:
@@ -35,7 +25,10 @@ class PiperSynthesizer:
         """Raises BadModel for files that don't make a voice, and without the library."""
         need("av", _EXTRA)
         self._library: Any = need("piper", _EXTRA)
-        model, description = find_piper_files(place)
+        try:
+            model, description = find_piper_files(place)
+        except NoVoice as problem:
+            raise BadModel(str(problem)) from None
         text = description.read_bytes()
         try:
             self.voices = read_piper_voices(text, model.stem)

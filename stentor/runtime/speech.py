@@ -4,6 +4,7 @@ They have engines of their own, each on a library that is an optional extra. Not
 here; it is only looked whether the files are there that its engine will want.
 """
 
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,10 +12,10 @@ import msgspec
 
 from stentor.core.errors import UNREADABLE
 from stentor.core.units import MIB
-from stentor.core.voices import VoiceCard
+from stentor.core.voice_files import NoVoice, list_kokoro_voices, list_piper_voices
+from stentor.core.voices import TONE, VoiceCard
 from stentor.runtime.launchers.base import LaunchRefused
 from stentor.runtime.spec import ABILITIES, SPEECH_TYPES, EngineKind, ModelSpec
-from stentor.runtime.voice_names import list_voices
 
 # The library that each engine needs, empty for none; the extra that brings it has the engine's name.
 SPEECH_LIBRARIES: dict[EngineKind, str] = {
@@ -66,7 +67,7 @@ _WANTED: dict[EngineKind, _Wanted] = {
 def find_voice(spec: ModelSpec, path: Path | None) -> Voice:
     """What the model at ``path`` (a folder, or its .onnx file; None: it has no files) is. Raises LaunchRefused."""
     if path is None or spec.engine not in _WANTED:
-        return Voice(spec, ABILITIES[spec.kind], 0, _TONE_BYTES, list_voices(spec.engine, path))
+        return Voice(spec, ABILITIES[spec.kind], 0, _TONE_BYTES, (TONE,) if spec.engine == "tone" else ())
     wanted = _WANTED[spec.engine]
     folder = path if path.is_dir() else path.parent
     for patterns in wanted.groups:
@@ -79,7 +80,18 @@ def find_voice(spec: ModelSpec, path: Path | None) -> Voice:
     size_bytes = sum(file.stat().st_size for file in _list_files(path))
     needed_bytes = _PROCESS_BYTES + size_bytes * 3 // 2 + spec.parallel * _PLACE_BYTES
     full = msgspec.structs.replace(spec, type=SPEECH_TYPES[spec.engine])
-    return Voice(full, _choose_abilities(spec, folder), size_bytes, needed_bytes, list_voices(spec.engine, path))
+    voices = _list_voices(spec.engine, path, folder)
+    return Voice(full, _choose_abilities(spec, folder), size_bytes, needed_bytes, voices)
+
+
+def _list_voices(engine: EngineKind, path: Path, folder: Path) -> tuple[VoiceCard, ...]:
+    """What clients may choose before an engine runs; none where it can't be told."""
+    try:
+        if engine == "piper":
+            return list_piper_voices(path)
+        return list_kokoro_voices(folder) if engine == "kokoro" else ()
+    except (NoVoice, OSError, ValueError, zipfile.BadZipFile):
+        return ()  # its engine will say what is wrong with the files
 
 
 def _list_files(path: Path) -> list[Path]:
