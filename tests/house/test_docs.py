@@ -16,7 +16,7 @@ from stentor.http.surface import SURFACE
 from stentor.settings.declared import DECLARED, LMSERV_MARKS, UNUSED_ALIASES
 from stentor.settings.load import load_settings
 from stentor.telemetry.metrics import METRICS
-from tests.house.rules import ROOT, read_package
+from tests.house.rules import ROOT
 
 PAGES = sorted(
     path
@@ -42,6 +42,12 @@ _EXTRA = re.compile(r"stentor\[([\w,]+)\]")
 @cache
 def text_of(path: Path) -> str:
     return path.read_text("utf-8")
+
+
+@cache
+def package_text() -> str:
+    """All code of the package."""
+    return "\n".join(path.read_text("utf-8") for path in (ROOT / "stentor").rglob("*.py"))
 
 
 def name_of(path: Path) -> str:
@@ -131,7 +137,7 @@ def test_routes_that_are_named_exist() -> None:
 
 
 def test_headers_that_are_named_exist() -> None:
-    code = "\n".join(source.text for source in read_package()).lower()
+    code = package_text().lower()
     named = re.compile(r"x-(?:stentor|client|request)-[a-z-]+", re.IGNORECASE)
     assert not each(PAGES, lambda text: {name for name in named.findall(text) if name.lower() not in code})
 
@@ -243,9 +249,8 @@ def test_a_wrong_command_line_is_found(line: str) -> None:
 
 
 def test_what_the_map_names_exists() -> None:
-    sources = read_package()
-    paths = [source.path for source in sources] + [name_of(path) for path in ROOT.glob("tests/**/*.py")]
-    code = {word for source in sources for word in re.findall(r"\w+", source.text)}
+    paths = [name_of(path) for folder in ("stentor", "tests") for path in ROOT.glob(f"{folder}/**/*.py")]
+    code = set(re.findall(r"\w+", package_text()))
     unknown = []
     for said in _INLINE.findall(prose_of(ROOT / "ARCHITECTURE.md")):
         if re.fullmatch(r"[\w/]+\.py", said):
