@@ -39,7 +39,8 @@ ENGLISH = (
 JAPANESE = "きょうはとてもいいてんきです。あしたはあめがふるでしょう。えきまであるいていきます。おなかがすきました。"
 SENTENCES = {
     "piper-joe": "The small brown dog ran quickly over the old bridge this morning.",
-    "kokoro": "わたしは あした ともだちと いっしょに えきまえの あたらしい みせで おいしい ひるごはんを たべます。",
+    "kokoro": "わたしは あした ともだちと いっしょに えきまえの あたらしい "
+    "ちいさな みせで とても おいしい ひるごはんを たべます。",
 }
 MAKERS: dict[str, tuple[Callable[[Path, int], Synthesizer], str]] = {
     "piper-joe": (PiperSynthesizer, ENGLISH),

@@ -13,6 +13,7 @@ from stentor.core.voice_files import NoVoice, find_piper_files
 from stentor.core.voices import VoiceCard, read_piper_voices
 from stentor.engines.host import BadModel, SpeechConfig, need, run
 from stentor.engines.onnx import session_options
+from stentor.engines.speaking.sentences import PACE
 from stentor.engines.speaking.synthesis import SpeakingEngine
 
 _EXTRA = "piper"
@@ -20,6 +21,8 @@ _EXTRA = "piper"
 
 class PiperSynthesizer:
     """One loaded voice."""
+
+    pace = PACE
 
     def __init__(self, place: Path, threads: int) -> None:
         """Raises BadModel for files that don't make a voice, and without the library."""

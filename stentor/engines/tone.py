@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 from stentor.core.voices import TONE, VoiceCard
 from stentor.engines.host import SpeechConfig, run
+from stentor.engines.speaking.sentences import PACE
 from stentor.engines.speaking.synthesis import SpeakingEngine
 
 RATE_HZ = 16_000
@@ -63,6 +64,7 @@ class ToneVoice:
     def __init__(self) -> None:
         self.rate_hz = RATE_HZ
         self.voices: tuple[VoiceCard, ...] = (TONE,)
+        self.pace = PACE
 
     def speak(self, text: str, voice: VoiceCard, speed: float, place: int) -> "Iterator[array[int]]":
         """See :class:`~stentor.engines.speaking.synthesis.Synthesizer`."""

@@ -18,7 +18,7 @@ from stentor.core.sound import SpeechForm
 from stentor.core.voices import VoiceCard
 from stentor.engines.host import Answer, BadModel, Handler, Problem, read_order
 from stentor.engines.speaking.encoding import make_encoder
-from stentor.engines.speaking.sentences import split_sentences
+from stentor.engines.speaking.sentences import Pace, split_sentences
 
 EVENTS = "text/event-stream"
 DELTA_BYTES = 32 * 1024
@@ -36,10 +36,11 @@ class SpeechOrder(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Synthesizer(Protocol):
-    """A model that speaks; several threads may ask at once."""
+    """A model that speaks; several threads may ask at once. ``pace`` is how long the pieces of a text are for it."""
 
     rate_hz: int
     voices: tuple[VoiceCard, ...]
+    pace: Pace
 
     def speak(self, text: str, voice: VoiceCard, speed: float, place: int) -> "Iterable[array[int]]":
         """The samples (s16, mono) of ``text``, which stands at ``place`` in the whole. May be none."""
@@ -113,7 +114,7 @@ class Speech:
     def events(self) -> Iterator[bytes]:
         """Frames of the event stream, each as soon as its sound is made; stop reading to stop the work."""
         order, voice = self._order, self._voice
-        for piece in split_sentences(order.input):
+        for piece in split_sentences(order.input, self._synthesizer.pace):
             place, self._characters = self._characters, self._characters + len(piece)
             for samples in self._synthesizer.speak(piece, voice, order.speed, place):
                 self._samples += len(samples)

@@ -4,11 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stentor.engines.speaking.sentences import split_sentences
+from stentor.engines.speaking.sentences import Pace, count_letters, split_sentences
 
 
 def pieces(text: str, most: int = 400, first: int = 400) -> list[str]:
-    return [piece.strip() for piece in split_sentences(text, most, first) if piece.strip()]
+    return [piece.strip() for piece in split_sentences(text, Pace(first, most, most)) if piece.strip()]
 
 
 @pytest.mark.parametrize(
@@ -41,24 +41,46 @@ def test_a_long_sentence_is_cut_at_commas_then_at_words() -> None:
 
 
 def test_a_word_without_end_is_cut_at_last() -> None:
-    assert [len(piece) for piece in split_sentences("x" * 950, 400, 100)] == [100, 400, 400, 50]
+    assert [len(piece) for piece in split_sentences("x" * 950, Pace(100, 4, 400))] == [100, 400, 317, 133]
 
 
 def test_the_first_piece_is_short_so_that_it_is_there_soon() -> None:
     long = "This sentence has a beginning that goes on for quite a while, then a middle that adds more, " * 3
-    first, *rest = split_sentences(long, 400, 120)
+    first, *rest = split_sentences(long, Pace(120, 4, 400))
     assert len(first.rstrip()) <= 120
     assert max(map(len, rest)) > 120
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("The small brown dog ran quickly over the old bridge this morning.",
+         ["The small brown dog ran", "quickly over the old bridge this morning."]),
+        ("He sent them twelve of the old books that he had written with his brother.",
+         ["He sent them twelve", "of the old books that he had written", "with his brother."]),
+        ("First, wash your hands thoroughly with soap.", ["First,", "wash your hands thoroughly with soap."]),
+        ("Good morning. The train leaves at seven.", ["Good morning.", "The train leaves at seven."]),
+        ("Turn the kitchen lights off now.", ["Turn the kitchen lights", "off now."]),
+        ("わたしは あした ともだちと いっしょに たべます。", ["わたしは あした", "ともだちと いっしょに たべます。"]),
+    ],
+)  # fmt: skip
+def test_the_first_pieces_are_phrases_that_grow(text: str, wanted: list[str]) -> None:
+    """Each plays while the next is made; none ends with a word that belongs to what follows."""
+    assert [piece.strip() for piece in split_sentences(text, Pace(24, 2))] == wanted
+
+
+def test_what_takes_longer_to_say_than_a_letter_counts_more() -> None:
+    assert [count_letters(text) for text in ("river", "かわ", "강", "河", "né")] == [5, 4, 2, 4, 2]
 
 
 @given(
     st.text(max_size=600) | st.lists(st.sampled_from([*"aB1 .,!?\n。、", "Mr. ", "word "]), max_size=300).map("".join)
 )
 def test_joined_they_are_the_text_and_none_is_too_long(text: str) -> None:
-    made = list(split_sentences(text, 50, 20))
+    made = list(split_sentences(text, Pace(20, 2, 50)))
     assert "".join(made) == text
-    assert all(len(piece.rstrip()) <= 50 for piece in made)
-    assert len(made[0].rstrip()) <= 20 if made else not text
+    assert all(count_letters(piece.rstrip()) <= most for piece, most in zip(made, [20, 40] + [50] * 600, strict=False))
+    assert made or not text
 
 
 @pytest.mark.timeout(60)
