@@ -33,6 +33,7 @@ TEXT = (
     "close the kitchen window. She bought three apples, a loaf of bread and a small jar of honey."
 )
 OVERHEAD_MOST = 0.05
+REAL_TIME_MOST = {"whisper-base": 0.12}  # of the clip's length, on two free threads
 
 
 def fetch(name: str) -> Path:
@@ -165,7 +166,7 @@ def measure(model: str, threads: int, pairs: int, folder: Path) -> dict[str, Any
 
 
 def main() -> int:
-    """Measure, print, and say whether the target is met."""
+    """Measure, print, and say whether the targets are met."""
     parser = argparse.ArgumentParser(prog="python -m bench.hearing")
     parser.add_argument("--models", nargs="+", default=["whisper-tiny.en", "whisper-base"])
     parser.add_argument("--threads", type=int, default=2)
@@ -176,6 +177,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             found = measure(model, arguments.threads, arguments.pairs, Path(folder))
         missed = missed or found["overhead_median"] > OVERHEAD_MOST
+        missed = missed or found["real_time_stentor"] > REAL_TIME_MOST.get(model, 1.0)
         print(json.dumps({"model": model, "threads": arguments.threads, **found}))
     return int(missed)
 
