@@ -57,8 +57,7 @@ class ModelReload:
         file = str(self._settings.config_file)
         try:
             specs = await asyncio.to_thread(reload_models, self._settings)
-            await self._remote.set_file_prices(specs)
-            put, dropped = await self._book.take_file(specs)
+            put, dropped = await self._book.take_file(specs, self._remote.set_file_prices)
         except StentorError as error:
             self._log.event("models_kept", level="error", file=file, message=f"{error} The models stay as they were.")
             return

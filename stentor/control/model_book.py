@@ -6,7 +6,7 @@ can't be changed here, and a registered one of the same name waits until the fil
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -155,10 +155,13 @@ class ModelBook:
             if spec is not None:
                 await self._keeper.change_models([spec], anew=True)
 
-    async def take_file(self, specs: Sequence[ModelSpec]) -> tuple[list[ModelId], list[ModelId]]:
+    async def take_file(
+        self, specs: Sequence[ModelSpec], before_put: Callable[[Sequence[ModelSpec]], Awaitable[None]]
+    ) -> tuple[list[ModelId], list[ModelId]]:
         """Let the settings file's models be these from now on; returns those put and those dropped.
 
-        Raises InvalidModel, and then everything stays as it was.
+        ``before_put`` does, once they are known to be sound, what must be done before any of them is served. Raises
+        InvalidModel, and then everything stays as it was.
         """
         async with self._changing:
             fresh = {ModelId(spec.id): spec for spec in specs}
@@ -166,6 +169,7 @@ class ModelBook:
                 names = [spec.id for spec in specs]
                 raise InvalidModel(f"Two models have the id '{next(name for name in names if names.count(name) > 1)}'.")
             Catalogue({**self._registered, **fresh}.values())
+            await before_put(specs)
             before, after = {**self._registered, **self._file}, {**self._registered, **fresh}
             put = [spec for model, spec in after.items() if before.get(model) != spec]
             drop = [model for model in before if model not in after]

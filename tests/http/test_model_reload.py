@@ -71,8 +71,16 @@ def test_a_bad_file_keeps_the_models_and_says_why(gate: Gate):
         assert b"stay as they were" in lines[-1]
         assert names(gate) == ["scripted"]
         assert gate.chat().status == 200
+    # What is refused for the sake of a registered model changes no price either.
+    gate.admin("POST", "/models", {"source": "hf:org/repo", "id": "mine", "aliases": ["taken"]})
+    price = "\n[models.remote.price]\ninput = 1.0\noutput = 2.0\n"
+    elsewhere = '[[models]]\nid = "far"\nengine = "remote"\naliases = ["taken"]\n[models.remote]\nkind = "openai"\n'
+    write(gate, scripted_model() + elsewhere + 'base_url = "http://127.0.0.1:9/v1"\ntrusted = true\n' + price)
+    lines = until(lambda: said(gate, "models_kept"), lambda found: len(found) == len(BAD) + 1, 10)
+    assert "taken" in lines[-1].decode()
+    assert "far" not in {row["model"] for row in gate.admin("GET", "/pricing")["data"]}
     write(gate, scripted_model() + scripted_model("better", preload=False))
-    until(lambda: names(gate), lambda found: found == ["better", "scripted"], 10)
+    until(lambda: names(gate), lambda found: found == ["better", "mine", "scripted"], 10)
 
 
 @pytest.mark.parametrize("gate", ["1"], indirect=True)
