@@ -102,7 +102,10 @@ class Sequencer:
         await asyncio.sleep(GATHER_S)
 
     async def catch_up(self) -> int:
-        """Number everything that waits; returns how many leaves that made."""
+        """Number everything that waits; returns how many leaves that made.
+
+        What comes meanwhile waits for the next time: following it would mean a transaction for every few settlements.
+        """
         self._awake.clear()
         steps = [self._find_usage, self._find_receipts]
         now_s = self._clock.monotonic_s()
@@ -114,7 +117,9 @@ class Sequencer:
             steps = [self._find_late, *steps]
         added = 0
         for find in steps:
-            while taken := await self._take(find):
+            taken = BATCH
+            while taken == BATCH:
+                taken = await self._take(find)
                 added += taken
         return added
 

@@ -1,8 +1,8 @@
 """Many rows in few statements: the write path of settlements.
 
-A statement costs the driver one hand-over of the interpreter's lock (SQLite) or one round trip (PostgreSQL), so rows go
-in by the power of two, or as one array for each column. The SQL is compiled once from the table's definition and run
-on the driver directly.
+A statement costs the driver one hand-over of the interpreter's lock (SQLite) or one round trip (PostgreSQL), so a group
+goes in with one statement for its number of rows, or as one array for each column. The SQL is compiled once from the
+table's definition and run on the driver directly.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from stentor.store.driver import raw_of
 
-_SIZES = (64, 32, 16, 8, 4, 2, 1)
+_AT_ONCE = 32  # rows in one statement: its text and its plan (some 4 kB a row) are kept, one for each number of rows
 
 
 class BulkInsert:
@@ -28,7 +28,8 @@ class BulkInsert:
         names = head[head.index("(") + 1 : head.rindex(")")].replace('"', "").split(", ")
         # Core sorts columns by the table; tuples come in our order.
         assert names == list(columns), f"columns must be in the table's order: {names}"
-        self._statements = tuple((size, f"{head} VALUES {', '.join([row] * size)} {tail}".rstrip()) for size in _SIZES)
+        self._single = (head, row, tail)
+        self._statements: dict[int, str] = {}
         dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
         types = [table.c[name].type.compile(dialect) for name in columns]
         arrays = ", ".join(f"${place}::{kind}[]" for place, kind in enumerate(types, 1))
@@ -41,13 +42,18 @@ class BulkInsert:
         if connection.dialect.name == "postgresql":
             _, _, tag = raw.link.fetch(self._arrays, tuple(zip(*rows, strict=True)))
             return int(tag.rpartition(" ")[2])
-        written = start = 0
-        for size, statement in self._statements:
-            while len(rows) - start >= size:
-                cursor = raw.execute(statement, tuple(chain.from_iterable(rows[start : start + size])))
-                written += cursor.rowcount
-                start += size
+        written = 0
+        for start in range(0, len(rows), _AT_ONCE):
+            part = rows[start : start + _AT_ONCE]
+            written += raw.execute(self._statement(len(part)), tuple(chain.from_iterable(part))).rowcount
         return written
+
+    def _statement(self, size: int) -> str:
+        found = self._statements.get(size)
+        if found is None:
+            head, row, tail = self._single
+            found = self._statements[size] = f"{head} VALUES {', '.join([row] * size)} {tail}".rstrip()
+        return found
 
     def run_returning(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> list[Any]:
         """As :meth:`run`, on PostgreSQL: one record for each row that was written."""
