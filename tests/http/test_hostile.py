@@ -1,6 +1,10 @@
 """A client that means harm: what it could take from others, and what the server lets it have."""
 
 import json
+import re
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -154,3 +158,55 @@ def test_a_large_head_and_a_large_body_are_no_attack(gate: Gate):
         for _ in range(3):
             connection.send(raw_request("POST", CHAT, headers, data))
             assert connection.answer().status in (200, 400)
+
+
+# -- management
+
+
+HOSTILE = {"nul": "\0", "half a pair": "\ud800", "a huge number": 2**70}
+# Those who ask with a key have no session to lose, but others at this address sign in.
+LEFT_OUT = ("/login", "/logout", "/password")
+
+
+def fill(gate: Gate, schema: Any, value: Any) -> Any:
+    """A body of this schema with ``value`` wherever a text or a number may be."""
+    if "$ref" in schema:
+        schema = gate.contract.document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    if "anyOf" in schema:
+        schema = schema["anyOf"][0]
+    kind = schema.get("type")
+    if kind == "object":
+        return {name: fill(gate, each, value) for name, each in schema.get("properties", {}).items()}
+    if kind == "array":
+        return [fill(gate, schema.get("items", {}), value)]
+    if "enum" in schema:
+        return schema["enum"][0]
+    if kind == "boolean":
+        return False
+    return value if isinstance(value, str) == (kind == "string") else "x" if kind == "string" else 1
+
+
+def managed(gate: Gate) -> Iterator[tuple[str, str, Any]]:
+    """Method, path and what the document says of it, of all that the authority answers."""
+    for path, operations in sorted(gate.contract.document["paths"].items()):
+        if path.startswith(("/admin/api", "/user/api", "/api/v1", "/api/signup")) and not path.endswith(LEFT_OUT):
+            for method, operation in sorted(operations.items()):
+                yield method.upper(), path, operation
+
+
+@pytest.mark.parametrize("value", HOSTILE.values(), ids=HOSTILE)
+def test_no_text_or_number_crashes_what_manages(triple: Gate, value: Any):
+    """None is a defect of the server's, wherever it stands: in a body, a path, a query."""
+    key = triple.make_key(scopes=["inference", "ring", "mcp", "admin"])["key"]
+    sent = quote(value.encode("utf-8", "surrogatepass")) if isinstance(value, str) else str(value)
+    told = []
+    for method, path, operation in managed(triple):
+        target = re.sub(r"\{\w+\}", sent, path)
+        content = operation.get("requestBody", {}).get("content", {}).get("application/json")
+        body = None if content is None else fill(triple, content["schema"], value)
+        names = [each["name"] for each in operation.get("parameters", []) if each["in"] == "query"]
+        for query in ["", *(f"?{name}={sent}" for name in names)]:
+            answer = triple.server.ask(method, target + query, body, key=key)
+            if answer.status == 500:
+                told.append((method, target + query, answer.body))
+    assert told == []

@@ -16,6 +16,7 @@ from stentor.http.route import Route
 from stentor.http.sessions import cookie_header, csrf_token, find_cookie, kind_of
 from stentor.http.surface import SURFACE
 from stentor.http.tables import CSV, columns_of, csv_of, wants_csv
+from stentor.http.texts import check_texts
 
 BODY_MAX_BYTES = 1024 * 1024
 _encode = msgspec.json.Encoder().encode
@@ -53,6 +54,8 @@ class AdminEndpoints:
                 await _respond_csv(connection, row, columns)
                 return
             headers = [(b"x-request-id", connection.request_id.encode()), (b"content-type", b"application/json")]
+            if route.access != "public" or route.sign_in:
+                headers.append((b"cache-control", b"no-store"))
             token = row.pop("_session", None)
             if token is not None:
                 headers.append(cookie_header(kind_of(route.path), token, connection.exchange.secure))
@@ -78,10 +81,12 @@ async def _read(connection: Connection, principal: Principal, params: Params) ->
         body = msgspec.json.decode(raw) if raw else None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Refused("invalid_request", f"The body is not valid JSON: {error}.") from None
+    query = dict(parse_qsl(connection.exchange.query.decode("latin-1")))
+    check_texts(query, params, raw, body)
     task = Task(
         "anonymous",
         "api",
-        dict(parse_qsl(connection.exchange.query.decode("latin-1"))),
+        query,
         body,
         params,
         address=connection.exchange.address or "",

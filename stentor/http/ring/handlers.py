@@ -11,6 +11,7 @@ from stentor.core.ring import RingAnswer, RingCall
 from stentor.http.connection import Connection
 from stentor.http.gateway import Handler, Params
 from stentor.http.ring.routes import ROUTES
+from stentor.http.texts import check_texts
 
 _encode = msgspec.json.Encoder().encode
 
@@ -56,5 +57,6 @@ def _read(raw: bytes, connection: Connection, principal: Principal, params: Para
         problem = {"type": "json_invalid", "loc": ["body"], "msg": f"JSON decode error: {error}", "input": None}
         raise Refused("unprocessable", f"The body is not valid JSON: {error}.", details={"errors": [problem]}) from None
     query = dict(parse_qsl(connection.exchange.query.decode("latin-1")))
+    check_texts(query, params, raw, body)
     tag = (connection.header(b"if-none-match") or b"").decode("latin-1")
     return RingCall(principal, query, body, params, tag)
