@@ -10,7 +10,7 @@ from zlib import crc32
 import msgspec
 
 from stentor.core.errors import Refused
-from stentor.flows.fields import CHAT_FIELDS, COMPLETION_FIELDS, LLAMA_ENGINES, apply_fields
+from stentor.flows.fields import CHAT_FIELDS, COMPLETION_FIELDS, LLAMA_ENGINES, apply_fields, drop_unknown_to_openai
 from stentor.flows.media import NO_MEDIA, Size, check_total, measure_audio, measure_image
 from stentor.flows.tool_choice import check_tool_choice, write_tool_choice
 
@@ -80,13 +80,15 @@ class Ask:
     """A checked request for text. ``fields`` are the client's fields, raw; the rest is what admission needs.
 
     ``prefix`` is a number for how it begins, the same for every turn of a conversation. ``images`` are those that
-    it names instead of sending them. ``audio_ms`` and ``characters`` bound what is heard and spoken. ``keep_s`` is how
-    long the model shall be kept afterwards (None: nobody asked, inf: for ever).
+    it names instead of sending them. ``is_translated``: it was asked for in other words. ``audio_ms`` and
+    ``characters`` bound what is heard and spoken. ``keep_s`` is how long the model shall be kept afterwards (None:
+    nobody asked, inf: for ever).
     """
 
     audio_ms = 0
     characters = 0
     keep_s: float | None = None
+    is_translated = False
 
     __slots__ = (
         "answers",
@@ -307,6 +309,8 @@ def engine_body(ask: Ask, *, engine: str, upstream_model: str, output_cap: int) 
         raise bad_request(NO_FETCHING, ask.images[0].place)  # engines fetch nothing, whoever forgot to bring it in
     table = CHAT_FIELDS if ask.kind == "chat" else COMPLETION_FIELDS
     fields = apply_fields(table, engine, ask.fields)
+    if engine == "openai" and ask.is_translated:
+        drop_unknown_to_openai(fields)
     fields["model"] = _encode(upstream_model)
     fields["stream"] = b"true"
     fields["stream_options"] = b'{"include_usage":true}'

@@ -18,6 +18,7 @@ from stentor.flows.assembly import Assembly
 from stentor.flows.calls import Call, Interruption
 from stentor.flows.client import AnswerHead, Client
 from stentor.flows.failure import EngineFailed, EngineRefused, engine_error, refused_by_engine
+from stentor.flows.fields import NODE
 from stentor.flows.frames import FrameSplitter, FrameTooLarge
 from stentor.flows.images import ImageFetcher
 from stentor.flows.upstreams.remote import Answer, Upstreams
@@ -131,9 +132,10 @@ class Attempt:
         return self.grant
 
     def _body(self, grant: Grant) -> bytes:
+        engine = NODE if grant.remote is not None and grant.remote.ours else grant.engine
         try:
             return engine_body(
-                self._ask, engine=grant.engine, upstream_model=grant.upstream_model, output_cap=grant.output_cap
+                self._ask, engine=engine, upstream_model=grant.upstream_model, output_cap=grant.output_cap
             )
         except Refused as refusal:
             raise EngineRefused(refusal.code, refusal.message, param=refusal.param) from None

@@ -3,6 +3,7 @@
 ``pass``: byte-exact. ``set``: Stentor writes it. ``strip``: accepted and left out (it means nothing to the engine).
 ``refuse``: it would change what a request costs, or let one tenant reach another's state. ``lack``, ``llama_lacks``:
 without it the answer would be another than the one asked for, so it isn't left out unsaid where it can't be done.
+``llama`` and ``anthropic``: what only these understand.
 A name that isn't in the table is stripped for our own engines and for remote upstreams, and passed to operators'
 commands, which may know more than we do.
 """
@@ -15,7 +16,7 @@ import msgspec
 from stentor.core.errors import Refused
 
 _decode_any = msgspec.json.Decoder().decode
-Rule = Literal["pass", "set", "strip", "refuse", "lack", "llama_lacks"]
+Rule = Literal["pass", "set", "strip", "refuse", "lack", "llama_lacks", "llama", "anthropic"]
 
 _SAMPLING: tuple[str, ...] = (
     "temperature", "top_p", "top_k", "min_p", "typical_p", "top_n_sigma", "seed", "stop", "logit_bias",
@@ -28,6 +29,10 @@ _SAMPLING: tuple[str, ...] = (
 _SET: tuple[str, ...] = (
     "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "timings_per_token", "return_progress",
 )  # fmt: skip
+_UNKNOWN_TO_OPENAI = frozenset(_SAMPLING) - {
+    "temperature", "top_p", "seed", "stop", "logit_bias", "presence_penalty", "frequency_penalty", "n",
+    "response_format", "logprobs",
+} | {"chat_template_kwargs", "enable_thinking", "reasoning_format"}  # fmt: skip
 _BOOKKEEPING: tuple[str, ...] = (
     "user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "cache_prompt", "verbosity",
 )  # fmt: skip
@@ -74,6 +79,8 @@ CHAT_FIELDS: Mapping[str, Rule] = {
         )
     ),
     **dict.fromkeys(("functions", "function_call", "modalities", "audio", "web_search_options"), "lack"),
+    "thinking_budget_tokens": "llama",
+    "thinking": "anthropic",
 }  # fmt: skip
 # llama.cpp answers these two with 500, as if it were broken.
 COMPLETION_FIELDS: Mapping[str, Rule] = {
@@ -102,8 +109,14 @@ _NOTHING_ASKED: Mapping[str, tuple[object, ...]] = {
     "echo": (None, False),
 }
 # A stranger's upstream may sell under names that nobody here has heard of, so what isn't known isn't sent there.
-_STRICT_ENGINES = LLAMA_ENGINES | {"openai", "anthropic"}
-_LACKED_BY: Mapping[str, frozenset[str]] = {"lack": _STRICT_ENGINES, "llama_lacks": LLAMA_ENGINES}
+# Another node of this server reads what it gets as we do.
+NODE = "node"
+_STRICT_ENGINES = LLAMA_ENGINES | {"openai", "anthropic", NODE}
+_FOR_ALONE: Mapping[str, frozenset[str]] = {
+    "llama": LLAMA_ENGINES | {NODE},
+    "anthropic": frozenset({"anthropic", NODE}),
+}
+_LACKED_BY: Mapping[str, frozenset[str]] = {"lack": _STRICT_ENGINES - {NODE}, "llama_lacks": LLAMA_ENGINES}
 
 
 def apply_fields(
@@ -114,7 +127,7 @@ def apply_fields(
     out: dict[str, bytes | msgspec.Raw] = {}
     for name, value in fields.items():
         rule = table.get(name, default)
-        if rule == "pass":
+        if rule == "pass" or (rule in _FOR_ALONE and engine in _FOR_ALONE[rule]):
             _check_size(name, value)
             out[name] = value
         elif rule in _LACKED_BY:
@@ -130,6 +143,15 @@ def apply_fields(
                 param=name,
             )
     return out
+
+
+def drop_unknown_to_openai(fields: dict[str, bytes | msgspec.Raw]) -> None:
+    """Take out what OpenAI's API doesn't have, of a request that was made in other words: strict servers refuse it.
+
+    What a client of that API writes beyond it is meant for the upstream it knows, and passed on.
+    """
+    for name in _UNKNOWN_TO_OPENAI.intersection(fields):
+        del fields[name]
 
 
 def _check_lack(name: str, value: msgspec.Raw) -> None:

@@ -2,11 +2,16 @@
 
 import asyncio
 import contextlib
+import datetime
+
+import msgspec
 
 from stentor.core.errors import Refused
 from stentor.core.ids import new_request_id
 from stentor.http.errors import envelope_of, error_body, error_headers, meaning_of
 from stentor.http.exchange import ClientGone, Exchange
+from stentor.http.wire import Health
+from stentor.version import VERSION
 
 BODY_S = 1.0
 STARTING = Refused("server_starting", "Server is starting up", retry_after_s=1.0)
@@ -26,8 +31,15 @@ async def starting_up(exchange: Exchange) -> None:
                 while await exchange.read():
                     pass
         exchange.close_after()
-        exchange.respond(meaning_of(STARTING).status, headers, error_body(STARTING, envelope_of(exchange.path)))
+        exchange.respond(meaning_of(STARTING).status, headers, _body_for(exchange.path))
     except ClientGone:
         return
     finally:
         exchange.finish()
+
+
+def _body_for(path: str) -> bytes:
+    if path != "/health":
+        return error_body(STARTING, envelope_of(path))
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    return msgspec.json.encode(Health("unhealthy", "unavailable", 0, 0, now, VERSION))

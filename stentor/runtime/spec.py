@@ -158,8 +158,14 @@ def _find_problem(spec: ModelSpec) -> str | None:
         return _find_remote_problem(spec)
     if spec.engine == "command":
         return _find_command_problem(spec)
+    if spec.type == "tts" and spec.engine not in SPEECH_TYPES:
+        return f'engine = "{spec.engine}" can\'t speak. For type = "tts" there are {_engines_for("tts")}, "command".'
     if spec.engine in SPEECH_TYPES and spec.kind != SPEECH_TYPES[spec.engine]:
         return f'engine = "{spec.engine}" is for type = "{SPEECH_TYPES[spec.engine]}", not for "{spec.kind}".'
+    return _find_source_problem(spec)
+
+
+def _find_source_problem(spec: ModelSpec) -> str | None:
     if not spec.source and spec.engine != "tone":
         return "source is missing. Name where the weights come from, such as file:/models/name.gguf."
     if spec.command:
@@ -188,7 +194,14 @@ def _find_command_problem(spec: ModelSpec) -> str | None:
         return "neither command nor env contains ${PORT}, so the program can't know which port to serve."
     if spec.arguments:
         return 'arguments are only for engine = "llama-server"; write them into command.'
+    if spec.type == "audio":
+        return f'engine = "command" can\'t be given sound. For type = "audio" there are {_engines_for("audio")}.'
     return None
+
+
+def _engines_for(kind: ModelType) -> str:
+    """The engines that serve a kind of speech, in words."""
+    return ", ".join([*(f'"{engine}"' for engine, serves in SPEECH_TYPES.items() if serves == kind), '"remote"'])
 
 
 def guess_type(name: str) -> ModelType:

@@ -189,7 +189,7 @@ def test_turns_become_messages(gate: Gate):
         {"role": "user", "content": "What's up?"},
         {"role": "assistant", "content": "Wait.", "tool_calls": calls, "reasoning_content": "hm"},
         {"role": "tool", "tool_call_id": "t1", "content": "sunny"},
-        {"role": "tool", "tool_call_id": "t2", "content": "no\nclock"},
+        {"role": "tool", "tool_call_id": "t2", "content": "Error: no\nclock"},
         {"role": "user", "content": "Well?"},
         {"role": "assistant", "content": "Yes."},
     ]
@@ -246,8 +246,8 @@ WRONG = {
     "a strange role": (ask([{"role": "king", "content": "hi"}]), "messages[0].role"),
     "no content": (ask([{"role": "user"}]), "content"),
     "a strange block": (ask([{"role": "user", "content": [{"type": "video"}]}]), "messages[0].content[0].type"),
-    "an image by address": (
-        ask([{"role": "user", "content": [{"type": "image", "source": {"type": "url", "url": "https://x"}}]}]),
+    "an image of a file": (
+        ask([{"role": "user", "content": [{"type": "image", "source": {"type": "file", "file_id": "x"}}]}]),
         "messages[0].content[0].source",
     ),
     "a pdf": (

@@ -7,6 +7,7 @@ import threading
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from stentor.control.workers import bind, start_listening
@@ -14,6 +15,7 @@ from stentor.http.connection import Connection
 from stentor.http.exchange import Exchange
 from stentor.http.server import HttpServer
 from stentor.http.starting import starting_up
+from stentor.http.wire import Health
 from tests.http.harness import raw_request, until
 from tests.scripted_engine import DEFAULT_TEXT
 from tests.serving import SCRIPTED, Server, scripted_model
@@ -34,7 +36,6 @@ async def asked(port: int, method: str, path: str, body: bytes = b"") -> tuple[b
 
 ENVELOPES = {
     "/chat": lambda error: error["detail"],
-    "/health": lambda error: error["detail"],
     "/v1/chat/completions": lambda error: error["error"]["message"],
     "/v1/messages": lambda error: error["error"]["message"],
     "/api/chat": lambda error: error["error"],
@@ -52,6 +53,10 @@ async def test_before_the_store_is_open_everybody_is_told_so(path: str) -> None:
     assert b"retry-after: 1" in head
     assert ENVELOPES[path](json.loads(body)) == "Server is starting up"
     assert (await asked(port, "HEAD", path))[1] == b""
+    head, body = await asked(port, "GET", "/health")
+    assert head.startswith(b"HTTP/1.1 503 ")
+    health = msgspec.json.decode(body, type=Health)
+    assert (health.status, health.database, health.workers_idle) == ("unhealthy", "unavailable", 0)
 
     async def open_now(exchange: Exchange) -> None:
         connection = Connection(exchange, asyncio.get_running_loop())

@@ -1,6 +1,10 @@
 """Models that speak elsewhere: a second Stentor, the hub's inference service, and upstreams that fail."""
 
+import base64
+import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +15,7 @@ from tests.speaking.sound import listen
 from tests.speaking.upstream import TOKEN, VoiceUpstream, flac_of
 
 TEXT = "hello world 2026"
+OWN = [sys.executable, str(Path(__file__).with_name("own_program.py")), "${PORT}"]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +42,7 @@ def far(tmp_path_factory: pytest.TempPathFactory, upstream: VoiceUpstream, peer:
             model_table(id="broken", **base) + remote + f'base_url = "{upstream.url}/v1"\n',
             model_table(source="hf-inference:org/voice") + remote,
             model_table(source="hf-inference:org/cold") + remote,
+            model_table(id="own", type="tts", engine="command", command=OWN),
         ]
     )
     settings = {"HF_INFERENCE_URL": upstream.url, "EGRESS_ALLOW": "127.0.0.1"}
@@ -75,6 +81,23 @@ def test_the_hub_is_asked_with_the_token_from_the_vault(far: Gate, upstream: Voi
     assert upstream.seen[-1] == ("/models/org/voice", f"Bearer {TOKEN}", {"inputs": TEXT})
     event = far.event(answer.request_id)
     assert (event["engine"], event["characters"], event["cost_nano"]) == ("hf-inference", 16, 2000 * 16)
+
+
+def test_the_hubs_sound_goes_into_json_in_its_own_form(far: Gate) -> None:
+    answer = far.ask("POST", SPEECH, {"model": "voice", "input": TEXT}, Accept="application/json").json()
+    assert answer["mime_type"] == "audio/flac"
+    assert base64.b64decode(answer["audio_base64"]) == flac_of(TEXT)
+
+
+def test_a_program_of_the_operators_own_speaks_as_openai_does(far: Gate) -> None:
+    answer = far.ask("POST", SPEECH, {"model": "own", "input": TEXT, "response_format": "wav"})
+    assert (answer.status, answer.headers["content-type"]) == (200, "audio/wav")
+    asked = {"model": "own", "input": TEXT, "response_format": "wav", "speed": 1.0}
+    assert json.loads(answer.body) == asked  # a voice that nobody named isn't sent
+    event = far.event(answer.request_id)
+    assert (event["status"], event["characters"], event["audio_ms"]) == ("completed", len(TEXT), 0)
+    words = far.ask("POST", SPEECH, {"model": "own", "input": TEXT, "voice": "words"})
+    assert (words.status, words.json()["error"]["code"]) == (502, "engine_failed")
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,7 @@ class _Block(msgspec.Struct):
     tool_use_id: str | None = None
     content: "str | list[_Block] | None" = None
     thinking: str | None = None
+    is_error: bool | None = None
 
 
 class _Message(msgspec.Struct):
@@ -66,6 +67,7 @@ class _ToolChoice(msgspec.Struct):
 
 class _Thinking(msgspec.Struct):
     type: str
+    budget_tokens: int | None = None
 
 
 class _Format(msgspec.Struct):
@@ -133,14 +135,17 @@ def _prompt(wanted: _Body) -> Json:
         _add_message(messages, message, f"messages[{number}]")
     if not messages:
         raise bad_request("'messages' is empty; send at least one message.", "messages")
-    thinking = wanted.thinking.type if wanted.thinking is not None else None
+    thinking = wanted.thinking
     return {
         "model": wanted.model,
         "messages": with_instructions([_text(wanted.system, "system")], messages),
         "tools": tools or None,
         "tool_choice": choice if tools else None,
         "parallel_tool_calls": False if tools and wanted.tool_choice and _one_at_a_time(wanted.tool_choice) else None,
-        "chat_template_kwargs": {"enable_thinking": thinking != "disabled"} if thinking is not None else None,
+        "chat_template_kwargs": {"enable_thinking": thinking.type != "disabled"} if thinking is not None else None,
+        # What llama.cpp calls the budget; an upstream of Anthropic's kind gets the wish as it was said.
+        "thinking_budget_tokens": positive(thinking.budget_tokens, "thinking.budget_tokens") if thinking else None,
+        "thinking": thinking,
         "reasoning_effort": wanted.output_config.effort if wanted.output_config is not None else None,
     }
 
@@ -199,16 +204,21 @@ def _user_messages(message: _Message, place: str) -> list[Json]:
         return [{"role": "user", "content": message.content}]
     messages: list[Json] = []
     parts: list[Json] = []
+    pictures: list[Json] = []
     for number, block in enumerate(message.content):
         at = f"{place}.content[{number}]"
         if block.type != "tool_result":
-            parts.append(_part(block, at))
+            # The results of one turn's calls stay together; what they show comes after the last of them.
+            parts += [*pictures, _part(block, at)]
+            pictures = []
             continue
-        words, pictures = _result(block, at)
+        words, shown = _result(block, at)
         if parts:
             messages.append({"role": "user", "content": _merged(parts)})
+            parts = []
         messages.append({"role": "tool", "tool_call_id": block.tool_use_id or "", "content": words})
-        parts = pictures
+        pictures += shown
+    parts += pictures
     if parts or not messages:
         messages.append({"role": "user", "content": _merged(parts)})
     return messages
@@ -218,11 +228,12 @@ def _result(block: _Block, place: str) -> tuple[str, list[Json]]:
     """The words of a tool's result, and its pictures: templates have no place for those in a tool's message."""
     if not block.tool_use_id:
         raise bad_request(f"'{place}.tool_use_id' is missing.", f"{place}.tool_use_id")
+    failed = "Error: " if block.is_error else ""
     if block.content is None or isinstance(block.content, str):
-        return block.content or "", []
+        return failed + (block.content or ""), []
     parts = [_part(inner, f"{place}.content[{number}]") for number, inner in enumerate(block.content)]
     words = "\n".join(part["text"] for part in parts if part["type"] == "text")
-    return words, [part for part in parts if part["type"] != "text"]
+    return failed + words, [part for part in parts if part["type"] != "text"]
 
 
 def _merged(parts: list[Json]) -> str | list[Json]:
@@ -237,8 +248,10 @@ def _part(block: _Block, place: str) -> Json:
         return {"type": "text", "text": block.text or ""}
     if block.type == "image" and source is not None and source.type == "base64" and source.data is not None:
         return image_part(source.data, source.media_type or None)
+    if block.type == "image" and source is not None and source.type == "url" and source.url is not None:
+        return {"type": "image_url", "image_url": {"url": source.url}}  # fetched where the operator allows it
     if block.type == "image":
-        raise unsupported(f"{place}.source", "must be of the type 'base64': this server fetches and keeps no images.")
+        raise unsupported(f"{place}.source", "must be of the type 'base64' or 'url': this server keeps no images.")
     if block.type == "document" and source is not None and source.type == "text":
         return {"type": "text", "text": source.data or ""}
     raise _unknown_block(block, place, "'text', 'image', 'tool_result' and 'document' with a 'text' source")

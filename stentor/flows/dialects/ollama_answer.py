@@ -69,11 +69,16 @@ class OllamaVoice(PartsVoice):
 
     def closed(self, part: Part) -> None:
         if part.kind == "call" and self._is_whole_call(part):
-            self._line(self._said(calls=[_call(part)]))
+            self._line(self._said(calls=[self._call(part)]))
 
     def _is_whole_call(self, part: Part) -> bool:
         """A call that was cut by the cap is none."""
         return self._parts.finish_reason != "length" or part.is_complete() or part is not self._parts.all[-1]
+
+    def _call(self, part: Part) -> Json:
+        index = sum(each.kind == "call" for each in self._parts.all[: part.number])
+        function = {"index": index, "name": part.name, "arguments": part.arguments}
+        return {"id": part.call_id, "function": function} if part.call_id else {"function": function}
 
     def _said(self, text: str = "", *, thinking: str = "", calls: list[Json] | None = None) -> Json:
         said: Json = {"role": "assistant", "content": text} if self._chat else {"response": text}
@@ -91,7 +96,7 @@ class OllamaVoice(PartsVoice):
         texts, thoughts, calls, logprobs = [], [], [], []
         for part in self._parts.all:
             if part.kind == "call":
-                calls += [_call(part)] if self._is_whole_call(part) else []
+                calls += [self._call(part)] if self._is_whole_call(part) else []
             elif part.kind == "thinking":
                 thoughts.append(part.text)
             else:
@@ -126,10 +131,6 @@ class OllamaVoice(PartsVoice):
 
 def _ns(seconds: float) -> int:
     return max(0, int(seconds * 1_000_000_000))
-
-
-def _call(part: Part) -> Json:
-    return {"function": {"name": part.name, "arguments": part.arguments}}
 
 
 def preloaded(model: str, *, chat: bool, leave: bool) -> Json:

@@ -24,6 +24,8 @@ class TranslatedAsk(Ask):
 
     __slots__ = ("keep_s", "surface")
 
+    is_translated = True
+
     def __init__(self, surface: str) -> None:
         self.surface = surface
         self.keep_s: float | None = None

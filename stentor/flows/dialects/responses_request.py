@@ -168,8 +168,12 @@ def _refuse_state(wanted: _Body) -> None:
 def _messages(items: list[_Item]) -> list[Json]:
     messages: list[Json] = []
     thoughts: list[str] = []
+    shown: list[Json] = []
     for number, item in enumerate(items):
         place = f"input[{number}]"
+        if shown and item.type != "function_call_output":
+            messages.append({"role": "user", "content": shown})
+            shown = []
         if item.type == "reasoning":
             thoughts += _thoughts(item)
         elif item.type == "message":
@@ -177,7 +181,9 @@ def _messages(items: list[_Item]) -> list[Json]:
         elif item.type == "function_call":
             _add_call(messages, item, place)
         elif item.type == "function_call_output":
-            messages.append({"role": "tool", "tool_call_id": item.call_id or "", "content": _output(item, place)})
+            words, pictures = _output(item, place)
+            messages.append({"role": "tool", "tool_call_id": item.call_id or "", "content": words})
+            shown += pictures
         else:
             raise unsupported(
                 f"{place}.type",
@@ -187,6 +193,8 @@ def _messages(items: list[_Item]) -> list[Json]:
             messages[-1].setdefault("reasoning_content", "\n\n".join(thoughts))
         if item.type != "reasoning":
             thoughts.clear()
+    if shown:
+        messages.append({"role": "user", "content": shown})
     return messages
 
 
@@ -218,12 +226,13 @@ def _add_call(messages: list[Json], item: _Item, place: str) -> None:
     messages[-1].setdefault("tool_calls", []).append(call)
 
 
-def _output(item: _Item, place: str) -> str:
-    """The words of a function's output: templates have no place for more in a tool's message."""
+def _output(item: _Item, place: str) -> tuple[str, list[Json]]:
+    """The words of a function's output, and what it shows: templates have no place for that in a tool's message."""
     content = _content(item.output, f"{place}.output")
     if isinstance(content, str):
-        return content
-    raise unsupported(f"{place}.output", "must be text.")
+        return content, []
+    words = "\n".join(part["text"] for part in content if part["type"] == "text")
+    return words, [part for part in content if part["type"] != "text"]
 
 
 def _content(content: str | list[_Part] | None, place: str) -> str | list[Json]:

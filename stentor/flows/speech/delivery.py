@@ -68,9 +68,10 @@ class AsEvents:
 
 
 class AsJson:
-    """``{"audio_base64", "mime_type"}``, with a WAV that says how long it is."""
+    """``{"audio_base64", "mime_type"}``, with a WAV that says how long it is, or what an upstream makes instead."""
 
     def __init__(self) -> None:
+        self.form = "wav"
         self._parts: list[bytes] = []
         self.size = 0
 
@@ -83,7 +84,8 @@ class AsJson:
     def end(self, data: bytes, usage: Usage) -> bytes:
         """See :class:`Way`."""
         self.piece(data)
-        return b'{"audio_base64":"%b","mime_type":"audio/wav"}' % base64.b64encode(with_sizes(b"".join(self._parts)))
+        sound = base64.b64encode(with_sizes(b"".join(self._parts)))
+        return b'{"audio_base64":"%b","mime_type":"%b"}' % (sound, _MEDIA_TYPES[self.form].encode())
 
 
 def make_way(delivery: Delivery) -> Way:

@@ -62,7 +62,7 @@ def read_speech(body: bytes, *, as_json: bool = False) -> SpeechAsk:
     ask.text = _read_text(fields)
     ask.delivery = _read_delivery(fields, as_json)
     ask.form = "wav" if as_json else _read_form(fields)
-    ask.any_form = "response_format" not in fields and not as_json
+    ask.any_form = "response_format" not in fields or as_json
     ask.speed = speed = _read_speed(fields)
     ask.stream = not as_json
     ask.include_usage = False
@@ -73,7 +73,10 @@ def read_speech(body: bytes, *, as_json: bool = False) -> SpeechAsk:
     ask.characters = len(ask.text)
     ask.audio_ms = math.ceil(len(ask.text) * CHARACTER_MS / speed)
     ask.input_bound = len(ask.text.encode()) + 1
-    ask.said = {"input": ask.text, "voice": _read_voice(fields), "response_format": ask.form, "speed": speed}
+    ask.said = {"input": ask.text, "response_format": ask.form, "speed": speed}
+    voice = _read_voice(fields)
+    if voice:
+        ask.said["voice"] = voice
     instructions = read_typed(fields, "instructions", _decode_str, "a text")
     if instructions:
         ask.said["instructions"] = instructions

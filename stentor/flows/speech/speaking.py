@@ -1,8 +1,8 @@
 """One try at a speech: the engine's events in, sound out as it is made, settled before the last of it goes out.
 
 An engine says with each piece how many characters of the text are spoken and how long the sound is; what was spoken
-until a client left, or an engine failed, is known by that. An upstream elsewhere says neither: its sound is passed on
-as it comes, and its text counts as spoken from the first byte on.
+until a client left, or an engine failed, is known by that. An upstream elsewhere, or an operator's own program, says
+neither: its sound is passed on as it comes, and its text counts as spoken from the first byte on.
 """
 
 import base64
@@ -14,7 +14,7 @@ from stentor.core.books import Grant, Usage
 from stentor.core.clock import us_since
 from stentor.core.errors import UNREADABLE, Refused
 from stentor.egress.engines import EngineAnswer, EngineUnreachable
-from stentor.egress.outbound import OutboundFailed
+from stentor.egress.outbound import OutboundAnswer, OutboundFailed
 from stentor.flows.attempt import Attempt
 from stentor.flows.engine_problem import read_problem
 from stentor.flows.failure import EngineFailed, EngineRefused
@@ -25,6 +25,7 @@ from stentor.flows.speech.request import PATH, SpeechAsk
 
 # About six minutes: a whole answer is held, copied and written as base64 at once, while other requests wait.
 WHOLE_MAX_BYTES = 16 * 1024 * 1024
+SOUND_TYPES = ("audio/", "application/octet-stream")
 
 
 class _Event(msgspec.Struct):
@@ -42,10 +43,12 @@ class SpeechAttempt(Attempt):
 
     _ask: SpeechAsk
     _spoken = (0, 0)  # characters, milliseconds
+    _is_blind = False  # nobody says how far in the text the sound is
 
     async def relay(self) -> None:
         """Have it spoken, pass it on, settle, end it. Raises EngineFailed, EngineRefused."""
         grant = self._granted()
+        self._ask.form = self._ask.said["response_format"]  # whoever was asked before may have had its own
         self._overhead_us = max(0, us_since(self.client.received_s) - grant.queued_us)
         self._way = make_way(self._ask.delivery)
         last = await (self._relay_engine(grant) if grant.remote is None else self._relay_remote(grant))
@@ -60,6 +63,8 @@ class SpeechAttempt(Attempt):
         try:
             if answer.status != 200:
                 raise await _read_failure(answer, grant)
+            if grant.engine == "command" and answer.content_type != "text/event-stream":
+                return await self._relay_sound(answer)
             return await self._relay_events(answer)
         except EngineUnreachable as error:
             raise EngineFailed("engine_broke_off", str(error), suspect=True) from None
@@ -99,20 +104,30 @@ class SpeechAttempt(Attempt):
         else:
             path, body = PATH, ask.engine_body(grant.upstream_model)
         answer = await self._engines.remote.ask_sound(grant, path, body)
-        held = b""
         try:
             if grant.engine == "hf-inference":
                 ask.form = choose_form(ask, answer.content_type)
-            while chunk := await answer.read():
-                self._spoken = (len(self._ask.text), 0)
-                await self._pass([held])
-                held = chunk
+                if isinstance(self._way, AsJson):
+                    self._way.form = ask.form
+            return await self._relay_sound(answer)
         except OutboundFailed as error:
             raise EngineFailed("upstream_broke_off", str(error), suspect=True) from None
         finally:
             answer.release()
+
+    async def _relay_sound(self, answer: EngineAnswer | OutboundAnswer) -> bytes:
+        """Pass on the sound itself; returns the last of it, which is held back."""
+        if not answer.content_type.startswith(SOUND_TYPES):
+            kind = answer.content_type[:60] or "nothing"
+            raise EngineFailed("engine_rubbish", f"it answered {kind}, not sound", suspect=True)
+        self._is_blind = True
+        held = b""
+        while chunk := await answer.read():
+            self._spoken = (len(self._ask.text), 0)
+            await self._pass([held])
+            held = chunk
         if not held:
-            raise EngineFailed("upstream_rubbish", "it answered without any sound", suspect=True)
+            raise EngineFailed("engine_rubbish", "it answered without any sound", suspect=True)
         return held
 
     async def _pass(self, sounds: list[bytes]) -> None:
@@ -162,8 +177,8 @@ class SpeechAttempt(Attempt):
 
     def _relayed(self) -> tuple[Usage, str]:
         usage = self._usage_so_far()
-        # How far an upstream came in the text before it failed, nobody knows.
-        return (usage if self._granted().remote is None else Usage(audio_ms=usage.audio_ms)), ""
+        # How far such a one came in the text before it failed, nobody knows.
+        return (Usage(audio_ms=usage.audio_ms) if self._is_blind else usage), ""
 
 
 async def _read_failure(answer: EngineAnswer, grant: Grant) -> EngineRefused | EngineFailed:

@@ -16,6 +16,8 @@ _COUNTED = ("model", "messages", "system", "tools", "tool_choice", "output_confi
 _CHOICES = {"auto": "auto", "required": "any", "none": "none"}
 _EFFORTS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "xhigh"}
 
+THINKING_MIN_TOKENS = 1024
+
 Json = dict[str, Any]
 
 
@@ -74,6 +76,11 @@ class _Format(msgspec.Struct):
     json_schema: _Schema | None = None
 
 
+class _Thinking(msgspec.Struct):
+    type: str
+    budget_tokens: int | None = None
+
+
 class _Ask(msgspec.Struct):
     """What is read of a chat completion request; what isn't here has no counterpart."""
 
@@ -89,6 +96,7 @@ class _Ask(msgspec.Struct):
     parallel_tool_calls: bool | None = None
     response_format: _Format | None = None
     reasoning_effort: str | None = None
+    thinking: _Thinking | None = None
     n: int | None = None
     logprobs: bool | None = None
 
@@ -122,6 +130,7 @@ def to_messages(body: bytes) -> bytes:
         out["stop_sequences"] = [ask.stop] if isinstance(ask.stop, str) else ask.stop
     _add_tools(ask, out)
     _add_output(ask, out)
+    _add_thinking(ask, out)
     return _encode(out)
 
 
@@ -227,6 +236,21 @@ def _add_output(ask: _Ask, out: Json) -> None:
         config["effort"] = effort
     if config:
         out["output_config"] = config
+
+
+def _add_thinking(ask: _Ask, out: Json) -> None:
+    """Thinking as it was asked for, within the output that is paid for.
+
+    In the middle of a turn that calls tools it is left out: Anthropic then wants the thoughts so far with their
+    signatures, which don't pass through here.
+    """
+    wanted = ask.thinking
+    if wanted is None or any(block["type"] == "tool_result" for block in out["messages"][-1]["content"]):
+        return
+    if wanted.budget_tokens is None:
+        out["thinking"] = {"type": wanted.type}
+    elif ask.max_tokens > THINKING_MIN_TOKENS:
+        out["thinking"] = {"type": wanted.type, "budget_tokens": min(wanted.budget_tokens, ask.max_tokens - 1)}
 
 
 def _refuse(field: str, what: str) -> EngineRefused:

@@ -26,6 +26,7 @@ class _Listener:
         self.write = connection.write
         self.end_stream = connection.end_stream
         self.answer = connection.answer
+        connection.fail = self.fail_stream
 
     async def start_stream(self, head: AnswerHead) -> None:
         media_type = media_type_of(self._ask.form, self._ask.delivery)  # an upstream may have chosen its own

@@ -114,6 +114,12 @@ def test_a_measured_context_replaces_the_declared_one(catalogue: Catalogue) -> N
         ({"engine": "command", "command": ("serve", "${PORT}"), "arguments": ("-v",)}, "write them into command"),
         ({"command": ("serve", "${PORT}")}, "only for engine"),
         ({"arguments": ("-v",)}, "only for engine"),
+        ({"type": "tts"}, 'For type = "tts" there are "piper", "kokoro", "tone", "remote", "command"'),
+        ({"type": "tts", "engine": "llama-server"}, "can't speak"),
+        (
+            {"type": "audio", "engine": "command", "command": ("hear", "${PORT}")},
+            'For type = "audio" there are "whisper", "sense_voice", "remote"',
+        ),
         ({"env": {"LLAMA_ARG_PORT": "1"}}, "configure the engine unseen"),
         ({"health_path": "health"}, "must begin with '/'"),
         ({"id": "../etc/passwd"}, "the id may hold"),
