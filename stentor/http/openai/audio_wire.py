@@ -36,10 +36,10 @@ class SpeechRequest(msgspec.Struct, omit_defaults=True):
 
 
 class SpokenText(msgspec.Struct):
-    """A whole speech: a WAV file in base64."""
+    """A whole speech in base64: a WAV file, or what an upstream makes that makes no other."""
 
     audio_base64: str
-    mime_type: Literal["audio/wav"]
+    mime_type: Literal["audio/wav", "audio/flac", "audio/mpeg", "audio/ogg", "audio/aac"]
 
 
 class Voice(msgspec.Struct):
