@@ -180,9 +180,9 @@ class AuthorityClient:
         cards: list[ModelCard] = await self._ask("list_models", None)[1]
         return cards
 
-    async def find_model(self, name: str) -> ModelCard | None:
+    async def find_model(self, name: str, allowed: frozenset[str] = frozenset()) -> ModelCard | None:
         """See ``Scheduler.find_model``."""
-        card: ModelCard | None = await self._ask("find_model", name)[1]
+        card: ModelCard | None = await self._ask("find_model", (name, allowed))[1]
         return card
 
     async def list_instances(self) -> list[InstanceCard]:

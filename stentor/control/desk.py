@@ -27,6 +27,7 @@ _decode_withdrawal = msgspec.msgpack.Decoder(Withdrawal).decode
 _decode_call = msgspec.msgpack.Decoder(OperatorCall).decode
 _decode_session = msgspec.msgpack.Decoder(SessionQuestion).decode
 _decode_text = msgspec.msgpack.Decoder(str).decode
+_decode_named = msgspec.msgpack.Decoder(tuple[str, frozenset[str]]).decode
 _decode_bytes = msgspec.msgpack.Decoder(bytes).decode
 
 
@@ -182,7 +183,7 @@ class Desk:
         if name == "stop":
             return await scheduler.stop(ModelId(_decode_text(payload)))
         if name == "find_model":
-            return await scheduler.find_model(_decode_text(payload))
+            return await scheduler.find_model(*_decode_named(payload))
         if name == "find_door":
             return await scheduler.find_door(_decode_text(payload))
         if name == "list_models":

@@ -96,8 +96,9 @@ class Scheduler(Protocol):
         """All models of the catalogue, by id."""
         ...
 
-    async def find_model(self, name: str) -> ModelCard | None:
-        """The model that ``name`` resolves to (id, alias, ``repo:quant``, unique substring), or None."""
+    async def find_model(self, name: str, allowed: frozenset[str] = frozenset()) -> ModelCard | None:
+        """The model that ``name`` resolves to (id, alias, ``repo:quant``, unique substring) among ``allowed`` ids, or
+        None. Empty: all."""
         ...
 
     async def list_instances(self) -> list[InstanceCard]:

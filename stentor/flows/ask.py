@@ -26,6 +26,8 @@ TOKENS_OF_TOOL_TEMPLATE = 512
 PREFIX_BYTES = 1024
 NO_FETCHING = "Images must be sent inside the request as a 'data:' address (base64); this server fetches none."
 
+_NOTHING = (b"null", b"false", b"[]")
+
 _decode_body = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
@@ -299,10 +301,17 @@ def _need_of(part: _Part, place: str, images: list[NamedImage]) -> tuple[str, in
     )
 
 
+def is_answered_whole(ask: Ask, engine: str) -> bool:
+    """Whether an engine can't give this as a stream: llama.cpp refuses log probabilities beside tools there."""
+    if "logprobs" not in ask.fields or "tools" not in ask.fields or engine not in LLAMA_ENGINES:
+        return False
+    return ask.kind == "chat" and all(bytes(ask.fields[name]) not in _NOTHING for name in ("logprobs", "tools"))
+
+
 def engine_body(ask: Ask, *, engine: str, upstream_model: str, output_cap: int) -> bytes:
     """The body for the engine: the client's fields by the engine's table, then what Stentor sets itself.
 
-    Always asks for a stream with usage: only then does an engine stop when told, and count what it made.
+    Asks for a stream with usage wherever there is one: then an engine stops when told, and counts what it made.
     Raises Refused for a field that would change cost or isolation.
     """
     if ask.images:
@@ -312,8 +321,11 @@ def engine_body(ask: Ask, *, engine: str, upstream_model: str, output_cap: int) 
     if engine == "openai" and ask.is_translated:
         drop_unknown_to_openai(fields)
     fields["model"] = _encode(upstream_model)
-    fields["stream"] = b"true"
-    fields["stream_options"] = b'{"include_usage":true}'
+    if is_answered_whole(ask, engine):
+        fields["stream"] = b"false"
+    else:
+        fields["stream"] = b"true"
+        fields["stream_options"] = b'{"include_usage":true}'
     fields["max_tokens"] = b"%d" % output_cap
     if engine in LLAMA_ENGINES:
         if "tool_choice" in fields:

@@ -37,7 +37,13 @@ class _Delta(msgspec.Struct):
 
 
 class _Logprobs(msgspec.Struct):
+    """One entry a token, as conversations have it in ``content``, or as text completions have it in the others."""
+
     content: list[msgspec.Raw] | None = None
+    tokens: list[msgspec.Raw] | None = None
+    token_logprobs: list[msgspec.Raw] | None = None
+    top_logprobs: list[msgspec.Raw] | None = None
+    text_offset: list[msgspec.Raw] | None = None
 
 
 class _Choice(msgspec.Struct):
@@ -74,7 +80,7 @@ class _Answer:
         self.reasoning: list[str] = []
         self.refusal: list[str] = []
         self.calls: dict[int, dict[str, Any]] = {}
-        self.logprobs: list[msgspec.Raw] | None = None
+        self.logprobs: dict[str, list[msgspec.Raw]] | None = None
         self.finish_reason: str | None = None
 
     def take(self, choice: _Choice) -> None:
@@ -91,10 +97,17 @@ class _Answer:
                 self.refusal.append(delta.refusal)
             for call in delta.tool_calls or ():
                 self._take_call(call)
-        if choice.logprobs is not None and choice.logprobs.content:
-            self.logprobs = [*(self.logprobs or ()), *choice.logprobs.content]
+        if choice.logprobs is not None:
+            self._take_logprobs(choice.logprobs)
         if choice.finish_reason is not None:
             self.finish_reason = choice.finish_reason
+
+    def _take_logprobs(self, logprobs: _Logprobs) -> None:
+        for name in logprobs.__struct_fields__:
+            if entries := getattr(logprobs, name):
+                if self.logprobs is None:
+                    self.logprobs = {}
+                self.logprobs.setdefault(name, []).extend(entries)
 
     def _take_call(self, call: _ToolCall) -> None:
         known = self.calls.setdefault(
@@ -206,7 +219,7 @@ class Assembly:
         for index in sorted(self._answers):
             answer = self._answers[index]
             choice: dict[str, Any] = {"finish_reason": answer.finish_reason, "index": index}
-            logprobs = {"content": answer.logprobs} if answer.logprobs is not None else None
+            logprobs = answer.logprobs
             if self._kind == "chat":
                 choice["message"] = answer.message()
                 if logprobs is not None:

@@ -21,6 +21,7 @@ from stentor.flows.failure import EngineFailed, EngineRefused, engine_error, ref
 from stentor.flows.fields import NODE
 from stentor.flows.frames import FrameSplitter, FrameTooLarge
 from stentor.flows.images import ImageFetcher
+from stentor.flows.reshaping import Reshaped, reshape
 from stentor.flows.upstreams.remote import Answer, Upstreams
 from stentor.telemetry.trace import Span
 
@@ -112,10 +113,12 @@ class Attempt:
         self._keep_frames = grant.engine not in OWN_ENGINES
         self._overhead_us = max(0, us_since(self.client.received_s) - grant.queued_us)
         path = self._ask.engine_path
-        answer: Answer
+        answer: Answer | Reshaped
         try:
             if grant.remote is None:
-                answer = await self._engines.post_json(grant.url + path, grant.token, body)
+                answer = reshape(
+                    self._ask, grant.engine, await self._engines.post_json(grant.url + path, grant.token, body)
+                )
             else:
                 answer = await self._engines.remote.ask_stream(grant, path, body)
         except EngineUnreachable as error:
@@ -140,7 +143,7 @@ class Attempt:
         except Refused as refusal:
             raise EngineRefused(refusal.code, refusal.message, param=refusal.param) from None
 
-    async def _relay_frames(self, answer: Answer) -> list[bytes]:
+    async def _relay_frames(self, answer: Answer | Reshaped) -> list[bytes]:
         """Relay, or collect, until the answer is finished; returns the frames that were held back."""
         meter = self._meter
         held: list[bytes] = []
@@ -161,7 +164,7 @@ class Attempt:
             raise EngineFailed("engine_broke_off", "its answer ended before it was finished", suspect=True)
         return held
 
-    async def _collect(self, answer: Answer, assembly: Assembly) -> None:
+    async def _collect(self, answer: Answer | Reshaped, assembly: Assembly) -> None:
         try:
             while not assembly.done:
                 chunk = await answer.read()
@@ -176,7 +179,7 @@ class Attempt:
             raise
         assembly.read(self._meter)
 
-    async def _relay_stream(self, answer: Answer, held: list[bytes]) -> None:
+    async def _relay_stream(self, answer: Answer | Reshaped, held: list[bytes]) -> None:
         meter = self._meter
         splitter = FrameSplitter()
         while not meter.done:
@@ -362,7 +365,7 @@ class Attempt:
         return whole.text()
 
 
-async def _check_head(answer: Answer) -> None:
+async def _check_head(answer: Answer | Reshaped) -> None:
     """Let a stream through; make an error of the rest. Raises EngineRefused, EngineFailed."""
     if answer.status == 200:
         if answer.content_type != "text/event-stream":
@@ -371,7 +374,7 @@ async def _check_head(answer: Answer) -> None:
     raise await read_failure(answer)
 
 
-async def read_failure(answer: Answer, param: str = "messages") -> EngineRefused | EngineFailed:
+async def read_failure(answer: Answer | Reshaped, param: str = "messages") -> EngineRefused | EngineFailed:
     """What an engine's error answer means: the request's fault, or the engine's. ``param`` is what may be too long."""
     body = await answer.error_body()
     try:

@@ -213,9 +213,11 @@ class Gateway:
 
 
 def _compile(path: str) -> re.Pattern[str]:
-    """``/v1/models/{model}`` as a pattern whose groups are the parameters; ``{rest}`` takes what is left."""
+    """``/v1/models/{model_name}`` as a pattern whose groups are the parameters; ``{rest}`` takes what is left, and
+    ``{model_name}``, too, if it is anything: ``org/repo:quant``."""
     pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path))
-    return re.compile("^" + pattern.replace("(?P<rest>[^/]+)", "(?P<rest>.*)") + "$", re.DOTALL)
+    pattern = pattern.replace("(?P<rest>[^/]+)", "(?P<rest>.*)").replace("(?P<model_name>[^/]+)", "(?P<model_name>.+)")
+    return re.compile("^" + pattern + "$", re.DOTALL)
 
 
 def _defect() -> Refused:

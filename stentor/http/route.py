@@ -16,10 +16,10 @@ class Route(NamedTuple):
 
     ``streams``: it answers with events where it is asked to; ``answers``: a model answers it, whole. ``also`` are
     media types that ``Accept`` may ask for instead, ``query`` the parameters after the question mark.
-    A path parameter ``{rest}`` takes the rest of the path. ``managed`` routes are answered by the node authority, with
-    the operation whose name is ``handler``. ``sign_in``: a password comes with it, so the way must be safe;
-    ``form``: the request is multipart/form-data; ``before_change``: a session may call it while its generated password
-    must be changed first.
+    A path parameter ``{rest}`` or ``{model_name}`` takes the rest of the path. ``managed`` routes are answered by the
+    node authority, with the operation whose name is ``handler``. ``sign_in``: a password comes with it, so the way must
+    be safe; ``form``: the request is multipart/form-data; ``before_change``: a session may call it while its generated
+    password must be changed first.
     """
 
     method: str

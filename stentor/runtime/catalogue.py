@@ -98,9 +98,9 @@ class Catalogue:
         ]
         return choose_able(able, cost_of, lenient=self.lenient)
 
-    def find(self, name: str) -> ServedModel | None:
-        """The model that ``name`` means among all, or None."""
-        found = choose_model(name, self.specs)
+    def find(self, name: str, allowed: frozenset[str] = frozenset()) -> ServedModel | None:
+        """The model that ``name`` means among ``allowed`` ids (empty: all), or None."""
+        found = choose_model(name, self._visible(allowed))
         return None if found is None else self._served[found]
 
     def _visible(self, allowed: frozenset[str]) -> dict[ModelId, ModelSpec]:

@@ -28,7 +28,7 @@ ABILITIES: dict[str, tuple[str, ...]] = {
     "vision": ("text", "image"),
     "omni": ("text", "image", "audio"),
     "embedding": ("embedding",),
-    "vision-embedding": ("image", "embedding"),
+    "vision-embedding": ("embedding",),  # no route takes pictures to embed
     "reranker": ("rerank",),
     "audio": ("transcription",),
     "tts": ("speech",),

@@ -57,9 +57,9 @@ class SchedulerViews:
         """All models of the catalogue, by id."""
         return [self._describe_model(model) for model in sorted((*self._pools, *self.remotes.models()))]
 
-    async def find_model(self, name: str) -> ModelCard | None:
-        """The model that ``name`` resolves to, or None."""
-        served = self._catalogue.find(name)
+    async def find_model(self, name: str, allowed: frozenset[str] = frozenset()) -> ModelCard | None:
+        """The model that ``name`` resolves to among ``allowed`` ids (empty: all), or None."""
+        served = self._catalogue.find(name, allowed)
         return None if served is None else self._describe_model(served.id)
 
     async def list_instances(self) -> list[InstanceCard]:

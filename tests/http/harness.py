@@ -61,7 +61,9 @@ def _sum_metric(text: str, name: str) -> float:
 
 
 def _pattern(path: str) -> re.Pattern[str]:
-    pattern = re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path).replace(r"\{rest\}", ".*"))
+    pattern = re.sub(
+        r"\\\{\w+\\\}", "[^/]+", re.escape(path).replace(r"\{rest\}", ".*").replace(r"\{model_name\}", ".+")
+    )
     return re.compile("^" + pattern + "$")
 
 

@@ -174,7 +174,7 @@ def test_a_model_that_the_key_may_not_use_looks_like_one_that_is_not_there(each:
     assert each.ask("GET", "/v1/models/narrow", key=key).json()["id"] == "narrow"
 
 
-@pytest.mark.parametrize("name", ["nothing", "..", "%2e%2e%2fetc", "a%00b", "%ff%fe", "a" * 3000])
+@pytest.mark.parametrize("name", ["nothing", "..", "%2e%2e%2fetc", "a%00b", "%ff%fe", "a/b", "a%2fb", "a" * 3000])
 def test_an_unknown_model_in_the_path(each: Gate, name):
     answer = each.ask("GET", f"/v1/models/{name}")
     assert answer.status == 404
@@ -255,7 +255,7 @@ def test_head_where_only_post_is_answered(gate: Gate):
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/nothing", "/nothing", "/v1/chat/completions/", "//v1/models", "/V1/models", "/v1/models/a/b", "/*"]
+    "path", ["/v1/nothing", "/nothing", "/v1/chat/completions/", "//v1/models", "/V1/models", "/*"]
 )
 def test_an_unknown_path(each: Gate, path):
     answer = each.ask("GET", path)

@@ -54,8 +54,8 @@ class Cards:
     async def list_models(self) -> list[ModelCard]:
         return [MODEL, msgspec.structs.replace(MODEL, id=ModelId("other"), aliases=())]
 
-    async def find_model(self, name: str) -> ModelCard | None:
-        return MODEL if name in ("tiny", "small") else None
+    async def find_model(self, name: str, allowed: frozenset[str] = frozenset()) -> ModelCard | None:
+        return MODEL if name in ("tiny", "small") and (not allowed or "tiny" in allowed) else None
 
     async def list_instances(self) -> list[InstanceCard]:
         return [INSTANCE]
@@ -413,6 +413,8 @@ async def test_models_and_instances_arrive_whole(side: Side) -> None:
     assert await side.scheduler.list_instances() == [INSTANCE]
     assert await side.scheduler.find_model("small") == MODEL
     assert await side.scheduler.find_model("nothing") is None
+    assert await side.scheduler.find_model("small", frozenset({"tiny", "other"})) == MODEL
+    assert await side.scheduler.find_model("small", frozenset({"other"})) is None
 
 
 async def test_orders_reach_the_scheduler(side: Side) -> None:

@@ -139,8 +139,8 @@ class OllamaEndpoints:
         await _respond(connection, _encode(wire.OllamaVersion(OLLAMA_VERSION)))
 
     async def _find(self, principal: Principal, name: str) -> ModelCard:
-        card = await self._scheduler.find_model(name)
-        if card is None or not may_use(principal, card):
+        card = await self._scheduler.find_model(name, principal.models)
+        if card is None:
             raise not_in_models(name)
         return card
 

@@ -25,10 +25,10 @@ class ModelEndpoints:
         await respond_json(connection, wire.ModelList(data=models))
 
     async def get_model(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
-        """GET /v1/models/{model}: by id, alias or any name that a request may use."""
-        card = await self._scheduler.find_model(params["model"])
-        if card is None or not may_use(principal, card):
-            raise not_in_models(params["model"])
+        """GET /v1/models/{model_name}: by id, alias or any name that a request may use."""
+        card = await self._scheduler.find_model(params["model_name"], principal.models)
+        if card is None:
+            raise not_in_models(params["model_name"])
         await respond_json(connection, _model(card))
 
 

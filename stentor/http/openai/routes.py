@@ -44,5 +44,5 @@ ROUTES: tuple[Route, ...] = (
         None, audio_wire.VoiceList, query=("model",),
     ),
     Route("GET", "/v1/models", "list_models", "key", "The models this key may use.", "inference", None, wire.ModelList),
-    Route("GET", "/v1/models/{model}", "get_model", "key", "One model.", "inference", None, wire.Model),
+    Route("GET", "/v1/models/{model_name}", "get_model", "key", "One model.", "inference", None, wire.Model),
 )  # fmt: skip

@@ -58,7 +58,7 @@ class SpeechEndpoints:
         cards = [card for card in await self._scheduler.list_models() if may_use(principal, card)]
         wanted = dict(parse_qsl(connection.exchange.query.decode("latin-1"))).get("model", "")
         if wanted:
-            named = await self._scheduler.find_model(wanted)
+            named = await self._scheduler.find_model(wanted, principal.models)
             cards = [card for card in cards if named is not None and card.id == named.id]
             if not cards:
                 raise not_in_models(wanted)

@@ -80,6 +80,14 @@ def test_what_a_key_may_not_use_does_not_exist_for_it(catalogue: Catalogue) -> N
     assert catalogue.resolve("auto", allowed).id == "qwen3-8b"
 
 
+def test_a_card_is_found_as_a_request_finds_its_model(catalogue: Catalogue) -> None:
+    assert catalogue.find("qwen") is None
+    found = catalogue.find("qwen", frozenset({"qwen3-32b"}))
+    assert found is not None
+    assert found.id == "qwen3-32b"
+    assert catalogue.find("fast", frozenset({"qwen3-32b"})) is None
+
+
 def test_a_key_without_models_is_told_so(catalogue: Catalogue) -> None:
     with pytest.raises(Refused, match="No model is available to this key"):
         catalogue.resolve("fast", frozenset({"gone"}))
