@@ -18,16 +18,15 @@ from stentor.flows.assembly import Assembly
 from stentor.flows.calls import Call, Interruption
 from stentor.flows.client import AnswerHead, Client
 from stentor.flows.failure import EngineFailed, EngineRefused, engine_error, refused_by_engine
-from stentor.flows.fields import NODE
+from stentor.flows.fields import LLAMA_ENGINES, NODE
 from stentor.flows.frames import FrameSplitter, FrameTooLarge
 from stentor.flows.images import ImageFetcher
-from stentor.flows.reshaping import Reshaped, reshape
+from stentor.flows.reshaping import reshape
 from stentor.flows.upstreams.remote import Answer, Upstreams
 from stentor.telemetry.trace import Span
 
 SETTLE_TIMEOUT_S = 30.0
 DONE_FRAME = b"data: [DONE]\n\n"
-OWN_ENGINES = frozenset({"llama", "llama-server"})
 # llama-server answers these with 500, though they are the client's doing: nothing to try again, nothing to suspect.
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)")
 _UNREADABLE = ("Failed to parse messages: ", "Failed to parse tools: ", "Unknown reasoning format: ")
@@ -110,15 +109,14 @@ class Attempt:
         """Ask the engine and pass its answer on. Raises EngineFailed, EngineRefused."""
         grant = self._granted()
         body = self._body(grant)
-        self._keep_frames = grant.engine not in OWN_ENGINES
+        self._keep_frames = grant.engine not in LLAMA_ENGINES
         self._overhead_us = max(0, us_since(self.client.received_s) - grant.queued_us)
         path = self._ask.engine_path
-        answer: Answer | Reshaped
+        answer: Answer
         try:
             if grant.remote is None:
-                answer = reshape(
-                    self._ask, grant.engine, await self._engines.post_json(grant.url + path, grant.token, body)
-                )
+                said = await self._engines.post_json(grant.url + path, grant.token, body)
+                answer = reshape(self._ask, grant.engine, said)
             else:
                 answer = await self._engines.remote.ask_stream(grant, path, body)
         except EngineUnreachable as error:
@@ -143,7 +141,7 @@ class Attempt:
         except Refused as refusal:
             raise EngineRefused(refusal.code, refusal.message, param=refusal.param) from None
 
-    async def _relay_frames(self, answer: Answer | Reshaped) -> list[bytes]:
+    async def _relay_frames(self, answer: Answer) -> list[bytes]:
         """Relay, or collect, until the answer is finished; returns the frames that were held back."""
         meter = self._meter
         held: list[bytes] = []
@@ -164,7 +162,7 @@ class Attempt:
             raise EngineFailed("engine_broke_off", "its answer ended before it was finished", suspect=True)
         return held
 
-    async def _collect(self, answer: Answer | Reshaped, assembly: Assembly) -> None:
+    async def _collect(self, answer: Answer, assembly: Assembly) -> None:
         try:
             while not assembly.done:
                 chunk = await answer.read()
@@ -179,7 +177,7 @@ class Attempt:
             raise
         assembly.read(self._meter)
 
-    async def _relay_stream(self, answer: Answer | Reshaped, held: list[bytes]) -> None:
+    async def _relay_stream(self, answer: Answer, held: list[bytes]) -> None:
         meter = self._meter
         splitter = FrameSplitter()
         while not meter.done:
@@ -365,7 +363,7 @@ class Attempt:
         return whole.text()
 
 
-async def _check_head(answer: Answer | Reshaped) -> None:
+async def _check_head(answer: Answer) -> None:
     """Let a stream through; make an error of the rest. Raises EngineRefused, EngineFailed."""
     if answer.status == 200:
         if answer.content_type != "text/event-stream":
@@ -374,7 +372,7 @@ async def _check_head(answer: Answer | Reshaped) -> None:
     raise await read_failure(answer)
 
 
-async def read_failure(answer: Answer | Reshaped, param: str = "messages") -> EngineRefused | EngineFailed:
+async def read_failure(answer: Answer, param: str = "messages") -> EngineRefused | EngineFailed:
     """What an engine's error answer means: the request's fault, or the engine's. ``param`` is what may be too long."""
     body = await answer.error_body()
     try:

@@ -12,9 +12,9 @@ import msgspec
 from stentor.core.books import Grant
 from stentor.core.errors import Refused
 from stentor.flows.ask import Ask, read_chat
-from stentor.flows.attempt import OWN_ENGINES
 from stentor.flows.dialects.chunks import read_chunks
 from stentor.flows.failure import EngineRefused
+from stentor.flows.fields import LLAMA_ENGINES
 from stentor.flows.hearing_ask import HearingAsk
 from stentor.flows.languages import name_language
 from stentor.flows.media import FILE_MAX_BYTES, measure_audio
@@ -38,7 +38,7 @@ class Question(NamedTuple):
 
 def hears_in_talk(grant: Grant) -> bool:
     """Whether the model hears as part of a conversation, and not by a recognizer of its own."""
-    return grant.engine in OWN_ENGINES or "transcription" not in grant.abilities
+    return grant.engine in LLAMA_ENGINES or "transcription" not in grant.abilities
 
 
 def write_question(ask: HearingAsk) -> Question:

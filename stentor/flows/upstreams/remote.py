@@ -20,6 +20,7 @@ from stentor.egress.targets import EgressRefused
 from stentor.egress.upstreams import read_retry_after, upstream_headers, upstream_url
 from stentor.flows.failure import EngineFailed, EngineRefused
 from stentor.flows.frames import FrameSplitter, FrameTooLarge, frame_data
+from stentor.flows.reshaping import Reshaped
 from stentor.flows.upstreams.anthropic_request import to_count, to_messages
 from stentor.flows.upstreams.anthropic_stream import MessageStream
 from stentor.flows.upstreams.errors import read_remote_error
@@ -226,7 +227,7 @@ class RemoteClient:
         raise read_remote_error(grant, answer.status, text, read_retry_after(answer))
 
 
-Answer = EngineAnswer | RemoteAnswer
+Answer = EngineAnswer | Reshaped | RemoteAnswer
 
 
 class Upstreams(EngineClient):
