@@ -1,0 +1,59 @@
+"""What llama.cpp itself answers, in the shapes of OpenAI's API."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.http.harness import CHAT, COMPLETIONS, Gate, chat_body
+
+TOOLS = [
+    {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": {}}}}
+    for name in ("look", "listen")
+]
+
+
+def asked(**fields: Any) -> dict[str, Any]:
+    return {**chat_body("hi"), "model": "tiny", "max_tokens": 4, **fields}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_text_has_log_probabilities_in_the_legacy_shape(gate: Gate, stream: bool) -> None:
+    body = {"model": "tiny", "prompt": "once", "max_tokens": 4, "logprobs": 2, "stream": stream, "seed": 1}
+    answer = gate.ask("POST", COMPLETIONS, body)
+    assert answer.status == 200
+    events = [event for event in answer.events() if event != "[DONE]"] if stream else [answer.json()]
+    choices = [event["choices"][0] for event in events if event["choices"]]
+    said = [choice["logprobs"] for choice in choices if choice["logprobs"]]
+    assert len([token for each in said for token in each["tokens"]]) == 4
+    assert all(set(each) == {"tokens", "token_logprobs", "top_logprobs", "text_offset"} for each in said)
+    assert all(len(top) == 2 for each in said for top in each["top_logprobs"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_log_probabilities_beside_tools(gate: Gate, stream: bool) -> None:
+    answer = gate.ask("POST", CHAT, asked(tools=TOOLS, logprobs=True, stream=stream))
+    assert answer.status == 200
+    if not stream:
+        assert len(answer.json()["choices"][0]["logprobs"]["content"]) == 4
+    else:
+        assert b'"logprobs":{"content":[{' in answer.body
+    event = gate.event(answer.request_id)
+    assert (event["status"], event["output_tokens"], event["estimated"]) == ("completed", 4, False)
+
+
+def test_a_named_tool_is_the_only_one_that_is_called(gate: Gate) -> None:
+    choice = {"type": "function", "function": {"name": "listen"}}
+    answer = gate.ask("POST", CHAT, asked(tools=TOOLS, tool_choice=choice, max_tokens=60))
+    assert answer.status == 200
+    calls = answer.json()["choices"][0]["message"].get("tool_calls") or []
+    assert {call["function"]["name"] for call in calls} <= {"listen"}
+    assert b'"look"' not in answer.body
+
+
+@pytest.mark.parametrize("fields", [{"echo": True}, {"suffix": "end"}])
+def test_what_the_engine_would_break_on_never_gets_there(gate: Gate, fields: dict[str, Any]) -> None:
+    answer = gate.ask("POST", COMPLETIONS, {"model": "tiny", "prompt": "once", "max_tokens": 2, **fields})
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "unsupported_parameter")
+    harmless = {"model": "tiny", "prompt": "once", "max_tokens": 2, "suffix": None, "echo": False}
+    assert gate.ask("POST", COMPLETIONS, json.dumps(harmless).encode()).status == 200
