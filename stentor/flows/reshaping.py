@@ -164,7 +164,9 @@ def write_stream(whole: bytes) -> bytes:
         if choice.logprobs not in (NOTHING, NULL):
             said["logprobs"] = choice.logprobs
         frames.append({**head, "choices": [said]})
-    ends = [{"index": choice.index, "delta": {}, "finish_reason": choice.finish_reason} for choice in choices]
+    ends: list[dict[str, Any]] = [
+        {"index": choice.index, "delta": {}, "finish_reason": choice.finish_reason} for choice in choices
+    ]
     frames += [{**head, "choices": [end]} for end in ends]
     if timings is not None and frames:
         frames[-1]["timings"] = timings

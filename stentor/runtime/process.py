@@ -35,6 +35,8 @@ from stentor.runtime.startup import HealthPage, StartLimit, await_health, finish
 
 # Exit statuses of the embedded engine that trying again can't change: usage, bad model, no program.
 _EXIT_BAD_MODEL = 65
+# Whoever makes it fail over and over (an odd request is enough for some) can't keep it from the others by that.
+_TRUSTED_S = 5.0
 _PERMANENT_EXITS = frozenset({64, _EXIT_BAD_MODEL, 127})
 
 
@@ -76,12 +78,10 @@ class EngineProcess:
         self.started_us: int | None = None
         self.failure: StartFailed | None = None
         self.failed_starting = False
-        self.pause_s = 0.0
-        self.retry_at_s = 0.0
+        self.pause_s = self.retry_at_s = self.load_s = self.trusted_until_s = 0.0
         self.log_tail = LogTail(LOG_LINES)
         self.breaker = Breaker(choose_policy(parts.settings), random.random)
         self.has_room = False
-        self.load_s = 0.0
         self.reported_bytes = 0
         self.props: Props | None = None
         self.doubt = ""  # what its engine says otherwise than its files
@@ -175,7 +175,7 @@ class EngineProcess:
 
     def suspect(self) -> None:
         """Doubt a ready instance: no new work until it answers a canary again, else it is replaced."""
-        if self.state in ("ready", "draining") and not self.checking:
+        if self.state in ("ready", "draining") and not self.checking and self._now() >= self.trusted_until_s:
             self.checking = True
             self._suspected.set()
             self._on_change(self)
@@ -347,7 +347,7 @@ class EngineProcess:
             await self._suspected.wait()
             self._suspected.clear()
             await self._await_canary(address, settings.canary_timeout_s)
-            self.checking = False
+            self.checking, self.trusted_until_s = False, self._now() + _TRUSTED_S
             self._on_change(self)
 
     async def _learn(self, address: EngineAddress, launch: Launch) -> None:

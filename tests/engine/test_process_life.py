@@ -176,6 +176,17 @@ async def test_a_suspect_that_answers_the_canary_goes_on(make_scheduler: Any) ->
     assert (await take(scheduler, "fake")).generation == place.generation
 
 
+async def test_who_has_just_answered_the_canary_is_not_doubted_again_at_once(make_scheduler: Any) -> None:
+    scheduler = make_scheduler(fake())
+    give(scheduler, await take(scheduler, "fake"), suspect=True)
+    process = next(iter(scheduler._instances.values())).process
+    await until(lambda: not process.checking)
+    for doubted in (False, True):
+        give(scheduler, await take(scheduler, "fake"), suspect=True)
+        assert process.checking is doubted
+        process.trusted_until_s = 0.0
+
+
 async def test_a_suspect_that_hangs_is_replaced(make_scheduler: Any, tmp_path: Path) -> None:
     options = ("--hang-canary-after", "1", "--once", str(tmp_path / "once"))
     scheduler = make_scheduler(fake("fake", *options), canary_timeout_s=0.4)

@@ -71,7 +71,7 @@ class AsJson:
     """``{"audio_base64", "mime_type"}``, with a WAV that says how long it is, or what an upstream makes instead."""
 
     def __init__(self) -> None:
-        self.form = "wav"
+        self.form: SpeechForm = "wav"
         self._parts: list[bytes] = []
         self.size = 0
 
