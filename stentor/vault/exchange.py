@@ -22,10 +22,15 @@ def old_file(key_file: Path, key_id: str) -> Path:
 
 
 def stage_key(key_file: Path, key: MasterKey) -> None:
-    """Put the new key on disk beside the old one. Raises StentorError if it can't be written."""
-    with contextlib.suppress(FileNotFoundError):
-        next_file(key_file).unlink()
-    write_key_file(next_file(key_file), key)
+    """Put the new key on disk beside the old one. Raises StentorError if it can't be written.
+
+    One that was staged before is kept: if the database couldn't say whether it took it, it may be the key.
+    """
+    staged = next_file(key_file)
+    earlier = read_key_file(staged)
+    if earlier is not None:
+        os.replace(staged, old_file(key_file, earlier.key_id))
+    write_key_file(staged, key)
 
 
 def install_key(key_file: Path) -> Path | None:

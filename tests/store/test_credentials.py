@@ -227,6 +227,25 @@ async def test_a_cut_before_the_wrapping_leaves_the_old_key_in_force(vault: Vaul
     assert await (await vault.open()).find_hf_token() == TOKEN
 
 
+async def test_a_key_that_may_be_in_force_outlives_the_next_rotation(
+    vault: Vaulted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database took the first key and couldn't say so; the second rotation is cut before it takes another."""
+    held = await vault.open()
+    await held.add_provider(OPERATOR, ACME)
+    monkeypatch.setattr("stentor.control.credentials.install_key", lambda _path: None)
+    first = await held.rotate(OPERATOR, None)
+    exchange.stage_key(vault.settings.key_file, exchange.MasterKey(b"y" * 32))  # and the power goes here
+    with pytest.raises(StentorError, match="It is kept in"):
+        await vault.open()
+    kept = exchange.old_file(vault.settings.key_file, first.master_key_id)
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    kept.replace(vault.settings.key_file)
+    known = (await vault.open()).find_provider("acme")
+    assert known is not None
+    assert known.credential == CANARY
+
+
 async def test_a_given_key_needs_a_given_successor(database: Database, tmp_path: Path) -> None:
     vault = Vaulted(database, VaultSettings(key_file=tmp_path / "none.key", master_key="ab" * 32))
     held = await vault.open()
