@@ -3,7 +3,15 @@
 from sqlalchemy import Connection
 
 from stentor.accounting.spans import table
-from stentor.accounting.spans.table import ROLLUPS, Rollup, drop_with_block, find_rollup, list_sums, without_span
+from stentor.accounting.spans.table import (
+    ROLLUPS,
+    Rollup,
+    drop_with_block,
+    find_rollup,
+    size,
+    sums_of_spans,
+    without_span,
+)
 
 
 def find_next_span(connection: Connection) -> int | None:
@@ -28,7 +36,8 @@ __all__ = [
     "find_next_span",
     "find_rollup",
     "finish_span",
-    "list_sums",
     "roll_up",
+    "size",
+    "sums_of_spans",
     "without_span",
 ]

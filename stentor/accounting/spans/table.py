@@ -8,12 +8,11 @@ those alone. Blocks never change, so what is made of them is exact; a span goes 
 from collections.abc import Mapping, Set
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, literal, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, func, literal, select
 
 from stentor.store.schema import span_sums, usage_blocks, usage_spans, usage_sums
 from stentor.store.upsert import upsert
 
-AnyRow = Row[*tuple[Any, ...]]
 Rollup = tuple[str, ...]
 
 SPAN = 16  # blocks; stored spans are of this size
@@ -44,6 +43,11 @@ def _texts(rollup: Rollup) -> list[str]:
 
 
 # -- making spans ------------------------------------------------------------------------------------------------------
+
+
+def size() -> int:
+    """How many blocks make a span."""
+    return SPAN
 
 
 def find_next(connection: Connection) -> int | None:
@@ -104,34 +108,34 @@ def find_rollup(names: Set[str]) -> Rollup | None:
     return next((rollup for rollup in ROLLUPS if names <= set(rollup)), None)
 
 
-def _within(since_us: int | None, until_us: int | None) -> list[ColumnElement[bool]]:
-    """Of spans: that they lie in this time as a whole."""
+def _within(time: Mapping[str, Any]) -> list[ColumnElement[bool]]:
+    """Of spans: that they lie as a whole in the time from ``since_us`` until before ``until_us``, where these are."""
     found = []
-    if since_us is not None:
-        found.append(usage_spans.c.first_us >= since_us)
-    if until_us is not None:
-        found.append(usage_spans.c.last_us < until_us)
+    if "since_us" in time:
+        found.append(usage_spans.c.first_us >= time["since_us"])
+    if "until_us" in time:
+        found.append(usage_spans.c.last_us < time["until_us"])
     return found
 
 
-def without_span(since_us: int | None, until_us: int | None) -> ColumnElement[bool]:
-    """Of blocks: that no span speaks for them in this time."""
-    mine = usage_spans.c.span == (usage_blocks.c.block - 1) // SPAN
-    return ~select(usage_spans.c.span).where(mine, *_within(since_us, until_us)).exists()
+def without_span(time: Mapping[str, Any]) -> ColumnElement[bool]:
+    """Of blocks: that no span speaks for them in this time. :data:`SPAN` is the parameter ``span_blocks``."""
+    mine = usage_spans.c.span == (usage_blocks.c.block - 1) // bindparam("span_blocks")
+    return ~select(usage_spans.c.span).where(mine, *_within(time)).exists()
 
 
-def list_sums(
-    connection: Connection, rollup: Rollup, equal: Mapping[str, Any], by: tuple[str, ...], time: tuple[Any, Any]
-) -> list[AnyRow]:
+def sums_of_spans(
+    rollup: Rollup, equal: Mapping[str, Any], by: tuple[str, ...], time: Mapping[str, Any]
+) -> Select[Any]:
     """Sums over all spans that lie in ``time`` as a whole: ``by``, then the sums. ``equal``: values by column."""
     columns = dict(zip(_texts(rollup), _PLACES, strict=False)) | {"day_us": span_sums.c.day_us}
     groups = [columns[name] for name in by]
     query = select(*groups, *(func.coalesce(func.sum(span_sums.c[name]), 0) for name in _SUMS))
     query = query.where(span_sums.c.told == ",".join(rollup))
     query = query.where(*(columns[name] == value for name, value in equal.items()))
-    if within := _within(*time):
+    if within := _within(time):
         query = query.where(span_sums.c.span.in_(select(usage_spans.c.span).where(*within)))
     else:
         # One that is being made has sums already and doesn't count yet.
         query = query.where(span_sums.c.span <= select(func.max(usage_spans.c.span)).scalar_subquery())
-    return list(connection.execute(query.group_by(*groups) if groups else query))
+    return query.group_by(*groups) if groups else query

@@ -7,9 +7,25 @@ and blocks that a question's time cuts in two, are read event by event: answers 
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, func, insert, literal, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    delete,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    update,
+)
 
 from stentor.accounting import spans
 from stentor.core.clock import DAY_US
@@ -37,9 +53,13 @@ _IS_MARK = usage_blocks.c.first_id == usage_blocks.c.end_id  # what is left of t
 # -- making blocks -----------------------------------------------------------------------------------------------------
 
 
+_NO_END = 2**63 - 1
+_END = select(func.max(usage_blocks.c.end_id))
+
+
 def _covered_until(connection: Connection) -> int:
     """The first id that no block covers."""
-    return connection.execute(select(func.max(usage_blocks.c.end_id))).scalar_one() or 1
+    return connection.execute(_END).scalar_one() or 1
 
 
 def add_block(connection: Connection, settled_before_us: int | None) -> bool:
@@ -183,75 +203,102 @@ def _in_time(filters: Filters) -> tuple[list[ColumnElement[bool]], ColumnElement
     return touch, or_(*cuts) if cuts else None
 
 
-def _loose_ranges(connection: Connection, filters: Filters) -> list[tuple[int, int | None]]:
-    """Ids whose events have to be read one by one: of blocks that are cut in two, and of the tail."""
-    ranges: list[tuple[int, int | None]] = [(_covered_until(connection), None)]
-    touch, cut = _in_time(filters)
-    if cut is not None:
-        query = select(usage_blocks.c.first_id, usage_blocks.c.end_id).where(*touch, cut)
-        ranges += [(row[0], row[1]) for row in connection.execute(query.order_by(usage_blocks.c.block))]
-    return ranges
-
-
 def _between(first: int, end: int | None) -> ColumnElement[bool]:
     if end is None:
         return usage_events.c.id >= first
     return and_(usage_events.c.id >= first, usage_events.c.id < end)
 
 
-def sum_usage(connection: Connection, filters: Filters, by: tuple[str, ...]) -> dict[tuple[Any, ...], list[int]]:
-    """Sums in the order of :data:`SUMS`, by the values of ``by`` (of :data:`SUBJECTS`, or ``day_us``)."""
-    found: dict[tuple[Any, ...], list[int]] = {}
+class _Questions(NamedTuple):
+    """The statements of one kind of question, made once: to make them takes longer than to run them.
 
-    def take(rows: Any) -> None:
-        for row in rows:
-            key, values = tuple(row[: len(by)]), [int(value) for value in row[len(by) :]]
-            known = found.get(key)
-            found[key] = values if known is None else [a + b for a, b in zip(known, values, strict=True)]
+    Their parameters are the filters' values by name, and ``first`` and ``last`` of a run of ids or of blocks.
+    """
 
+    spans: Select[Any] | None
+    loose_blocks: Select[Any]  # those that no span speaks for: some at the end, and where the time cuts a span in two
+    block_run: Select[Any]
+    blocks: Select[Any]
+    folded: Select[Any] | None
+    cut_ids: Select[Any] | None
+    event_run: Select[Any]
+
+
+@lru_cache(maxsize=512)
+def _questions(asked: frozenset[str], by: tuple[str, ...]) -> _Questions:
+    filters = {name: bindparam(name) for name in asked}
+    equal = {name: filters[name] for name in SUBJECTS if name in asked}
+    touch, cut = _in_time(filters)
+    whole = [*touch, *([] if cut is None else [~cut])]
+    rollup = spans.find_rollup(equal.keys() | set(by))
+    blocks = _sums_of(usage_sums, equal, by)
     groups = [_subject(name) for name in by]
-    single = filters.get("request_id") is not None
-    if not single:
-        equal = {name: filters[name] for name in SUBJECTS if filters.get(name) is not None}
-        rollup = spans.find_rollup(equal.keys() | set(by))
-        if rollup is None:
-            take(_sum_blocks(connection, filters, by))
-        else:
-            time = (filters.get("since_us"), filters.get("until_us"))
-            take(spans.list_sums(connection, rollup, equal, by, time))
-            for part in _sum_blocks_without_span(connection, filters, by):
-                take(part)
-        take(_sum_folded(connection, filters, by))
-    for first, end in [(0, None)] if single else _loose_ranges(connection, filters):
-        query = select(*groups, *_event_sums()).where(_between(first, end), *_matching_events(filters))
-        take(connection.execute(query.group_by(*groups) if groups else query))
-    return found
+    events = select(*groups, *_event_sums()).where(*_matching_events(filters))
+    events = events.group_by(*groups) if groups else events
+    first, last = bindparam("first"), bindparam("last")
+    block = usage_blocks.c.block
+    return _Questions(
+        None if rollup is None else spans.sums_of_spans(rollup, equal, by, filters),
+        select(block).where(spans.without_span(filters), *whole).order_by(block),
+        blocks.where(usage_sums.c.block.between(first, last)),
+        # Without a time all of them: read in one go, without looking each block up.
+        blocks if cut is None else blocks.where(usage_sums.c.block.in_(select(block).where(*whole))),
+        _sums_of_days(filters, by),
+        None if cut is None else select(usage_blocks.c.first_id, usage_blocks.c.end_id - 1).where(*touch, cut),
+        # Between two ends always: PostgreSQL, before it knows a table, expects a third of it behind a single one.
+        events.where(usage_events.c.id.between(first, last)),
+    )
 
 
-def _block_sums(filters: Filters, by: tuple[str, ...]) -> Any:
-    columns = [usage_sums.c[name] for name in by]
-    totals = [func.coalesce(func.sum(usage_sums.c[name]), 0) for name in SUMS]
-    query = select(*columns, *totals).where(*_matching(usage_sums, filters))
+def _sums_of(table: Any, equal: Filters, by: tuple[str, ...]) -> Select[Any]:
+    columns = [table.c[name] for name in by]
+    totals = [func.coalesce(func.sum(table.c[name]), 0) for name in SUMS]
+    query = select(*columns, *totals).where(*(table.c[name] == value for name, value in equal.items()))
     return query.group_by(*columns) if columns else query
 
 
-def _sum_blocks(connection: Connection, filters: Filters, by: tuple[str, ...]) -> Any:
-    """Sums over all blocks that lie in the time asked for as a whole."""
-    touch, cut = _in_time(filters)
-    query = _block_sums(filters, by)
-    if cut is not None:  # else all of them: read in one go, without looking each block up
-        query = query.where(usage_sums.c.block.in_(select(usage_blocks.c.block).where(*touch, ~cut)))
-    return connection.execute(query)
+def _sums_of_days(filters: Filters, by: tuple[str, ...]) -> Select[Any] | None:
+    """Sums over what was folded away, by whole days; a status isn't known of it any more."""
+    if "status" in filters or "status" in by:
+        return None
+    query = _sums_of(usage_days, {name: filters[name] for name in FOLDED_BY[1:] if name in filters}, by)
+    if "since_us" in filters:
+        query = query.where(usage_days.c.day_us >= filters["since_us"])
+    if "until_us" in filters:
+        query = query.where(usage_days.c.day_us < filters["until_us"])
+    return query
 
 
-def _sum_blocks_without_span(connection: Connection, filters: Filters, by: tuple[str, ...]) -> Iterator[Any]:
-    """As :func:`_sum_blocks`, over those that no span speaks for: some at the end, and where the time is cut."""
-    touch, cut = _in_time(filters)
-    loose = select(usage_blocks.c.block).where(spans.without_span(filters.get("since_us"), filters.get("until_us")))
-    loose = loose.where(*touch, *([] if cut is None else [~cut])).order_by(usage_blocks.c.block)
-    query = _block_sums(filters, by)
-    for first, last in _runs(connection.execute(loose).scalars()):
-        yield connection.execute(query.where(usage_sums.c.block.between(first, last)))
+def sum_usage(connection: Connection, filters: Filters, by: tuple[str, ...]) -> dict[tuple[Any, ...], list[int]]:
+    """Sums in the order of :data:`SUMS`, by the values of ``by`` (of :data:`SUBJECTS`, or ``day_us``)."""
+    found: dict[tuple[Any, ...], list[int]] = {}
+    for row in _list_sums(connection, {name: value for name, value in filters.items() if value is not None}, by):
+        key, values = tuple(row[: len(by)]), [int(value) for value in row[len(by) :]]
+        known = found.get(key)
+        found[key] = values if known is None else [a + b for a, b in zip(known, values, strict=True)]
+    return found
+
+
+def _list_sums(connection: Connection, values: Filters, by: tuple[str, ...]) -> Iterator[AnyRow]:
+    """Sums of parts that are everything together: spans, blocks, days, and events one by one."""
+    ask = _questions(frozenset(values), by)
+    if "request_id" in values:
+        yield from connection.execute(ask.event_run, {**values, "first": 0, "last": _NO_END})
+        return
+    if ask.spans is None:
+        yield from connection.execute(ask.blocks, values)
+    else:
+        yield from connection.execute(ask.spans, values)
+        loose = connection.execute(ask.loose_blocks, {**values, "span_blocks": spans.size()}).scalars()
+        for first, last in _runs(loose):
+            yield from connection.execute(ask.block_run, {**values, "first": first, "last": last})
+    if ask.folded is not None:
+        yield from connection.execute(ask.folded, values)
+    tail = {"first": _covered_until(connection), "last": _NO_END}
+    yield from connection.execute(ask.event_run, {**values, **tail})
+    if ask.cut_ids is not None:
+        for first, last in connection.execute(ask.cut_ids, values).all():
+            yield from connection.execute(ask.event_run, {**values, "first": first, "last": last})
 
 
 def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
@@ -263,23 +310,6 @@ def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
         else:
             runs.append((number, number))
     return runs
-
-
-def _sum_folded(connection: Connection, filters: Filters, by: tuple[str, ...]) -> list[AnyRow]:
-    """Sums over what was folded away, by whole days; a status isn't known of it any more."""
-    if filters.get("status") is not None or "status" in by:
-        return []
-    columns = [usage_days.c[name] for name in by]
-    totals = [func.coalesce(func.sum(usage_days.c[name]), 0) for name in SUMS]
-    query = select(*columns, *totals)
-    for name in FOLDED_BY[1:]:
-        if filters.get(name) is not None:
-            query = query.where(usage_days.c[name] == filters[name])
-    if filters.get("since_us") is not None:
-        query = query.where(usage_days.c.day_us >= filters["since_us"])
-    if filters.get("until_us") is not None:
-        query = query.where(usage_days.c.day_us < filters["until_us"])
-    return list(connection.execute(query.group_by(*columns) if columns else query))
 
 
 def list_events(connection: Connection, filters: Filters, before_id: int | None, limit: int) -> list[AnyRow]:
