@@ -27,7 +27,7 @@ START_US = 1_790_000_000_000_000 - 1_790_000_000_000_000 % DAY_US
 STEP_US = DAYS * DAY_US // MILLION
 PROMISED_S = 0.3
 GROWTH_BYTES = 48_000_000
-SETTLED = 300
+SETTLED = 1000
 TRIES = 8
 PIECE = 50_000  # what PostgreSQL's deadline for a step allows
 
@@ -153,14 +153,17 @@ async def test_settling_does_not_mind_reports(filled: House) -> None:
     for task in reading:
         task.cancel()
     await asyncio.gather(*reading, return_exceptions=True)
+    p99_s = {}
     for name, took_s in (("alone", alone_s), ("beside reports", beside_s)):
-        p99 = statistics.quantiles(took_s, n=100)[98]
-        print(f"  settled {name}: median {statistics.median(took_s) * 1000:.2f} ms, p99 {p99 * 1000:.2f} ms")
-    assert statistics.median(beside_s) < 3 * statistics.median(alone_s) + 0.01
+        p99_s[name] = statistics.quantiles(took_s, n=100)[98]
+        print(f"  settled {name}: median {statistics.median(took_s) * 1000:.2f} ms, p99 {p99_s[name] * 1000:.2f} ms")
+    assert statistics.median(beside_s) < 2 * statistics.median(alone_s) + 0.002
+    # A turn or two of the machine's processors, however many others want them.
+    assert p99_s["beside reports"] < 3 * p99_s["alone"] + 0.02
 
 
 async def read_on(database: Database) -> None:
-    """Reports without a pause."""
+    """Reports without a pause, as nobody asks for them."""
     while True:
         for _, ask in reports(database):
             await ask()
