@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from stentor.core.errors import InDoubt, LeasesLost, StentorError, StoreUnavailable
 from stentor.core.ids import new_uuid7
 from stentor.store import postgres
-from stentor.store.asyncpg_dialect import LinkLost
+from stentor.store.asyncpg_dialect import LinkLost, LinkModule
 from stentor.store.lane import Lane
 from stentor.store.settings import StoreSettings
 from stentor.store.writer import Writer
@@ -229,7 +229,7 @@ class PostgresWriter(Writer):
                 postgres.undo_transaction(self._connection)
             if self._connection is not None and self._connection.in_transaction():
                 lost = True
-        except (SQLAlchemyError, LinkLost):
+        except (SQLAlchemyError, LinkModule.Error, LinkLost):
             lost = True
         if lost:
             self._let_go(truncate=False)
