@@ -22,6 +22,7 @@ from stentor.accounting.lending import (
     Limit,
     Want,
     borrow,
+    bucket_key,
     find_missing,
     find_wants,
     give_back_leases,
@@ -217,6 +218,8 @@ class SharedBooks(LocalBooks):
             return
         steady_s, second = int(self._clock.monotonic_s()), self._clock.now_us() // 1_000_000
         for ask, grant in zip(asks, outcome, strict=True):
+            if ask.epoch != self._epoch:
+                continue  # lent in an earlier life, and taken back with all of it
             for want, amount in zip(ask.wants, grant.amounts, strict=True):
                 limit = want.limit
                 if isinstance(limit, Minute) and limit.unit == "requests":
@@ -279,6 +282,8 @@ class SharedBooks(LocalBooks):
 
     def _delivered(self, items: list[Settlement], outcome: list[bool] | BaseException) -> None:
         super()._delivered(items, outcome)
+        if isinstance(outcome, BaseException) or not all(outcome):
+            self._note_taken_back(items, outcome)
         if not isinstance(outcome, LeasesLost):
             return
         self._drop_leases()
@@ -286,6 +291,24 @@ class SharedBooks(LocalBooks):
             again = item.absorbed(self._epoch)
             if again is not None:
                 self._lane.submit(again)
+
+    def _note_taken_back(self, items: list[Settlement], outcome: list[bool] | BaseException) -> None:
+        """What an undone charge gave back to leases is this node's only in the life in which it was borrowed."""
+        if isinstance(outcome, InDoubt):
+            return
+        for number, item in enumerate(items):
+            if not isinstance(outcome, BaseException) and outcome[number]:
+                continue
+            charge = item.charge
+            back: list[tuple[Limit, int]] = [(window, charge.tokens) for window in charge.token_windows]
+            back += [(meter, amount) for meter, start, amount in charge.posts if meter.window_start == start]
+            for limit, amount in back:
+                if limit.lease is None:
+                    continue
+                if item.epoch == self._epoch:
+                    self._lent[bucket_key(limit)] = limit  # a beat may have come by in between, when it had nothing
+                else:
+                    limit.lease -= amount
 
     def _check_epoch(self, items: Sequence[Any]) -> None:
         """On the writer's thread: nothing may rest on leases of an earlier life."""
@@ -349,6 +372,8 @@ class SharedBooks(LocalBooks):
             self._drop_leases()
         elif isinstance(outcome, BaseException) and not isinstance(outcome, InDoubt):
             for item in items:
+                if item.epoch != self._epoch:
+                    continue
                 for key, limit in item.limits.items():
                     limit.lease = (limit.lease or 0) + item.amounts[key]
                     self._lent[key] = limit

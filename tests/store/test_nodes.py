@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -286,6 +287,34 @@ async def test_a_silent_node_has_lost_what_it_borrowed(pair) -> None:
     assert sum(absorbed for _, absorbed in costs) == 6 * PRICE
     with pytest.raises(Refused):
         await first.open(key)
+    await second.check()
+
+
+async def test_a_charge_that_is_undone_gives_nothing_back_of_an_earlier_life(pair) -> None:
+    """The node has learnt that its leases are lost, and only then what became of a settlement made before that."""
+    first, second = pair
+    await first.set_tier("payg", prepaid=True)
+    await first.add_user("ann", 10 * PRICE)
+    key = await first.add_key("ann", limits=KeyLimits(token_limit=1000))
+    running = [await first.open(key) for _ in range(2)]
+    await silence(first, second)
+    epoch = first.database.epoch
+    closing = asyncio.create_task(first.close(running[0]))
+    await asyncio.sleep(0)
+    for _ in range(3000):  # without the loop, which is to hear of it later
+        if first.database.epoch != epoch:
+            break
+        time.sleep(0.01)
+    assert first.database.epoch != epoch
+    first.books._drop_leases()
+    with contextlib.suppress(StoreUnavailable):
+        await closing
+    account = first.books.roll.keys[key]
+    assert (account.user.balance.lease, account.quota.lease) == (0, 0)
+    await first.close(running[1])
+    async with asyncio.timeout(30):
+        while len(await rows(second, usage_events, "cost_nano")) < 2:
+            await asyncio.sleep(0.05)
     await second.check()
 
 
