@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Connection,
     Row,
@@ -226,7 +227,7 @@ class _Questions(NamedTuple):
 
 @lru_cache(maxsize=512)
 def _questions(asked: frozenset[str], by: tuple[str, ...]) -> _Questions:
-    filters = {name: bindparam(name) for name in asked}
+    filters: Filters = {name: bindparam(name) for name in asked}
     equal = {name: filters[name] for name in SUBJECTS if name in asked}
     touch, cut = _in_time(filters)
     whole = [*touch, *([] if cut is None else [~cut])]
@@ -235,7 +236,8 @@ def _questions(asked: frozenset[str], by: tuple[str, ...]) -> _Questions:
     groups = [_subject(name) for name in by]
     events = select(*groups, *_event_sums()).where(*_matching_events(filters))
     events = events.group_by(*groups) if groups else events
-    first, last = bindparam("first"), bindparam("last")
+    first: BindParameter[int] = bindparam("first")
+    last: BindParameter[int] = bindparam("last")
     block = usage_blocks.c.block
     return _Questions(
         None if rollup is None else spans.sums_of_spans(rollup, equal, by, filters),
