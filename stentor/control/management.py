@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from sqlalchemy import Connection
@@ -23,7 +24,7 @@ from stentor.accounting.prices import PriceEntry, add_price, list_prices, load_p
 from stentor.accounting.usage import Subject, UsageFilter, UsagePage, UsageTotal, list_usage, total_usage
 from stentor.audit.log import EVERY_CHANGE, Actor, Change, ChangeFilter, list_changes, record_change
 from stentor.control.books import LocalBooks
-from stentor.control.wanted import Finding, KeyAsk, MadeKey, UserAsk, UserView, check_within
+from stentor.control.wanted import Finding, KeyAsk, MadeKey, UserAsk, UserView, check_maker
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ProjectId, TierId, UserId
@@ -35,9 +36,26 @@ from stentor.store.database import Database
 from stentor.vault.keyring import Keyring
 
 HASHES_AT_ONCE = 2  # each takes 64 MiB
+HASHERS_MAX = 64  # who may wait for one: some seconds' worth
 GRACE_MOST_S = 90 * 86_400
 PASSWORD_LEAST = 8
 PASSWORD_MOST = 1024
+
+T = TypeVar("T")
+
+
+class Proof(NamedTuple):
+    """Somebody knew the password behind ``stored``, a hash. What follows from that is written in a transaction of its
+    own, which asks first whether it still holds.
+    """
+
+    user: User
+    stored: str | None
+
+    def check(self, connection: Connection) -> None:
+        """Raises Refused if the user has another password by now."""
+        if users.find_password_hash(connection, self.user.id) != self.stored:
+            raise Refused("wrong_password", "The password was changed in this moment.")
 
 
 class Management:
@@ -49,6 +67,7 @@ class Management:
         self._keyring = keyring
         self._clock = clock
         self._hashing = asyncio.Semaphore(HASHES_AT_ONCE)
+        self._hashers = 0
         self._timers: set[asyncio.TimerHandle] = set()
 
     # -- keys --------------------------------------------------------------------------------------------------------
@@ -68,10 +87,14 @@ class Management:
         text = new_key()
 
         def work(connection: Connection) -> ApiKey:
-            if creator is not None:
-                check_within(api_keys.get_key(connection, creator), ask)
+            maker = None if creator is None else api_keys.get_key(connection, creator)
             user = users.get_user(connection, ask.user)
-            project = projects.get_project_for(connection, user, ask.project)
+            wanted = ask.project
+            if not wanted and maker is not None and "admin" not in maker.scopes:
+                wanted = maker.project_id
+            project = projects.get_project_for(connection, user, wanted)
+            if maker is not None:
+                check_maker(maker, ask, project.id)
             limits = ask.limits or KeyLimits()
             new = api_keys.NewKey(
                 user.id, project.id, ask.name, ask.scopes, ask.models, ask.endpoints, limits, ask.expires_us
@@ -119,7 +142,7 @@ class Management:
             if not old.is_valid(now_us):
                 raise Refused("conflict", f"The key {key_id} has ended; make a new one instead.")
             if creator is not None:
-                check_within(api_keys.get_key(connection, creator), old)
+                check_maker(api_keys.get_key(connection, creator), old, old.project_id)
             new = api_keys.NewKey(
                 old.user_id,
                 old.project_id,
@@ -186,17 +209,16 @@ class Management:
 
         return UserView(await self._database.write(work), 0)
 
-    async def check_password(self, user: str, password: str) -> User | None:
-        """The user, if the password is theirs and they are let in; as slow for an unknown name."""
+    async def check_password(self, user: str, password: str) -> Proof | None:
+        """Whose password it is, if they are let in; as slow for an unknown name. Raises Refused when too many ask."""
 
         def read(connection: Connection) -> tuple[User | None, str | None]:
             found = users.find_user(connection, user)
             return found, None if found is None else users.find_password_hash(connection, found.id)
 
         found, stored = await self._database.read(read)
-        async with self._hashing:
-            right = await asyncio.to_thread(is_password, stored, password)
-        return found if right and found is not None and found.active else None
+        right = await self._hash(lambda: is_password(stored, password))
+        return Proof(found, stored) if right and found is not None and found.active else None
 
     async def hash_password(self, password: str) -> str:
         """The hash of a new password, which must not be too short."""
@@ -204,8 +226,18 @@ class Management:
             raise Refused("invalid_request", f"A password has at least {PASSWORD_LEAST} characters.", param="password")
         if len(password) > PASSWORD_MOST:
             raise Refused("invalid_request", f"A password has at most {PASSWORD_MOST} characters.", param="password")
-        async with self._hashing:
-            return await asyncio.to_thread(hash_password, password)
+        return await self._hash(lambda: hash_password(password))
+
+    async def _hash(self, work: Callable[[], T]) -> T:
+        """Do slow work on a password in a thread, few at once. Raises Refused where too many wait already."""
+        if self._hashers >= HASHERS_MAX:
+            raise Refused("overloaded", "Too many sign in at once. Try again in a moment.", retry_after_s=2.0)
+        self._hashers += 1
+        try:
+            async with self._hashing:
+                return await asyncio.to_thread(work)
+        finally:
+            self._hashers -= 1
 
     # -- money -------------------------------------------------------------------------------------------------------
 

@@ -1,6 +1,6 @@
 """Signing in to the console, and who is signed in. Memory is the truth, the database what outlives it."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import msgspec
@@ -10,11 +10,10 @@ from stentor.audit.log import Actor, record_change
 from stentor.control.books import LocalBooks
 from stentor.control.following import Follower
 from stentor.control.management import Management
-from stentor.control.slowdown import Slowdown, network_of
+from stentor.control.slowdown import ACCOUNT_FREE_TRIES, ACCOUNT_LONGEST_WAIT_S, Slowdown, network_of
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused, StoreUnavailable
 from stentor.core.ids import KeyId, UserId
-from stentor.core.principal import Principal
 from stentor.core.sessions import SessionCard, SessionKind
 from stentor.people import api_keys, sessions, users
 from stentor.people.key_text import digest_key
@@ -70,6 +69,8 @@ class Sessions:
         self._keyring = keyring
         self._clock = clock
         self._slowdown = Slowdown(clock)
+        self._accounts = Slowdown(clock, ACCOUNT_FREE_TRIES, ACCOUNT_LONGEST_WAIT_S)
+        self._good: set[str] = set()
         self._known: dict[bytes, _Live] = {}
         self._version = 0
         self._written = (0, 0.0)
@@ -106,7 +107,7 @@ class Sessions:
                 return None
             user = users.get_user(connection, session.user_id)
             key = None if session.key_id is None else api_keys.get_key(connection, session.key_id)
-            if not user.active or (key is not None and not key.is_valid(self._clock.now_us())):
+            if not _may(user, session.kind) or (key is not None and not key.is_valid(self._clock.now_us())):
                 return None
             return _Live(session, user) if key is None else _Live(session, user, key.ends_us(), key.endpoints)
 
@@ -150,47 +151,71 @@ class Sessions:
 
         Raises Refused: ``wrong_password`` (the same for an unknown name), ``rate_limit_exceeded`` after failures.
         """
-        network = network_of(place[0])
-        names = (network, f"{network} {name[:128].lower()}")
-        self._slowdown.enter(names)
-        user = await self._management.check_password(name, password)
-        if user is None or (kind == "admin" and user.role != "admin"):
-            await self._note_failure(place[0], kind, None if user is None else user.id)
-            raise Refused("wrong_password", "The name or the password is wrong.")
-        self._slowdown.forgive(names)
-        return await self._open(user, kind, place)
+        network, account = network_of(place[0]), name[:128].lower()
+        here = f"{network} {account}"
+        self._slowdown.enter((network, here))
+        if here not in self._good:
+            self._accounts.enter((account,))
+        proof = await self._management.check_password(name, password)
+        if proof is None or not _may(proof.user, kind):
+            await self._note_failure(place[0], kind, None if proof is None else proof.user.id)
+            raise _wrong()
+        self._slowdown.forgive((here,))
+        self._slowdown.forgive_place(network, account)
+        self._accounts.forgive((account,))
+        self._remember_good(here)
+        return await self._open(proof.user.id, kind, place, proof.check)
+
+    def _remember_good(self, here: str) -> None:
+        """Who signed in here is let in here again, however many guess at their account from elsewhere."""
+        if len(self._good) >= KNOWN_MAX:
+            self._good.clear()
+        self._good.add(here)
 
     async def exchange(self, key: str, place: tuple[str, str]) -> SignedIn:
         """A user session for whoever holds an API key of theirs. Raises Refused."""
-        names = (network_of(place[0]),)
-        self._slowdown.enter(names)
+        network = network_of(place[0])
+        self._slowdown.enter((network,))
         principal = await self._books.find_principal(digest_key(self._keyring.pepper(), key)) if key else None
         if principal is None:
             await self._note_failure(place[0], "user", None)
-            raise Refused("invalid_api_key", "This API key is unknown, revoked or expired.")
-        self._slowdown.forgive(names)
-        user_id = principal.user_id
-        user = await self._database.read(lambda connection: users.get_user(connection, user_id))
-        return await self._open(user, "user", place, principal)
+            raise _unknown_key()
+        key_id = principal.key_id
+        self._slowdown.forgive_place(network, key_id)
+
+        def check(connection: Connection) -> None:
+            if not api_keys.get_key(connection, key_id).is_valid(self._clock.now_us()):
+                raise _unknown_key()
+
+        return await self._open(principal.user_id, "user", place, check, key_id)
 
     async def _open(
-        self, user: User, kind: SessionKind, place: tuple[str, str], key: Principal | None = None
+        self,
+        user_id: UserId,
+        kind: SessionKind,
+        place: tuple[str, str],
+        check: Callable[[Connection], None],
+        key_id: KeyId | None = None,
     ) -> SignedIn:
-        token = sessions.new_token()
-        key_id = None if key is None else key.key_id
+        """A new session. ``check`` raises Refused if what let the caller in doesn't hold any more.
 
-        def work(connection: Connection) -> Session:
+        Nothing of it is remembered here: what ended between now and its first use is seen when it is loaded.
+        """
+        token = sessions.new_token()
+
+        def work(connection: Connection) -> _Live:
             now_us = self._clock.now_us()
+            user = users.get_user(connection, user_id)
+            if not _may(user, kind):
+                raise _wrong()
+            check(connection)
             session = sessions.add_session(connection, user, kind, token, place, now_us, key_id)
             after = {"session": session.id, "kind": kind, "address": session.address}
             actor = Actor(user.name, "console", session.address)
             record_change(connection, now_us, actor, "sign_in", ("user", user.id), after=after)
-            return session
+            return _Live(session, user)
 
-        session = await self._database.write(work)
-        live = _Live(session, user) if key is None else _Live(session, user, key.expires_us, key.endpoints)
-        self._known[sessions.digest_token(token)] = live
-        return SignedIn(token, _card(live))
+        return SignedIn(token, _card(await self._database.write(work)))
 
     async def _note_failure(self, address: str, kind: str, user_id: UserId | None) -> None:
         """In the audit, but never more than so many a minute: whoever guesses must not fill the disk."""
@@ -267,6 +292,19 @@ class Sessions:
 
         await self._database.write(work)
         self.forget(user_id)
+
+
+def _may(user: User, kind: SessionKind) -> bool:
+    """Whether a user may have a session of this kind."""
+    return user.active and (kind == "user" or user.role == "admin")
+
+
+def _wrong() -> Refused:
+    return Refused("wrong_password", "The name or the password is wrong.")
+
+
+def _unknown_key() -> Refused:
+    return Refused("invalid_api_key", "This API key is unknown, revoked or expired.")
 
 
 def _card(live: _Live) -> SessionCard:

@@ -3,6 +3,7 @@
 import msgspec
 
 from stentor.core.errors import Refused
+from stentor.core.ids import ProjectId
 from stentor.people.values import ApiKey, KeyLimits, User
 
 
@@ -37,6 +38,26 @@ def check_within(creator: ApiKey, ask: KeyAsk | ApiKey) -> None:
     ends_us = creator.ends_us()
     if ends_us is not None and (ask.expires_us is None or ask.expires_us > ends_us):
         raise Refused("insufficient_scope", "A key can't outlive its maker's.", param="expires_us")
+
+
+def check_maker(maker: ApiKey, ask: KeyAsk | ApiKey, project: ProjectId) -> None:
+    """Raises Refused where a key of ``project``, whose text the maker is to read, would get it beyond its own bounds.
+
+    Every key counts by itself: one with limits that could make others, or read another's text, would have no limits.
+    Who manages could lift them anyway.
+    """
+    check_within(maker, ask)
+    if "admin" in maker.scopes:
+        return
+    if any(value is not None for value in msgspec.structs.astuple(maker.limits)):
+        raise Refused(
+            "insufficient_scope",
+            "A key with limits of its own makes no other: each key counts by itself. Sign in with your password, or "
+            "use a key without limits.",
+            param="limits",
+        )
+    if maker.project_id != project:
+        raise Refused("insufficient_scope", "A key makes keys in its own project only.", param="project")
 
 
 class UserAsk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -84,17 +84,51 @@ async def test_a_bad_key_is_refused(house, ann: str, ask: KeyAsk, code: str) -> 
 
 async def test_a_key_may_do_no_more_than_its_makers(house, ann: str) -> None:
     limits = KeyLimits(token_limit=100)
-    maker = await house.add_key(ann, scopes=("inference", "ring"), models=("tiny",), limits=limits)
+    maker = await house.add_key(ann, scopes=("ring", "admin"), models=("tiny",), limits=limits)
     good = KeyAsk(ann, scopes=("ring",), models=("tiny",), limits=KeyLimits(token_limit=50))
     await house.management.add_key(OPERATOR, good, creator=maker)
     for bad in (
-        KeyAsk(ann, scopes=("admin",), models=("tiny",), limits=limits),
+        KeyAsk(ann, scopes=("inference",), models=("tiny",), limits=limits),
         KeyAsk(ann, scopes=("ring",), models=(), limits=limits),
         KeyAsk(ann, scopes=("ring",), models=("tiny", "big"), limits=limits),
         KeyAsk(ann, scopes=("ring",), models=("tiny",), limits=KeyLimits(token_limit=101)),
         KeyAsk(ann, scopes=("ring",), models=("tiny",)),
     ):
         assert (await refused(house.management.add_key(OPERATOR, bad, creator=maker))).code == "insufficient_scope"
+
+
+LIMITED = {
+    "tokens": KeyLimits(token_limit=100),
+    "money": KeyLimits(spending_limit_nano=100),
+    "a day": KeyLimits(budget_day_nano=100),
+    "a minute": KeyLimits(requests_per_minute=1),
+}
+
+
+@pytest.mark.parametrize("limits", LIMITED.values(), ids=LIMITED)
+async def test_a_limited_key_does_not_multiply(house, ann: str, limits: KeyLimits) -> None:
+    """Each key counts by itself: whoever holds a limited one would have as much as they make keys."""
+    maker = await house.add_key(ann, limits=limits)
+    sibling = await house.add_key(ann, limits=limits)
+    ask = KeyAsk(ann, limits=limits)
+    assert (await refused(house.management.add_key(OPERATOR, ask, creator=maker))).code == "insufficient_scope"
+    for key in (maker, sibling):
+        rotation = house.management.rotate_key(OPERATOR, key, creator=maker)
+        assert (await refused(rotation)).code == "insufficient_scope"
+    assert len(await house.management.list_keys(user=ann)) == 2
+
+
+async def test_a_key_stays_in_its_project_with_all_that_it_makes(house, ann: str) -> None:
+    """A project's budget holds for whoever has one of its keys."""
+    team = await house.management.add_project(OPERATOR, "team", ann)
+    maker = await house.add_key(ann, project=team.id)
+    made = await house.management.add_key(OPERATOR, KeyAsk(ann), creator=maker)
+    assert made.made.project_id == team.id
+    own = await house.add_key(ann)
+    personal = next(key for key in await house.management.list_keys(user=ann) if key.id == own).project_id
+    ask = KeyAsk(ann, project=personal)
+    assert (await refused(house.management.add_key(OPERATOR, ask, creator=maker))).param == "project"
+    assert (await refused(house.management.rotate_key(OPERATOR, own, creator=maker))).param == "project"
 
 
 async def test_a_revoked_key_stops_at_once_and_listeners_hear(house, ann: str) -> None:
@@ -204,7 +238,7 @@ async def test_a_user_shut_out_loses_all_keys_at_once_and_gets_them_back(house, 
 
 async def test_passwords_are_checked_without_telling_names_apart(house) -> None:
     await house.management.add_user(OPERATOR, UserAsk("ann", password="first password"))
-    assert (await house.management.check_password("ann", "first password")).name == "ann"
+    assert (await house.management.check_password("ann", "first password")).user.name == "ann"
     assert await house.management.check_password("ann", "other") is None
     assert await house.management.check_password("nobody", "first password") is None
     await house.change_user("ann", password="second password")
@@ -484,7 +518,7 @@ async def test_the_first_start_makes_the_admin_once(house, admin_key: bool, scop
     assert KEY.fullmatch(first.api_key)
     principal = await house.books.find_principal(house.digest(first.api_key))
     assert (principal.scopes, principal.tier_id) == (scopes, "admin")
-    user = await house.management.check_password("admin", first.admin_password)
+    user = (await house.management.check_password("admin", first.admin_password)).user
     assert (user.role, user.password_temporary) == ("admin", True)
     for _ in range(500):
         await house.open(principal.key_id, 8000, 8000)

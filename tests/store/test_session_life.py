@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import threading
 
 import pytest
 from argon2 import PasswordHasher
@@ -103,6 +104,109 @@ async def test_many_guesses_at_once_are_not_free(sessions) -> None:
     tries = [refused(sessions.sign_in("ann", f"wrong {n}", "admin", PLACE)) for n in range(50)]
     codes = [refusal.code for refusal in await asyncio.gather(*tries)]
     assert codes.count("wrong_password") == 4
+
+
+async def test_an_account_of_ones_own_buys_no_guesses_at_others(house, sessions) -> None:
+    """Bob signs in between his guesses, which would forgive them."""
+    for number in range(40):
+        for guess in range(3):
+            try:
+                await sessions.sign_in(f"victim-{number}", f"guess {guess}", "user", PLACE)
+            except Refused as refusal:
+                if refusal.code == "rate_limit_exceeded":
+                    assert number < 5
+                    return
+        await sessions.sign_in("bob", PASSWORD, "user", PLACE)
+    pytest.fail("120 guesses at 40 accounts were let through")
+
+
+async def test_one_account_is_guessed_at_from_many_places_in_vain(house, sessions) -> None:
+    await sessions.sign_in("ann", PASSWORD, "admin", PLACE)
+    places = [(f"198.51.{number >> 8}.{number & 255}", "") for number in range(60)]
+    codes = [(await refused(sessions.sign_in("ann", "wrong", "admin", place))).code for place in places]
+    assert codes == ["wrong_password"] * 50 + ["rate_limit_exceeded"] * 10
+    # Where she signed in before, she isn't kept out; elsewhere she waits, but not long.
+    assert (await sessions.sign_in("ann", PASSWORD, "admin", PLACE)).card.user_name == "ann"
+    codes = [(await refused(sessions.sign_in("ann", "wrong", "admin", place))).code for place in places]
+    assert codes.count("wrong_password") == 50
+    assert (await refused(sessions.sign_in("ann", PASSWORD, "admin", ("192.0.2.1", "")))).retry_after_s <= 30
+    house.clock.advance(31)
+    assert (await sessions.sign_in("ann", PASSWORD, "admin", ("192.0.2.1", ""))).card.user_name == "ann"
+
+
+async def test_a_flood_of_passwords_does_not_queue_for_ever(house, sessions, monkeypatch) -> None:
+    let_go = threading.Event()
+    monkeypatch.setattr("stentor.control.management.is_password", lambda *_: let_go.wait(30) and False)
+    tries = [asyncio.create_task(house.management.check_password("ann", "x")) for _ in range(200)]
+    try:
+        async with asyncio.timeout(30):
+            while sum(each.done() for each in tries) < 136:
+                await asyncio.sleep(0.01)
+    finally:
+        let_go.set()
+    told = await asyncio.gather(*tries, return_exceptions=True)
+    assert sum(isinstance(each, Refused) and each.code == "overloaded" for each in told) == 136
+    assert told.count(None) == 64
+
+
+# -- what ends in the moment of a sign-in ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def meanwhile(monkeypatch):
+    """Have something done between the check of a password, which takes its time, and what follows from it."""
+
+    def arrange(house, work) -> None:
+        real = house.management.check_password
+
+        async def check(user, password):
+            proof = await real(user, password)
+            await work()
+            return proof
+
+        monkeypatch.setattr(house.management, "check_password", check)
+
+    return arrange
+
+
+ENDS = {
+    "shut out": UserChange(active=False),
+    "no admin any more": UserChange(role="user"),
+    "another password": UserChange(password="another password"),
+}
+
+
+@pytest.mark.parametrize("change", ENDS.values(), ids=ENDS)
+async def test_who_is_stopped_while_signing_in_does_not_get_in(house, sessions, meanwhile, change) -> None:
+    await house.management.add_user(OPERATOR, UserAsk("carl", role="admin", password=PASSWORD))
+    changes = Changes(house.database, house.books, house.management, house.clock, sessions.forget)
+    meanwhile(house, lambda: changes.change_user(OPERATOR, "ann", change))
+    assert (await refused(sessions.sign_in("ann", PASSWORD, "admin", PLACE))).code == "wrong_password"
+    assert await sessions.list_sessions(user="ann") == []
+
+
+async def test_an_old_password_does_not_undo_an_administrators_new_one(house, sessions, meanwhile) -> None:
+    changes = Changes(house.database, house.books, house.management, house.clock, sessions.forget)
+    real = house.management.check_password
+    bob = (await real("bob", PASSWORD)).user
+    meanwhile(house, lambda: changes.change_user(OPERATOR, "bob", UserChange(password="by the operator")))
+    change = sessions.change_password(Actor("bob", "console"), bob.id, PASSWORD, "by a thief", keep="")
+    assert (await refused(change)).code == "wrong_password"
+    assert await real("bob", "by the operator") is not None
+
+
+async def test_a_key_that_ends_while_it_is_exchanged_opens_nothing(house, sessions, monkeypatch) -> None:
+    made = await house.management.add_key(OPERATOR, KeyAsk("bob"))
+    real = house.books.find_principal
+
+    async def find(digest):
+        found = await real(digest)
+        await house.management.revoke_key(OPERATOR, made.made.id)
+        return found
+
+    monkeypatch.setattr(house.books, "find_principal", find)
+    assert (await refused(sessions.exchange(made.key, PLACE))).code == "invalid_api_key"
+    assert await sessions.list_sessions(user="bob") == []
 
 
 async def test_one_ipv6_network_is_one_place(sessions) -> None:
