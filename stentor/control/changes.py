@@ -101,7 +101,7 @@ class Changes:
         if "tier" in values:
             values["tier_id"] = TierId(values.pop("tier"))
         if "password" in values:
-            values["password_hash"] = await self._management.hash_password(values.pop("password"))
+            values["password_hash"] = await self._management.passwords.hash(values.pop("password"))
             values["password_temporary"] = change.password_temporary
 
         def work(connection: Connection) -> tuple[User, Tier, list[ApiKey], int]:

@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import msgspec
 from sqlalchemy import Connection
@@ -24,38 +23,18 @@ from stentor.accounting.prices import PriceEntry, add_price, list_prices, load_p
 from stentor.accounting.usage import Subject, UsageFilter, UsagePage, UsageTotal, list_usage, total_usage
 from stentor.audit.log import EVERY_CHANGE, Actor, Change, ChangeFilter, list_changes, record_change
 from stentor.control.books import LocalBooks
+from stentor.control.passwords import Passwords
 from stentor.control.wanted import Finding, KeyAsk, MadeKey, UserAsk, UserView, check_maker
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ProjectId, TierId, UserId
 from stentor.people import api_keys, projects, tiers, users
 from stentor.people.key_text import digest_key, new_key
-from stentor.people.passwords import hash_password, is_password
 from stentor.people.values import ApiKey, KeyLimits, Project, Tier, User
 from stentor.store.database import Database
 from stentor.vault.keyring import Keyring
 
-HASHES_AT_ONCE = 2  # each takes 64 MiB
-HASHERS_MAX = 64  # who may wait for one: some seconds' worth
 GRACE_MOST_S = 90 * 86_400
-PASSWORD_LEAST = 8
-PASSWORD_MOST = 1024
-
-T = TypeVar("T")
-
-
-class Proof(NamedTuple):
-    """Somebody knew the password behind ``stored``, a hash. What follows from that is written in a transaction of its
-    own, which asks first whether it still holds.
-    """
-
-    user: User
-    stored: str | None
-
-    def check(self, connection: Connection) -> None:
-        """Raises Refused if the user has another password by now."""
-        if users.find_password_hash(connection, self.user.id) != self.stored:
-            raise Refused("wrong_password", "The password was changed in this moment.")
 
 
 class Management:
@@ -66,8 +45,7 @@ class Management:
         self._books = books
         self._keyring = keyring
         self._clock = clock
-        self._hashing = asyncio.Semaphore(HASHES_AT_ONCE)
-        self._hashers = 0
+        self.passwords = Passwords(database)
         self._timers: set[asyncio.TimerHandle] = set()
 
     # -- keys --------------------------------------------------------------------------------------------------------
@@ -198,7 +176,7 @@ class Management:
 
     async def add_user(self, actor: Actor, ask: UserAsk) -> UserView:
         """Make a user with a personal project."""
-        hashed = None if ask.password is None else await self.hash_password(ask.password)
+        hashed = None if ask.password is None else await self.passwords.hash(ask.password)
         new = users.NewUser(ask.name, ask.email, ask.role, TierId(ask.tier), hashed)
 
         def work(connection: Connection) -> User:
@@ -208,36 +186,6 @@ class Management:
             return user
 
         return UserView(await self._database.write(work), 0)
-
-    async def check_password(self, user: str, password: str) -> Proof | None:
-        """Whose password it is, if they are let in; as slow for an unknown name. Raises Refused when too many ask."""
-
-        def read(connection: Connection) -> tuple[User | None, str | None]:
-            found = users.find_user(connection, user)
-            return found, None if found is None else users.find_password_hash(connection, found.id)
-
-        found, stored = await self._database.read(read)
-        right = await self._hash(lambda: is_password(stored, password))
-        return Proof(found, stored) if right and found is not None and found.active else None
-
-    async def hash_password(self, password: str) -> str:
-        """The hash of a new password, which must not be too short."""
-        if len(password) < PASSWORD_LEAST:
-            raise Refused("invalid_request", f"A password has at least {PASSWORD_LEAST} characters.", param="password")
-        if len(password) > PASSWORD_MOST:
-            raise Refused("invalid_request", f"A password has at most {PASSWORD_MOST} characters.", param="password")
-        return await self._hash(lambda: hash_password(password))
-
-    async def _hash(self, work: Callable[[], T]) -> T:
-        """Do slow work on a password in a thread, few at once. Raises Refused where too many wait already."""
-        if self._hashers >= HASHERS_MAX:
-            raise Refused("overloaded", "Too many sign in at once. Try again in a moment.", retry_after_s=2.0)
-        self._hashers += 1
-        try:
-            async with self._hashing:
-                return await asyncio.to_thread(work)
-        finally:
-            self._hashers -= 1
 
     # -- money -------------------------------------------------------------------------------------------------------
 

@@ -156,7 +156,7 @@ class Sessions:
         self._slowdown.enter((network, here))
         if here not in self._good:
             self._accounts.enter((account,))
-        proof = await self._management.check_password(name, password)
+        proof = await self._management.passwords.check(name, password)
         if proof is None or not _may(proof.user, kind):
             await self._note_failure(place[0], kind, None if proof is None else proof.user.id)
             raise _wrong()
@@ -273,19 +273,19 @@ class Sessions:
         else:
             names = (f"password {user_id}",)
             self._slowdown.enter(names)
-            if await self._management.check_password(user_id, old) is None:
+            if await self._management.passwords.check(user_id, old) is None:
                 await self._note_failure(actor.address, "password", user_id)
                 raise Refused("wrong_password", "The present password is wrong.")
             self._slowdown.forgive(names)
         if old == new:
             raise Refused("invalid_request", "The new password is the present one.", param="new_password")
-        hashed = await self._management.hash_password(new)
+        hashed = await self._management.passwords.hash(new)
 
         def work(connection: Connection) -> None:
             now_us = self._clock.now_us()
             user = users.get_user(connection, user_id)
             if users.find_password_hash(connection, user_id) != stored:
-                raise Refused("conflict", "The password was changed meanwhile.")
+                raise Refused("wrong_password", "The password was changed in this moment.")
             users.set_password(connection, user, hashed, False, now_us)
             sessions.end_sessions(connection, user.id, but=keep)
             record_change(connection, now_us, actor, "user_password", ("user", user.id))

@@ -175,7 +175,7 @@ async def test_a_user_is_changed_and_the_audit_says_how(house, ann, changes) -> 
     assert '"tier_id":"payg"' in entry.before
     assert '"tier_id":"admin"' in entry.after
     assert "argon2" not in repr(entry)
-    assert await house.management.check_password("ann@example.org", "a long password") is not None
+    assert await house.management.passwords.check("ann@example.org", "a long password") is not None
 
 
 async def test_a_user_who_is_shut_out_loses_all_keys_at_once(house, ann, changes) -> None:

@@ -238,12 +238,12 @@ async def test_a_user_shut_out_loses_all_keys_at_once_and_gets_them_back(house, 
 
 async def test_passwords_are_checked_without_telling_names_apart(house) -> None:
     await house.management.add_user(OPERATOR, UserAsk("ann", password="first password"))
-    assert (await house.management.check_password("ann", "first password")).user.name == "ann"
-    assert await house.management.check_password("ann", "other") is None
-    assert await house.management.check_password("nobody", "first password") is None
+    assert (await house.management.passwords.check("ann", "first password")).user.name == "ann"
+    assert await house.management.passwords.check("ann", "other") is None
+    assert await house.management.passwords.check("nobody", "first password") is None
     await house.change_user("ann", password="second password")
-    assert await house.management.check_password("ann", "first password") is None
-    assert await house.management.check_password("ann", "second password") is not None
+    assert await house.management.passwords.check("ann", "first password") is None
+    assert await house.management.passwords.check("ann", "second password") is not None
     assert (await refused(house.change_user("ann", password="short"))).code == "invalid_request"
 
 
@@ -518,7 +518,7 @@ async def test_the_first_start_makes_the_admin_once(house, admin_key: bool, scop
     assert KEY.fullmatch(first.api_key)
     principal = await house.books.find_principal(house.digest(first.api_key))
     assert (principal.scopes, principal.tier_id) == (scopes, "admin")
-    user = (await house.management.check_password("admin", first.admin_password)).user
+    user = (await house.management.passwords.check("admin", first.admin_password)).user
     assert (user.role, user.password_temporary) == ("admin", True)
     for _ in range(500):
         await house.open(principal.key_id, 8000, 8000)
@@ -529,7 +529,7 @@ async def test_an_admin_is_made_though_there_are_users_already(house, ann: str) 
     await house.add_user("admin")
     first = await ensure_first_run(house.database, house.keyring, house.clock)
     assert first is not None
-    assert (await house.management.check_password(first.admin_user, first.admin_password)).role == "admin"
+    assert (await house.management.passwords.check(first.admin_user, first.admin_password)).user.role == "admin"
     assert first.admin_user == "admin2"
 
 
@@ -556,7 +556,7 @@ def test_no_limits_are_no_limits(kind) -> None:
 async def test_an_address_is_the_same_however_it_is_capitalized(house) -> None:
     await house.management.add_user(OPERATOR, UserAsk("eve", email="Eve@Example.org", password="correct horse battery"))
     for address in ("eve@example.org", "EVE@example.ORG"):
-        assert (await house.management.check_password(address, "correct horse battery")).name == "eve"
+        assert (await house.management.passwords.check(address, "correct horse battery")).user.name == "eve"
         with pytest.raises(Refused, match="already"):
             await house.management.add_user(OPERATOR, UserAsk("other", email=address))
     await house.add_user("fay")

@@ -137,7 +137,7 @@ async def test_one_account_is_guessed_at_from_many_places_in_vain(house, session
 async def test_a_flood_of_passwords_does_not_queue_for_ever(house, sessions, monkeypatch) -> None:
     let_go = threading.Event()
     monkeypatch.setattr("stentor.control.management.is_password", lambda *_: let_go.wait(30) and False)
-    tries = [asyncio.create_task(house.management.check_password("ann", "x")) for _ in range(200)]
+    tries = [asyncio.create_task(house.management.passwords.check("ann", "x")) for _ in range(200)]
     try:
         async with asyncio.timeout(30):
             while sum(each.done() for each in tries) < 136:
@@ -157,14 +157,14 @@ def meanwhile(monkeypatch):
     """Have something done between the check of a password, which takes its time, and what follows from it."""
 
     def arrange(house, work) -> None:
-        real = house.management.check_password
+        real = house.management.passwords.check
 
         async def check(user, password):
             proof = await real(user, password)
             await work()
             return proof
 
-        monkeypatch.setattr(house.management, "check_password", check)
+        monkeypatch.setattr(house.management.passwords, "check", check)
 
     return arrange
 
@@ -187,7 +187,7 @@ async def test_who_is_stopped_while_signing_in_does_not_get_in(house, sessions, 
 
 async def test_an_old_password_does_not_undo_an_administrators_new_one(house, sessions, meanwhile) -> None:
     changes = Changes(house.database, house.books, house.management, house.clock, sessions.forget)
-    real = house.management.check_password
+    real = house.management.passwords.check
     bob = (await real("bob", PASSWORD)).user
     meanwhile(house, lambda: changes.change_user(OPERATOR, "bob", UserChange(password="by the operator")))
     change = sessions.change_password(Actor("bob", "console"), bob.id, PASSWORD, "by a thief", keep="")
