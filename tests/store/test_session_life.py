@@ -136,7 +136,7 @@ async def test_one_account_is_guessed_at_from_many_places_in_vain(house, session
 
 async def test_a_flood_of_passwords_does_not_queue_for_ever(house, sessions, monkeypatch) -> None:
     let_go = threading.Event()
-    monkeypatch.setattr("stentor.control.management.is_password", lambda *_: let_go.wait(30) and False)
+    monkeypatch.setattr("stentor.control.passwords.is_password", lambda *_: let_go.wait(30) and False)
     tries = [asyncio.create_task(house.management.passwords.check("ann", "x")) for _ in range(200)]
     try:
         async with asyncio.timeout(30):
