@@ -213,7 +213,8 @@ class Sessions:
             after = {"session": session.id, "kind": kind, "address": session.address}
             actor = Actor(user.name, "console", session.address)
             record_change(connection, now_us, actor, "sign_in", ("user", user.id), after=after)
-            return _Live(session, user)
+            key = None if key_id is None else api_keys.get_key(connection, key_id)
+            return _Live(session, user) if key is None else _Live(session, user, key.ends_us(), key.endpoints)
 
         return SignedIn(token, _card(await self._database.write(work)))
 
