@@ -51,4 +51,4 @@ def test_a_worker_or_its_authority_killed_at_a_point(crew: Victim, point: Point)
 
 def test_there_are_more_than_twenty_points() -> None:
     assert len({point.name for point in ALONE if point.often}) >= 20
-    assert len({str(point) for kind in KINDS for point in kind.points}) >= 50
+    assert len({str(point) for kind in KINDS for point in kind.points}) >= 40
