@@ -66,7 +66,7 @@ async def _gate(models: None, log: Path, tmp_path_factory: pytest.TempPathFactor
     tables = (
         model_table(id="tiny", source="whisper-tiny.en", parallel=1, threads=2),
         model_table(id="ear", source="listen", threads=1),
-        model_table(id="odd", engine="command", type="audio", command=command, parallel=2),
+        model_table(id="odd", engine="command", type="omni", command=command, parallel=2, canary=False),
     )
     async with inside(tmp_path_factory.mktemp("inside"), "\n".join(tables)) as held:
         yield held
