@@ -4,6 +4,7 @@ It gives no log probabilities beside tools in a stream: then it is asked for the
 one piece. And its ``/v1/completions`` says log probabilities as conversations do.
 """
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import msgspec
@@ -45,7 +46,7 @@ _decode_logprobs = msgspec.json.Decoder(_Logprobs | None).decode
 _decode_index = msgspec.json.Decoder(int).decode
 
 
-class Reshaped:
+class Reshaped(ABC):
     """An engine's answer, rewritten as it is read."""
 
     def __init__(self, answer: EngineAnswer) -> None:
@@ -53,9 +54,9 @@ class Reshaped:
         self.content_type = answer.content_type
         self._answer = answer
 
+    @abstractmethod
     async def read(self) -> bytes:
         """What has come in, rewritten; empty at the end. Raises EngineUnreachable, EngineRubbish."""
-        raise NotImplementedError
 
     async def error_body(self) -> bytes:
         """As the answer's own."""

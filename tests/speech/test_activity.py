@@ -15,6 +15,7 @@ import numpy
 import onnxruntime
 import psutil
 import pytest
+from faster_whisper.feature_extractor import FeatureExtractor
 
 from stentor.engines.hearing.silero import Silero, knows
 from stentor.engines.hearing.sound import RATE
@@ -254,9 +255,8 @@ def test_pieces_of_any_size_give_the_same(model: Path) -> None:
 
 
 def test_sound_looks_as_whisper_sees_it() -> None:
-    library = pytest.importorskip("faster_whisper.feature_extractor")
     sound = spoken(clips.SENTENCES[0], 0, 0)[-2 * RATE :].astype(numpy.float32) / 32768.0
-    theirs = library.FeatureExtractor(feature_size=80, chunk_length=2)(sound, padding=0)
+    theirs = FeatureExtractor(feature_size=80, chunk_length=2)(sound, padding=0)
     ours = log_mel(sound)
     assert ours.shape == (80, 200)
     assert numpy.abs(ours - theirs[:, :200]).max() < 1e-4

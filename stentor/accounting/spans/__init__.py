@@ -5,6 +5,7 @@ from sqlalchemy import Connection
 from stentor.accounting.spans import table
 from stentor.accounting.spans.table import (
     ROLLUPS,
+    SUMS,
     Rollup,
     drop_with_block,
     find_rollup,
@@ -31,6 +32,7 @@ def finish_span(connection: Connection, span: int) -> bool:
 
 __all__ = [
     "ROLLUPS",
+    "SUMS",
     "Rollup",
     "drop_with_block",
     "find_next_span",

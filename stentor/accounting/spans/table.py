@@ -32,7 +32,7 @@ ROLLUPS: tuple[Rollup, ...] = (
     ("user_id", "model"),
 )
 _PLACES = (span_sums.c.subject, span_sums.c.other)
-_SUMS = (
+SUMS = (
     "events", "input_tokens", "cached_tokens", "output_tokens", "billable_tokens", "cost_nano", "charged_nano",
     "absorbed_nano",
 )  # fmt: skip
@@ -70,10 +70,10 @@ def roll_up(connection: Connection, span: int, rollup: Rollup) -> None:
     texts = [usage_sums.c[name] for name in _texts(rollup)]
     shown = [*texts, literal(""), literal("")][:2]
     day = usage_sums.c.day_us if "day_us" in rollup else literal(NO_DAY)
-    totals = [func.sum(usage_sums.c[name]) for name in _SUMS]
+    totals = [func.sum(usage_sums.c[name]) for name in SUMS]
     sums = select(literal(",".join(rollup)), *shown, day, literal(span), *totals)
     sums = sums.where(_of_span(usage_sums.c.block, span)).group_by(*(usage_sums.c[name] for name in rollup))
-    columns = ("told", "subject", "other", "day_us", "span", *_SUMS)
+    columns = ("told", "subject", "other", "day_us", "span", *SUMS)
     connection.execute(upsert(span_sums).from_select(columns, sums).on_conflict_do_nothing())
 
 
@@ -130,7 +130,7 @@ def sums_of_spans(
     """Sums over all spans that lie in ``time`` as a whole: ``by``, then the sums. ``equal``: values by column."""
     columns = dict(zip(_texts(rollup), _PLACES, strict=False)) | {"day_us": span_sums.c.day_us}
     groups = [columns[name] for name in by]
-    query = select(*groups, *(func.coalesce(func.sum(span_sums.c[name]), 0) for name in _SUMS))
+    query = select(*groups, *(func.coalesce(func.sum(span_sums.c[name]), 0) for name in SUMS))
     query = query.where(span_sums.c.told == ",".join(rollup))
     query = query.where(*(columns[name] == value for name, value in equal.items()))
     if within := _within(time):

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import msgspec
 from sqlalchemy import Connection
 
+from stentor.accounting.spans import SUMS
 from stentor.accounting.usage import table
 from stentor.core.clock import DAY_US
 
@@ -109,7 +110,7 @@ def sum_between(
 ) -> int:
     """What one subject (a column and its value) used or cost from ``start_us`` until before ``end_us``."""
     where = {subject[0]: subject[1], "since_us": start_us, "until_us": end_us}
-    return table.sum_usage(connection, where, ())[()][table.SUMS.index(amount)]
+    return table.sum_usage(connection, where, ())[()][SUMS.index(amount)]
 
 
 def sum_up(connection: Connection, settled_before_us: int | None) -> bool:
@@ -148,7 +149,7 @@ def sum_project_usage(
     where: dict[str, Any] = {"project_id": project_id, "since_us": since_us, "until_us": until_us}
     sums = table.sum_usage(connection, where, ("day_us", "model"))
     names = ("events", "cost_nano", "input_tokens", "output_tokens")
-    places = [table.SUMS.index(name) for name in names]
+    places = [SUMS.index(name) for name in names]
     return [(key[0] // DAY_US, key[1], *(values[place] for place in places)) for key, values in sorted(sums.items())]
 
 

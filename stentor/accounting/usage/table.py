@@ -29,6 +29,7 @@ from sqlalchemy import (
 )
 
 from stentor.accounting import spans
+from stentor.accounting.spans import SUMS
 from stentor.core.clock import DAY_US
 from stentor.store.schema import usage_blocks, usage_days, usage_events, usage_sums
 from stentor.store.upsert import upsert
@@ -39,11 +40,6 @@ BLOCK = 2000
 
 COLUMNS = tuple(column.name for column in usage_events.columns)
 SUBJECTS = ("user_id", "project_id", "key_id", "model", "status")
-SUMS = (
-    "events", "input_tokens", "cached_tokens", "output_tokens", "billable_tokens", "cost_nano", "charged_nano",
-    "absorbed_nano",
-)  # fmt: skip
-
 FOLDED_BY = ("day_us", "user_id", "project_id", "key_id", "model")
 
 Filters = dict[str, Any]
