@@ -97,6 +97,25 @@ async def test_what_is_settled_gets_a_leaf_and_a_receipt_that_two_verifiers_acce
     assert await registry.sequencer.catch_up() == 0
 
 
+async def test_what_is_settled_meanwhile_waits_for_the_next_time(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or under steady load each few settlements would have a transaction of their own, and none would be gathered."""
+    await registry.settle(3)
+    append = registry.receipt_log.append
+    more = iter(range(5))
+
+    async def append_and_settle(*given: Any) -> Any:
+        done = await append(*given)
+        if next(more, None) is not None:
+            await registry.settle(2)
+        return done
+
+    monkeypatch.setattr(registry.receipt_log, "append", append_and_settle)
+    assert await registry.sequencer.catch_up() == 3
+    assert await registry.sequencer.catch_up() == 2
+
+
 async def test_many_batches_make_the_tree_that_the_leaves_say(registry: Registry) -> None:
     await registry.settle(700)
     assert await registry.sequencer.catch_up() == 700
