@@ -11,13 +11,15 @@ from typing import Any
 
 import av
 import numpy
-from piper import PiperVoice
+from piper import PiperVoice, SynthesisConfig
 
 from stentor.runtime.offers import OFFERS
 from tests.kinds.models import CACHE, fetch
 
 SENTENCES = Path(__file__).with_name("sentences.txt").read_text("utf-8").splitlines()
 SPOKEN_RATE = 22_050
+# Without the voice's chance: the same words sound the same on every machine.
+STEADY = SynthesisConfig(noise_scale=0.0, noise_w_scale=0.0)
 # Container and codec by what people call the format.
 FORMATS = {
     "wav": ("wav", "pcm_s16le"),
@@ -39,11 +41,11 @@ def speak(text: str) -> Path:
     """A WAV file of the text, spoken once and kept."""
     folder = CACHE / "spoken"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"joe-{hashlib.sha256(text.encode()).hexdigest()[:16]}.wav"
+    path = folder / f"steady-joe-{hashlib.sha256(text.encode()).hexdigest()[:16]}.wav"
     if not path.exists():
         fresh = path.with_suffix(f".{os.getpid()}.new")
         with wave.open(str(fresh), "wb") as file:
-            _voice().synthesize_wav(text, file)
+            _voice().synthesize_wav(text, file, STEADY)
         fresh.replace(path)
     return path
 

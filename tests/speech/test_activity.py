@@ -37,7 +37,7 @@ WAKING = {
     "Hey Mycroft.": "hey_mycroft",
     "Alexa, stop.": "alexa",
 }
-NEAR = ("Okay, maybe.", "Hey service.", "Hey, Travis.", "A lecture.", "Hey, my friend.", "Turn on the light.")
+NEAR = ("Okay, maybe.", "Hey service.", "Hey, Travis.", "A lecture.", "Hey, Charlie.", "Turn on the light.")
 
 
 def tones(kind: str, seconds: float = 6.0) -> Any:
@@ -89,7 +89,7 @@ async def all_of(line: Line, sound: Any) -> list[Any]:
 
 
 async def test_speech_is_marked_where_it_is(engine: str) -> None:
-    for sentence in (clips.SENTENCES[0], clips.SENTENCES[1], clips.SENTENCES[3]):
+    for sentence in (clips.SENTENCES[1], clips.SENTENCES[6], clips.SENTENCES[11]):
         word = numpy.flatnonzero(numpy.abs(spoken(sentence, 0, 0)) > 300)
         sound = spoken(sentence, 1.0, 1.0)
         async with listening(engine) as line:
