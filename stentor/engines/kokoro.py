@@ -26,7 +26,7 @@ SLOWEST, QUICKEST = 0.5, 2.0
 PAUSE_S, CLAUSE_PAUSE_S = 0.2, 0.1
 # With two threads of a small machine a second of sound takes 0.35 s, and half a second of it is silence that is cut
 # off. So a sentence of twelve words takes two seconds, its first words half a second.
-PACE = Pace(first=20, growth=2.0, most=400)
+PACE = Pace(first=20, growth=2.0, most=400, gather=True)
 _ENDS, _CLAUSES = frozenset(".!?…。！？｡‥"), frozenset(",;:—–،、，；：")
 _CLOSERS = "\"'”’»›)]}」』）】》"
 _STYLE = (-1, 1, 256)

@@ -14,12 +14,14 @@ class Pace(NamedTuple):
     """How long pieces are, in letters: the first, how much longer each may be than the one before it, and the most.
 
     A voice that takes half as long to make a sound as to play it is heard without gaps where each piece is at most
-    twice as long as the one that plays meanwhile.
+    twice as long as the one that plays meanwhile. ``gather``: sentences that fit make one piece, for a voice to which
+    each piece costs something.
     """
 
     first: int = 120
     growth: float = 4.0
     most: int = 400
+    gather: bool = False
 
 
 PACE = Pace()
@@ -75,6 +77,10 @@ def split_sentences(text: str, pace: Pace = PACE) -> Iterator[str]:
     limit = min(pace.first, pace.most)
     held = ""
     for sentence in _sentences(text):
+        if pace.gather and held.strip() and _count_up_to((held + sentence).rstrip(), limit) > limit:
+            yield held
+            held = ""
+            limit = min(pace.most, int(limit * pace.growth))
         held += sentence
         if not held.strip():
             continue
@@ -84,7 +90,7 @@ def split_sentences(text: str, pace: Pace = PACE) -> Iterator[str]:
             yield held[:cut]
             held = held[cut:]
             limit = min(pace.most, int(limit * pace.growth))
-        if held.strip():
+        if held.strip() and not pace.gather:
             yield held
             held = ""
             limit = min(pace.most, int(limit * pace.growth))

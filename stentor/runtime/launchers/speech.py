@@ -9,8 +9,16 @@ import msgspec
 from stentor.runtime.launchers.base import Launch, LaunchOrder, LaunchRefused, choose_environment, new_token
 from stentor.runtime.speech import SPEECH_LIBRARIES
 
-# Threads of libraries that take their number from the environment alone; hubs are for sources, never for engines.
-_QUIET = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+# What libraries take from the environment alone.
+_LIBRARIES = {
+    "HF_HUB_OFFLINE": "1",  # hubs are for sources, never for engines
+    "OMP_WAIT_POLICY": "PASSIVE",
+    # glibc: what was freed is kept for the next request. To give back and fetch the large pieces each time costs
+    # whisper-base 164,000 page faults for a clip of ten seconds, a sixth of the time that it takes in all.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
+}
 
 
 class SpeechLauncher:
@@ -41,7 +49,7 @@ class SpeechLauncher:
         return Launch(
             argv=(sys.executable, "-P", "-m", f"stentor.engines.{spec.engine}"),
             environment=choose_environment(
-                self._environment, {**_QUIET, "OMP_NUM_THREADS": str(order.threads), **spec.env}
+                self._environment, {**_LIBRARIES, "OMP_NUM_THREADS": str(order.threads), **spec.env}
             ),
             stdin=msgspec.json.encode(config) + b"\n",
             token=token,

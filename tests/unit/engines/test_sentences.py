@@ -69,15 +69,23 @@ def test_the_first_pieces_are_phrases_that_grow(text: str, wanted: list[str]) ->
     assert [piece.strip() for piece in split_sentences(text, Pace(24, 2))] == wanted
 
 
+def test_sentences_that_fit_are_gathered_where_each_piece_costs_something() -> None:
+    text = "I see. You do. He walked home. She stayed there for the night. They met again. It was late."
+    assert list(split_sentences(text, Pace(16, 2, 64, gather=True))) == [
+        "I see. You do. ", "He walked home. ", "She stayed there for the night. They met again. It was late.",
+    ]  # fmt: skip
+
+
 def test_what_takes_longer_to_say_than_a_letter_counts_more() -> None:
     assert [count_letters(text) for text in ("river", "かわ", "강", "河", "né")] == [5, 4, 2, 4, 2]
 
 
 @given(
-    st.text(max_size=600) | st.lists(st.sampled_from([*"aB1 .,!?\n。、", "Mr. ", "word "]), max_size=300).map("".join)
+    st.text(max_size=600) | st.lists(st.sampled_from([*"aB1 .,!?\n。、", "Mr. ", "word "]), max_size=300).map("".join),
+    st.booleans(),
 )
-def test_joined_they_are_the_text_and_none_is_too_long(text: str) -> None:
-    made = list(split_sentences(text, Pace(20, 2, 50)))
+def test_joined_they_are_the_text_and_none_is_too_long(text: str, gather: bool) -> None:
+    made = list(split_sentences(text, Pace(20, 2, 50, gather)))
     assert "".join(made) == text
     assert all(count_letters(piece.rstrip()) <= most for piece, most in zip(made, [20, 40] + [50] * 600, strict=False))
     assert made or not text
@@ -85,6 +93,7 @@ def test_joined_they_are_the_text_and_none_is_too_long(text: str) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("part", ["!", "a.", "a. ", "a, ", "Dr. ", "\n", " ", "!)", "。", "؟", "\n ", ",", "x"])
-def test_the_same_thing_over_and_over_takes_linear_time(part: str) -> None:
+@pytest.mark.parametrize("gather", [False, True])
+def test_the_same_thing_over_and_over_takes_linear_time(part: str, gather: bool) -> None:
     text = part * 100_000
-    assert "".join(split_sentences(text)) == text
+    assert "".join(split_sentences(text, Pace(gather=gather))) == text
