@@ -11,19 +11,19 @@ from stentor.app.ring import Ring, RingParts
 from stentor.control.books import LocalBooks
 from stentor.control.credential_operations import CredentialOperations
 from stentor.control.credentials import Credentials
-from stentor.control.downloads import DemandedModels, Downloads
-from stentor.control.first_run import ensure_first_run, ensure_fixed_key
-from stentor.control.management import Management
-from stentor.control.model_book import ModelBook, open_registered
-from stentor.control.model_operations import ModelOperations
-from stentor.control.neighbourhood import Neighbourhood, node_token
+from stentor.control.models.book import ModelBook, open_registered
+from stentor.control.models.downloads import DemandedModels, Downloads
+from stentor.control.models.operations import ModelOperations
+from stentor.control.models.remote import RemoteModels, ensure_prices
+from stentor.control.money.summing import UsageSummer
+from stentor.control.nodes.neighbourhood import Neighbourhood, node_token
+from stentor.control.nodes.shared import SharedBooks, start_books
 from stentor.control.observed import ObservedBooks
 from stentor.control.operations import Operations
-from stentor.control.remote_models import RemoteModels, ensure_prices
+from stentor.control.people.first_run import ensure_first_run, ensure_fixed_key
+from stentor.control.people.management import Management
+from stentor.control.people.wanted import FirstRun
 from stentor.control.ring.keys import ReceiptKeys
-from stentor.control.shared import SharedBooks, start_books
-from stentor.control.summing import UsageSummer
-from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock, SystemClock
 from stentor.core.ids import ModelId
 from stentor.egress.outbound import Outbound

@@ -4,26 +4,26 @@ from typing import NamedTuple
 
 from stentor.app.configuration import configuration_rows
 from stentor.app.machine import ThisMachine
-from stentor.control.account import Account
-from stentor.control.account_operations import AccountOperations
 from stentor.control.alarms import Alarms
 from stentor.control.alert_operations import AlertOperations
 from stentor.control.books import LocalBooks
-from stentor.control.changes import Changes
 from stentor.control.jobs import Job, Jobs, Retention, StoreWatch, Uptime
-from stentor.control.management import Management
-from stentor.control.model_book import ModelBook
-from stentor.control.money_operations import MoneyOperations
+from stentor.control.models.book import ModelBook
+from stentor.control.models.slot_operations import Shelf, SlotOperations
+from stentor.control.money.operations import MoneyOperations
+from stentor.control.money.plans import Plans
+from stentor.control.money.report_operations import ReportOperations
+from stentor.control.money.reports import Reports
 from stentor.control.operations import Operations
-from stentor.control.people_operations import PeopleOperations
-from stentor.control.plans import Plans
+from stentor.control.people.account import Account
+from stentor.control.people.account_operations import AccountOperations
+from stentor.control.people.changes import Changes
+from stentor.control.people.management import Management
+from stentor.control.people.operations import PeopleOperations
+from stentor.control.people.session_operations import SessionOperations
+from stentor.control.people.sessions import Sessions
+from stentor.control.people.signups import Signups
 from stentor.control.postman import Postman, PostParts
-from stentor.control.report_operations import ReportOperations
-from stentor.control.reports import Reports
-from stentor.control.session_operations import SessionOperations
-from stentor.control.sessions import Sessions
-from stentor.control.signups import Signups
-from stentor.control.slot_operations import Shelf, SlotOperations
 from stentor.core.clock import Clock
 from stentor.egress.outbound import Outbound
 from stentor.runtime.folders import ModelFolders

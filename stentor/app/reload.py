@@ -3,8 +3,8 @@
 import asyncio
 from pathlib import Path
 
-from stentor.control.model_book import ModelBook
-from stentor.control.remote_models import RemoteModels
+from stentor.control.models.book import ModelBook
+from stentor.control.models.remote import RemoteModels
 from stentor.core.errors import StentorError
 from stentor.settings import Settings, reload_models
 from stentor.telemetry.logs import Log

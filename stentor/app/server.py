@@ -20,9 +20,9 @@ from stentor.app.gateway import GatewayParts, tune_collector
 from stentor.app.hello import WorkerHello
 from stentor.app.managed import managed_handlers
 from stentor.app.reload import ModelReload
-from stentor.control.desk import Desk
-from stentor.control.first_run import ADMIN
-from stentor.control.workers import Workers, bind, start_listening
+from stentor.control.people.first_run import ADMIN
+from stentor.control.workers.desk import Desk
+from stentor.control.workers.workers import Workers, bind, start_listening
 from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
 from stentor.core.operator import OperatorAnswer, OperatorCall

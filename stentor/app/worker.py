@@ -15,7 +15,7 @@ import uvloop
 
 from stentor.app.gateway import GatewayParts, tune_collector
 from stentor.app.hello import WorkerHello
-from stentor.control.client import AuthorityClient
+from stentor.control.workers.client import AuthorityClient
 from stentor.core.errors import StentorError
 from stentor.http.forward import OperatorForward
 from stentor.http.server import STOP_S, HttpServer, tls_context

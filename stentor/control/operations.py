@@ -7,7 +7,8 @@ import msgspec
 
 from stentor.accounting.usage import UsageFilter
 from stentor.audit.log import Actor
-from stentor.control.management import Management
+from stentor.control.people.management import Management
+from stentor.control.people.wanted import Finding, KeyAsk, UserAsk
 from stentor.control.reading import (
     Operation,
     Query,
@@ -19,7 +20,6 @@ from stentor.control.reading import (
     read_body,
     text_of,
 )
-from stentor.control.wanted import Finding, KeyAsk, UserAsk
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
 from stentor.core.operator import Task

@@ -1,7 +1,7 @@
 """The first of the two interfaces to the node authority: keys, limits, balances and settlement.
 
 Two implementations stand behind :class:`Books`: the authority itself, called in the same process, and
-``stentor.control.client``, which speaks to it over an inherited socketpair. One test suite runs on both.
+``stentor.control.workers.client``, which speaks to it over an inherited socketpair. One test suite runs on both.
 """
 
 from collections.abc import Callable

@@ -25,12 +25,12 @@ from stentor.accounting.settlement import Settlement  # noqa: E402
 from stentor.accounting.usage import table as usage_table  # noqa: E402
 from stentor.app import server  # noqa: E402
 from stentor.cli import main  # noqa: E402
-from stentor.control import summing  # noqa: E402
 from stentor.control.books import LocalBooks  # noqa: E402
-from stentor.control.client import AuthorityClient  # noqa: E402
-from stentor.control.desk import Desk  # noqa: E402
+from stentor.control.money import summing  # noqa: E402
+from stentor.control.nodes.shared import SharedBooks  # noqa: E402
 from stentor.control.observed import ObservedBooks  # noqa: E402
-from stentor.control.shared import SharedBooks  # noqa: E402
+from stentor.control.workers.client import AuthorityClient  # noqa: E402
+from stentor.control.workers.desk import Desk  # noqa: E402
 from stentor.egress.engines import EngineClient  # noqa: E402
 from stentor.flows.attempt import Attempt  # noqa: E402
 from stentor.http.connection import Connection  # noqa: E402

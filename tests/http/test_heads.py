@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from stentor.control.workers import bind, start_listening
+from stentor.control.workers.workers import bind, start_listening
 from stentor.http import protocol
 from stentor.http.exchange import Exchange
 from stentor.http.server import HttpServer

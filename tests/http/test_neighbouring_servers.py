@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stentor.control.neighbourhood import node_token
+from stentor.control.nodes.neighbourhood import node_token
 from stentor.store.database import Database
 from stentor.store.settings import StoreSettings
 from stentor.vault.keyring import Keyring

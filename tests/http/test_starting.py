@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from stentor.control.workers import bind, start_listening
+from stentor.control.workers.workers import bind, start_listening
 from stentor.http.connection import Connection
 from stentor.http.exchange import Exchange
 from stentor.http.server import HttpServer

@@ -9,7 +9,7 @@ from stentor.alerts.outbox import raise_alerts
 from stentor.alerts.table import UseRow
 from stentor.alerts.thresholds import choose_passed
 from stentor.alerts.values import Alert
-from stentor.control.changes import Changes, KeyChange, LimitsChange
+from stentor.control.people.changes import Changes, KeyChange, LimitsChange
 from stentor.core.ids import InstanceId, ModelId
 from stentor.core.scheduler import CrashLoop
 from stentor.people.values import KeyLimits

@@ -15,10 +15,10 @@ import pytest
 from stentor.accounting.tokens import count_tokens
 from stentor.accounting.usage import UsageEvent, UsageFilter
 from stentor.audit.log import Actor
-from stentor.control.client import AuthorityClient
-from stentor.control.desk import Desk
 from stentor.control.observed import ObservedBooks
-from stentor.control.wanted import KeyAsk
+from stentor.control.people.wanted import KeyAsk
+from stentor.control.workers.client import AuthorityClient
+from stentor.control.workers.desk import Desk
 from stentor.core.books import Books, Close, Extend, Grant, Open, Settled, Usage
 from stentor.core.errors import AuthorityLost, Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId, ProjectId, RequestId, TierId, UserId, new_request_id

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from stentor.control.plans import Plans, PriceAsk
+from stentor.control.money.plans import Plans, PriceAsk
 from stentor.core.books import Close, Extend, Usage
 from stentor.core.errors import Refused
 from stentor.core.ids import new_request_id

@@ -8,7 +8,7 @@ import pytest
 from stentor.accounting.usage import UsageFilter, sum_up
 from stentor.audit.log import Actor
 from stentor.control.jobs import Job, Jobs, Retention, Uptime
-from stentor.control.reports import Reports
+from stentor.control.money.reports import Reports
 from stentor.core.operator import Task
 from stentor.people.values import KeyLimits
 from stentor.store.leader import Leader

@@ -10,10 +10,10 @@ import pytest
 from stentor.accounting.price import Price
 from stentor.accounting.usage import UsageFilter
 from stentor.audit.log import Actor
-from stentor.control.account_operations import _OwnKey
-from stentor.control.first_run import ensure_first_run, ensure_fixed_key
-from stentor.control.people_operations import _UserKey
-from stentor.control.wanted import KeyAsk, UserAsk
+from stentor.control.people.account_operations import _OwnKey
+from stentor.control.people.first_run import ensure_first_run, ensure_fixed_key
+from stentor.control.people.operations import _UserKey
+from stentor.control.people.wanted import KeyAsk, UserAsk
 from stentor.core.errors import Refused, StentorError
 from stentor.core.ids import KeyId
 from stentor.people.signups import SignupAsk, add_signup

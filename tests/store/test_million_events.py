@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import text
 
 from stentor.accounting.usage import UsageFilter, list_usage
-from stentor.control.reports import Reports
-from stentor.control.summing import UsageSummer
+from stentor.control.money.reports import Reports
+from stentor.control.money.summing import UsageSummer
 from stentor.core.clock import SystemClock
 from stentor.core.ids import KeyId
 from stentor.store.database import Database

@@ -12,8 +12,8 @@ from sqlalchemy import Connection, select, text
 from stentor.accounting.price import Price
 from stentor.accounting.usage import sum_up
 from stentor.control.jobs import Retention
-from stentor.control.sessions import Sessions
-from stentor.control.wanted import KeyAsk
+from stentor.control.people.sessions import Sessions
+from stentor.control.people.wanted import KeyAsk
 from stentor.core.books import Grant
 from stentor.core.errors import Refused, StoreUnavailable
 from stentor.core.ids import KeyId, ModelId

@@ -8,9 +8,9 @@ import pytest
 from argon2 import PasswordHasher
 
 from stentor.audit.log import Actor
-from stentor.control.changes import Changes, UserChange
-from stentor.control.sessions import Sessions
-from stentor.control.wanted import KeyAsk, UserAsk
+from stentor.control.people.changes import Changes, UserChange
+from stentor.control.people.sessions import Sessions
+from stentor.control.people.wanted import KeyAsk, UserAsk
 from stentor.core.errors import Refused
 from stentor.people.values import KeyLimits
 
@@ -136,7 +136,7 @@ async def test_one_account_is_guessed_at_from_many_places_in_vain(house, session
 
 async def test_a_flood_of_passwords_does_not_queue_for_ever(house, sessions, monkeypatch) -> None:
     let_go = threading.Event()
-    monkeypatch.setattr("stentor.control.passwords.is_password", lambda *_: let_go.wait(30) and False)
+    monkeypatch.setattr("stentor.control.people.passwords.is_password", lambda *_: let_go.wait(30) and False)
     tries = [asyncio.create_task(house.management.passwords.check("ann", "x")) for _ in range(200)]
     try:
         async with asyncio.timeout(30):

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from stentor.audit.log import Actor, find_newest
-from stentor.control.following import Follower
-from stentor.control.neighbourhood import Neighbourhood
+from stentor.control.nodes.following import Follower
+from stentor.control.nodes.neighbourhood import Neighbourhood
 from stentor.receipts.log import ReceiptLog, SequencerReplaced
 from stentor.receipts.merkle import MissingTile
 from stentor.receipts.sequencer import Sequencer
@@ -61,7 +61,7 @@ async def end(task: "asyncio.Task[Any]") -> None:
 
 
 async def test_a_node_goes_on_looking_for_the_others(house: House, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("stentor.control.neighbourhood.LOOK_S", 0.01)
+    monkeypatch.setattr("stentor.control.nodes.neighbourhood.LOOK_S", 0.01)
     looks: list[int] = []
 
     class Shared:
@@ -86,7 +86,7 @@ async def test_a_node_goes_on_looking_for_the_others(house: House, told: Told, m
 @pytest.fixture
 async def follower(house: House, told: Told, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Follower]:
     """Follows what is changed from now on."""
-    monkeypatch.setattr("stentor.control.following.POLL_S", 0.01)
+    monkeypatch.setattr("stentor.control.nodes.following.POLL_S", 0.01)
     await house.set_tier("free")
     seen = await house.database.read(find_newest)
     follower = Follower(house.database, house.books, house.clock, told.log, seen)
@@ -129,7 +129,7 @@ async def test_a_read_that_fails_for_whatever_reason_is_made_again(
 
     follower._apply["tier"] = follow_tier
     with monkeypatch.context() as broken:
-        broken.setattr("stentor.control.following.list_subjects", fail)
+        broken.setattr("stentor.control.nodes.following.list_subjects", fail)
         await house.set_tier("late")
         await until(follower._task, lambda: "following_failed" in told.names)
     await until(follower._task, lambda: "late" in applied)

@@ -24,7 +24,7 @@ from stentor.accounting.usage import (
     total_usage,
 )
 from stentor.accounting.usage import table as usage_table
-from stentor.control.summing import UsageSummer
+from stentor.control.money.summing import UsageSummer
 from stentor.core.clock import DAY_US, SystemClock
 from stentor.core.ids import new_request_id
 from stentor.store.database import Database

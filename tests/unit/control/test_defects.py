@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from stentor.control.client import AuthorityClient
-from stentor.control.desk import Desk
-from stentor.control.workers import Workers
+from stentor.control.workers.client import AuthorityClient
+from stentor.control.workers.desk import Desk
+from stentor.control.workers.workers import Workers
 from stentor.core.errors import Refused
 from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.telemetry.logs import Log

@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from stentor.control.line import Line, RefusalWire, SessionQuestion, StartOrder, Withdrawal
 from stentor.control.owned import OwnedBooks
+from stentor.control.workers.line import Line, RefusalWire, SessionQuestion, StartOrder, Withdrawal
 from stentor.core.books import Close, Extend, Open, Usage
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ModelId, RequestId

@@ -7,7 +7,9 @@ import msgspec
 
 from stentor.accounting.usage import UsageFilter
 from stentor.audit.log import ChangeFilter
-from stentor.control.management import Management
+from stentor.control.money.reports import By, Reports
+from stentor.control.people.management import Management
+from stentor.control.people.signups import Approval, Registration, Signups
 from stentor.control.reading import (
     Operation,
     Row,
@@ -18,8 +20,6 @@ from stentor.control.reading import (
     read_body,
     text_of,
 )
-from stentor.control.reports import By, Reports
-from stentor.control.signups import Approval, Registration, Signups
 from stentor.core.errors import Refused
 from stentor.core.operator import Task
 from stentor.people.signups import SignupAsk

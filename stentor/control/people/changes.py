@@ -11,8 +11,8 @@ from stentor.accounting.ledger import LedgerEntry, clear_limit, find_balance, li
 from stentor.accounting.meters import calendar_window
 from stentor.audit.log import Actor, record_change
 from stentor.control.books import LocalBooks
-from stentor.control.management import Management
-from stentor.control.wanted import UserView, check_within
+from stentor.control.people.management import Management
+from stentor.control.people.wanted import UserView, check_within
 from stentor.core.clock import Clock
 from stentor.core.ids import KeyId, TierId, UserId
 from stentor.people import api_keys, tiers, users
@@ -67,7 +67,7 @@ def given(change: msgspec.Struct) -> dict[str, Any]:
 
 
 class Changes:
-    """Lives on the books' event loop, as :class:`~stentor.control.management.Management` does."""
+    """Lives on the books' event loop, as :class:`~stentor.control.people.management.Management` does."""
 
     def __init__(
         self,

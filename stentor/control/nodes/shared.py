@@ -36,8 +36,8 @@ from stentor.accounting.settings import AccountingSettings
 from stentor.accounting.settlement import Settlement, write_shared
 from stentor.control.alarms import note_absorbed
 from stentor.control.books import LocalBooks, SettlementWork
-from stentor.control.following import Follower
-from stentor.control.neighbourhood import make_node_account
+from stentor.control.nodes.following import Follower
+from stentor.control.nodes.neighbourhood import make_node_account
 from stentor.control.owned import Closing
 from stentor.control.places import Places
 from stentor.control.running import Running

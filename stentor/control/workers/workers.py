@@ -6,8 +6,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from stentor.control.desk import Desk
 from stentor.control.owned import OwnedBooks
+from stentor.control.workers.desk import Desk
 from stentor.core.errors import StentorError
 from stentor.core.ids import KeyId
 from stentor.telemetry.logs import Log

@@ -3,7 +3,7 @@
 import msgspec
 
 from stentor.accounting.prices import PriceEntry
-from stentor.control.plans import Plans, PriceAsk
+from stentor.control.money.plans import Plans, PriceAsk
 from stentor.control.reading import Operation, Row, actor_of, limit_of, page_of, read_body, text_of
 from stentor.core.operator import Task
 

@@ -2,8 +2,8 @@
 
 import msgspec
 
+from stentor.control.people.sessions import Sessions, SignedIn
 from stentor.control.reading import Operation, Row, actor_of, limit_of, page_of, read_body, text_of
-from stentor.control.sessions import Sessions, SignedIn
 from stentor.core.errors import Refused
 from stentor.core.ids import UserId
 from stentor.core.operator import Task

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from stentor.control.line import Line, RefusalWire, SessionQuestion, StartOrder, Withdrawal
+from stentor.control.workers.line import Line, RefusalWire, SessionQuestion, StartOrder, Withdrawal
 from stentor.core.books import Close, Extend, Grant, Open, Settled
 from stentor.core.errors import AuthorityLost, Refused
 from stentor.core.ids import KeyId, ModelId

@@ -2,9 +2,10 @@
 
 import msgspec
 
-from stentor.control.changes import Changes, KeyChange, UserChange
-from stentor.control.management import Management
-from stentor.control.plans import Plans, ProjectAsk, ProjectChange, TierAsk, TierChange
+from stentor.control.money.plans import Plans, ProjectAsk, ProjectChange, TierAsk, TierChange
+from stentor.control.people.changes import Changes, KeyChange, UserChange
+from stentor.control.people.management import Management
+from stentor.control.people.wanted import KeyAsk
 from stentor.control.reading import (
     Operation,
     Row,
@@ -15,7 +16,6 @@ from stentor.control.reading import (
     read_body,
     text_of,
 )
-from stentor.control.wanted import KeyAsk
 from stentor.core.operator import Task
 from stentor.people.values import KeyLimits
 
