@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
+from functools import lru_cache, partial
 
 from stentor.core.errors import Refused
 from stentor.core.ids import RequestId, new_request_id
@@ -241,6 +241,7 @@ def _too_large(limit_bytes: int, setting: str) -> Refused:
     return Refused("body_too_large", over + (advice if limit_bytes else " Leave it out."))
 
 
+@lru_cache(1024)  # most requests of a time cost what others did
 def usd_text(cost_nano: int) -> str:
     """Nano-USD as a decimal number of US dollars, exact, at least two and at most nine places."""
     whole, nano = divmod(cost_nano, 1_000_000_000)
