@@ -77,6 +77,9 @@ def book(connection: Connection, deposit: Deposit, actor: str, now_us: int) -> t
     if deposit.amount_nano == 0 or abs(deposit.amount_nano) >= 2**62:
         raise Refused("invalid_request", "An amount must not be zero, and less than 4 billion dollars.", param="amount")
     balance = find_balance(connection, deposit.user_id)
+    if balance.credited_nano + deposit.amount_nano >= 2**62:
+        text = f"The balance has {balance.left_nano} nano-USD; with this it would pass 4 billion dollars."
+        raise Refused("invalid_request", text, param="amount")
     if deposit.amount_nano < 0:
         # What nodes have borrowed may be spent at this moment: it can't be taken off before they have returned it.
         left_nano = balance.left_nano - table.find_leased(connection, balance_key(deposit.user_id))

@@ -116,9 +116,15 @@ def find_wants(account: KeyAccount, demand: Demand, price: Price, now: Moment) -
     return wishes.wants, wishes.hopeless
 
 
-def find_missing(hold: Hold, cost_nano: int, tokens: int) -> list[Want]:
-    """What to borrow for a request that used more than it had reserved, as far as the limits have it."""
+def find_missing(hold: Hold, cost_nano: int, tokens: int, now_us: int) -> list[Want]:
+    """What to borrow for a request that used more than it had reserved, as far as the limits have it.
+
+    Also for one that runs into a budget's next day or month: of that nothing was borrowed for it.
+    """
     wants: list[Want] = []
+    for meter in hold.account.money:
+        if meter.window_end is not None:
+            meter.turn(now_us)
     meters = [(meter, cost_nano, hold.nano) for meter in hold.account.money]
     if hold.account.quota is not None:
         meters.append((hold.account.quota, tokens, hold.tokens))
@@ -185,6 +191,10 @@ def borrow(connection: Connection, asks: Sequence[Sequence[Want]], node_id: str,
     return grants
 
 
-def give_back_leases(connection: Connection, node_id: str, amounts: dict[BucketKey, int]) -> None:
-    """Return what a node has borrowed and doesn't need."""
+def give_back_leases(
+    connection: Connection, node_id: str, amounts: dict[BucketKey, int], over: Sequence[BucketKey] = ()
+) -> None:
+    """Return what a node has borrowed and doesn't need; of what is ``over``, all that it has."""
     table.post_shared(connection, node_id, {key: (0, -amount) for key, amount in amounts.items()})
+    if over:
+        table.end_leases(connection, node_id, over)

@@ -56,25 +56,31 @@ class Meter:
             self.lease -= amount
 
     def turn(self, now_us: int) -> None:
-        """Start the next window if this one is over."""
+        """Go on to the window that ``now_us`` lies in, if it is another one."""
 
 
 class CalendarMeter(Meter):
-    """A limit for each day or month, UTC. What is held carries over; it is used up when it is settled."""
+    """A limit for each day or month, UTC. What is held carries over; it is used up when it is settled.
 
-    __slots__ = ()
+    A clock that is set back finds the window before as it was left, or the budget would be new once more.
+    """
+
+    __slots__ = ("_before",)
 
     def __init__(self, code: str, kind: str, subject: str, limit: int, window: str, now_us: int) -> None:
         super().__init__(code, kind, subject, limit, 0)
         self.window = window
         self.window_start, self.window_end = calendar_window(window, now_us)
+        self._before = (-1, 0)  # another window's start, and what was used of it
 
     def turn(self, now_us: int) -> None:
-        if self.window_end is not None and now_us >= self.window_end:
+        if self.window_end is not None and not self.window_start <= now_us < self.window_end:
+            left = (self.window_start, self.used)
             self.window_start, self.window_end = calendar_window(self.window, now_us)
-            self.used = 0
+            self.used = self._before[1] if self._before[0] == self.window_start else 0
+            self._before = left
             if self.lease is not None:
-                self.lease = 0  # what was borrowed was the last window's
+                self.lease = 0  # what was borrowed was the other window's
 
 
 def calendar_window(window: str, now_us: int) -> tuple[int, int]:

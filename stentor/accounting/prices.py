@@ -25,7 +25,7 @@ class PriceList:
         for model, effective_us, price in sorted(rows, key=lambda row: (row[0], row[1])):
             by_model.setdefault(model, []).append((effective_us, price))
         self._by_model = by_model
-        self._now: dict[str, tuple[Price, int]] = {}
+        self._now: dict[str, tuple[Price, int, int]] = {}  # and from when until when it holds
 
     def find_own_price(self, model: str, now_us: int) -> Price | None:
         """The price that was set for exactly this model, as a remote one must have it; None if none is known."""
@@ -34,13 +34,13 @@ class PriceList:
     def get_price(self, model: ModelId, now_us: int) -> Price:
         """The price of a local model at ``now_us``. Raises Refused if none is known: unknown is never free."""
         held = self._now.get(model)
-        if held is not None and now_us < held[1]:
+        if held is not None and held[1] <= now_us < held[2]:
             return held[0]
         found = self._find(model, now_us) or self._find(EVERY_LOCAL_MODEL, now_us)
         if found is None:
             raise Refused("model_unavailable", f"The model '{model}' has no price yet, so it can't be used.")
-        next_us = min(self._next_us(model, now_us), self._next_us(EVERY_LOCAL_MODEL, now_us))
-        self._now[model] = (found, next_us)
+        spans = [self._find_span(name, now_us) for name in (model, EVERY_LOCAL_MODEL)]
+        self._now[model] = (found, max(start for start, _ in spans), min(end for _, end in spans))
         return found
 
     def _find(self, model: str, now_us: int) -> Price | None:
@@ -48,10 +48,12 @@ class PriceList:
         index = bisect_right(versions, now_us, key=lambda version: version[0])
         return versions[index - 1][1] if index else None
 
-    def _next_us(self, model: str, now_us: int) -> int:
+    def _find_span(self, model: str, now_us: int) -> tuple[int, int]:
+        """From when until before when nothing changes in what is known of this name."""
         versions = self._by_model.get(model, [])
         index = bisect_right(versions, now_us, key=lambda version: version[0])
-        return versions[index][0] if index < len(versions) else _FOREVER_US
+        start_us = versions[index - 1][0] if index else 0
+        return start_us, versions[index][0] if index < len(versions) else _FOREVER_US
 
 
 class PriceEntry(msgspec.Struct, frozen=True):

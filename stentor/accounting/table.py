@@ -84,6 +84,24 @@ def post_shared(connection: Connection, node_id: str, posts: Mapping[BucketKey, 
         raw_of(connection).link.fetch(_POST_SHARED, (*zip(*rows, strict=True), node_id))
 
 
+_END_LEASES = """
+WITH gone AS (
+    DELETE FROM leases WHERE node_id = $5 AND (kind, subject, "window", window_start) IN
+        (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]))
+    RETURNING kind, subject, "window", window_start, amount
+)
+UPDATE bucket SET leased = bucket.leased - gone.amount FROM gone
+WHERE bucket.kind = gone.kind AND bucket.subject = gone.subject
+AND bucket."window" = gone."window" AND bucket.window_start = gone.window_start
+"""
+
+
+def end_leases(connection: Connection, node_id: str, keys: Sequence[BucketKey]) -> None:
+    """Return all that a node has borrowed of these buckets."""
+    columns = tuple(zip(*sorted(keys), strict=True))
+    raw_of(connection).link.fetch(_END_LEASES, (*columns, node_id))
+
+
 _LOCK_SHARED = """
 SELECT kind, subject, "window", window_start, capacity, used, leased FROM bucket
 WHERE (kind, subject, "window", window_start) IN
@@ -286,8 +304,8 @@ def find_price(connection: Connection, model: str, effective_us: int) -> int | N
     return connection.execute(query).scalar_one_or_none()
 
 
-def move_bucket(connection: Connection, key: BucketKey, amount: int) -> None:
-    """Add ``amount`` to a bucket's capacity and to what is used of it: what is left stays."""
+def move_bucket(connection: Connection, key: BucketKey, amount: int) -> int:
+    """Add ``amount`` to a bucket's capacity, which is returned, and to what is used of it: what is left stays."""
     here = (
         (bucket.c.kind == key[0])
         & (bucket.c.subject == key[1])
@@ -295,4 +313,5 @@ def move_bucket(connection: Connection, key: BucketKey, amount: int) -> None:
         & (bucket.c.window_start == key[3])
     )
     values = {"capacity": func.coalesce(bucket.c.capacity, 0) + amount, "used": bucket.c.used + amount}
-    connection.execute(update(bucket).where(here).values(**values))
+    statement = update(bucket).where(here).values(**values).returning(bucket.c.capacity)
+    return connection.execute(statement).scalar_one_or_none() or 0

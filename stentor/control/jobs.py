@@ -44,11 +44,11 @@ class Retention:
             now_us = self._clock.now_us()
             before_us = now_us - now_us % DAY_US - self._days * DAY_US
             self._books.roll.changed()
-            count, closed = await self._leader.maintain(
+            count, credited = await self._leader.maintain(
                 lambda connection, before_us=before_us, now_us=now_us: fold_block(connection, before_us, now_us)  # type: ignore[misc]
             )
-            for user_id, amount in closed.items():
-                self._books.roll.close_period(user_id, amount)
+            for user_id, credited_nano in credited.items():
+                self._books.roll.close_period(user_id, credited_nano)
             total += count
             if not count:
                 return total

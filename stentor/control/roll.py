@@ -48,6 +48,7 @@ class Dossier(msgspec.Struct, frozen=True):
     budgets: dict[str, tuple[int, int]]
     key_budgets: dict[str, int]
     recent: list[RecentUse]
+    read_us: int
 
 
 def user_terms(user: User, tier: Tier) -> UserTerms:
@@ -108,6 +109,7 @@ def read_dossier(connection: Connection, find: Callable[[Connection], ApiKey | N
         budgets=budgets,
         key_budgets=key_budgets,
         recent=list_recent(connection, user.id, now_us - (WINDOW_S + 1) * 1_000_000),
+        read_us=now_us,
     )
 
 
@@ -209,9 +211,8 @@ class Roll:
         if project is None:
             project = self._install_project(dossier)
         terms = key_terms(dossier.key, dossier.user)
-        now_us = self._clock.now_us()
         budgets = {
-            window: budget_meter(key_id, window, limit, dossier.key_budgets[window], now_us, "key_budget")
+            window: budget_meter(key_id, window, limit, dossier.key_budgets[window], dossier.read_us, "key_budget")
             for window, limit in terms.budgets().items()
         }
         account = KeyAccount(terms, user, project, dossier.key_used, self._per_second, budgets)
@@ -229,10 +230,9 @@ class Roll:
         return user
 
     def _install_project(self, dossier: Dossier) -> ProjectAccount:
-        now_us = self._clock.now_us()
         project_id = dossier.project.id
         budgets = {
-            window: budget_meter(project_id, window, limit_nano, used, now_us)
+            window: budget_meter(project_id, window, limit_nano, used, dossier.read_us)
             for window, (limit_nano, used) in dossier.budgets.items()
         }
         project = ProjectAccount(project_id, dossier.project.active, budgets)
@@ -261,8 +261,8 @@ class Roll:
             principal = msgspec.structs.replace(account.terms.principal, expires_us=key.ends_us())
             account.terms = msgspec.structs.replace(account.terms, principal=principal, ends_us=key.ends_us())
 
-    def change_key_terms(self, key: ApiKey, used: dict[tuple[str, str], int]) -> list[Meter]:
-        """A key got other limits or rights; ``used`` counts for those that are new, by kind and window.
+    def change_key_terms(self, key: ApiKey, used: dict[tuple[str, str], int], counted_us: int) -> list[Meter]:
+        """A key got other limits or rights; ``used`` counts for those that are new, by kind and window, at a moment.
 
         Returns the meters that were made now.
         """
@@ -270,7 +270,6 @@ class Roll:
         account = self.keys.get(key.id)
         if account is None:
             return []
-        now_us = self._clock.now_us()
         principal = msgspec.structs.replace(
             account.terms.principal,
             models=frozenset(key.models),
@@ -285,7 +284,7 @@ class Roll:
             elif kind == "key_spending" and limits.spending_limit_nano is not None:
                 fresh[kind, window] = Meter("spending_limit", kind, key.id, limits.spending_limit_nano, amount)
             elif kind == "key_budget":
-                fresh[kind, window] = budget_meter(key.id, window, 0, amount, now_us, kind)
+                fresh[kind, window] = budget_meter(key.id, window, 0, amount, counted_us, kind)
         terms = KeyTerms(principal, key.ends_us(), *msgspec.structs.astuple(limits))
         for window, limit in terms.budgets().items():
             if ("key_budget", window) in fresh:
@@ -369,15 +368,17 @@ class Roll:
         if user is not None:
             user.balance.limit = user.balance.used + balance.credited_nano - balance.charged_nano
 
-    def close_period(self, user_id: UserId, amount_nano: int) -> None:
-        """So much of what was charged was closed off: it counts neither as paid in nor as used any more."""
+    def close_period(self, user_id: UserId, credited_nano: int) -> None:
+        """Charges were closed off; so much counts as paid in now. Whoever was read since then knows that already."""
         self.changed()
         user = self.users.get(user_id)
         if user is not None:
-            user.balance.limit -= amount_nano
-            user.balance.used -= amount_nano
+            user.balance.used -= user.balance.limit - credited_nano
+            user.balance.limit = credited_nano
 
-    def change_budget(self, project_id: ProjectId, window: str, limit_nano: int | None, used: int) -> Meter | None:
+    def change_budget(
+        self, project_id: ProjectId, window: str, limit_nano: int | None, used: int, counted_us: int
+    ) -> Meter | None:
         """A budget was set or (None) removed; returns the meter of one that is new to a loaded project."""
         self.changed()
         project = self.projects.get(project_id)
@@ -389,7 +390,7 @@ class Roll:
             known.limit = limit_nano
             project.budgets[window] = known
         elif limit_nano is not None:
-            fresh = budget_meter(project_id, window, limit_nano, used, self._clock.now_us())
+            fresh = budget_meter(project_id, window, limit_nano, used, counted_us)
             project.budgets[window] = fresh
         for key in self.keys.values():
             if key.project is project:

@@ -8,6 +8,7 @@ from stentor.settings.compose import Settings
 from stentor.settings.layers import Notice, SettingsError
 
 _LAST_PORT = 65535
+_KEY_LEAST, _KEY_CHARACTERS = 20, 8
 _PUBLIC_BITS = stat.S_IRGRP | stat.S_IROTH
 
 
@@ -58,9 +59,18 @@ def find_risks(settings: Settings) -> list[Notice]:
         )
     if "*" in values["CORS_ORIGINS"]:
         risks.append("CORS_ORIGINS is *: scripts of every website may call this server with a key they know.")
+    if settings.api_key and _is_guessable(settings.api_key):
+        risks.append(
+            "API_KEY can be guessed, and guesses at keys aren't slowed down. `openssl rand -hex 24` makes one that can't."
+        )
     if _readable_secrets(settings):
         risks.append(f"{settings.config_file} holds secrets and other users can read it. Run chmod 600 on it.")
     return [Notice("risk", text) for text in risks]
+
+
+def _is_guessable(text: str) -> bool:
+    """Whether a key is shorter, or made of fewer characters, than one that a machine has drawn."""
+    return len(text) < _KEY_LEAST or len(set(text)) < _KEY_CHARACTERS
 
 
 def _readable_secrets(settings: Settings) -> bool:

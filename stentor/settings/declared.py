@@ -281,7 +281,7 @@ _ACCESS = (
     Setting(
         "API_KEY",
         kinds.API_KEY,
-        "One fixed key with inference scope, owned by the user `env`.",
+        "One fixed key with inference scope, owned by the user `env`. One that can be guessed is warned about.",
         common_aliases=("API_KEY",),
         secret=True,
     ),

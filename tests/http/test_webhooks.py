@@ -27,7 +27,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Gate, Recei
 
 
 def test_webhooks_are_managed_with_an_audit(each: Gate) -> None:
-    body = {"name": "ops", "url": "https://hooks.example.org/x", "events": ["absorbed_cost"]}
+    body = {"name": "ops", "url": f"https://hooks.example.org/{CANARY}?t={CANARY}", "events": ["absorbed_cost"]}
     made = each.ask("POST", "/admin/api/webhooks", body).json()
     assert made["secret"].startswith("whsec_")
     assert made["events"] == ["absorbed_cost"]
@@ -40,6 +40,8 @@ def test_webhooks_are_managed_with_an_audit(each: Gate) -> None:
     changes = each.ask("GET", "/admin/api/audit?subject_kind=webhook&limit=2").json()["data"]
     assert [change["action"] for change in changes] == ["webhook_delete", "webhook_create"]
     assert made["secret"] not in json.dumps(changes)
+    assert CANARY not in json.dumps(changes)
+    assert "https://hooks.example.org/" in json.dumps(changes)
 
 
 @pytest.mark.parametrize(

@@ -413,6 +413,23 @@ async def test_a_top_up_during_the_first_load_is_counted_once(house, key: KeyId,
     assert account.user.balance.free() == 6 * USD
 
 
+async def test_what_was_read_before_midnight_counts_against_that_day(house, key: KeyId, monkeypatch) -> None:
+    limited = await house.add_key("ann", limits=KeyLimits(budget_day_nano=3000))
+    await house.close(await house.open(limited))
+    await house.start_books()
+    read, done = house.database.read, []
+
+    async def slow(work):
+        result = await read(work)
+        if not done:
+            done.append(house.clock.advance(86_400))
+        return result
+
+    monkeypatch.setattr(house.database, "read", slow)
+    await house.close(await house.open(limited))
+    await house.check()
+
+
 async def test_many_first_looks_at_a_key_read_it_once(house, key: KeyId) -> None:
     await house.start_books()
     accounts = await asyncio.gather(*(house.books.roll.find(key) for _ in range(50)))

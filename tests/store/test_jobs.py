@@ -91,6 +91,26 @@ async def test_folding_goes_on_while_requests_are_settled(house, ann) -> None:
     assert account.user.balance.left() >= 0
 
 
+async def test_an_account_read_before_memory_hears_of_a_folding_is_no_richer(house, ann) -> None:
+    key = await house.add_key(ann)
+    for _ in range(5):
+        await house.close(await house.open(key))
+    house.clock.advance(5 * DAY_S)
+    await house.start_books()
+    real = house.database.maintain
+
+    async def maintain(work: Any) -> Any:
+        result = await real(work)
+        await house.books.roll.find(key)
+        return result
+
+    house.database.maintain = maintain
+    assert await fold(house, 1) == 4
+    await house.management.top_up(OPERATOR, ann, 5)
+    assert house.books.roll.keys[key].user.balance.left() == await house.balance(ann)
+    await house.check()
+
+
 async def test_a_servers_few_events_are_folded_as_well(house, ann, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("stentor.accounting.usage.table.BLOCK", 2000)
     key = await house.add_key(ann, limits=KeyLimits(token_limit=10_000))

@@ -297,6 +297,14 @@ async def test_an_impossible_booking_is_refused(house, ann: str, amount: int) ->
     await house.check()
 
 
+async def test_a_balance_stays_within_what_a_column_holds(house, ann: str) -> None:
+    await house.management.top_up(OPERATOR, ann, 2**62 - USD - 1)
+    for _ in range(3):
+        assert (await refused(house.management.top_up(OPERATOR, ann, 2**62 - 1))).code == "invalid_request"
+    assert await house.balance(ann) == 2**62 - 1
+    await house.check()
+
+
 async def test_what_was_taken_off_is_gone_at_once(house, ann: str) -> None:
     key = await house.add_key(ann)
     await house.open(key)

@@ -485,3 +485,74 @@ async def test_what_is_paid_in_after_usage_was_folded_elsewhere_can_be_spent(pai
     await second.close(await second.open(key))
     assert await second.balance("ann") == 0
     await first.check()
+
+
+# -- a budget's window ends --------------------------------------------------------------------------------------------
+
+DAY_S = 86_400
+
+
+async def budgeted(house: House, limit_nano: int) -> KeyId:
+    """A key with a budget for each day."""
+    await house.set_tier("payg", prepaid=True)
+    await house.add_user("ann", 100_000 * PRICE)
+    return await house.add_key("ann", limits=KeyLimits(budget_day_nano=limit_nano))
+
+
+async def test_what_runs_over_midnight_is_paid_from_the_new_days_budget(pair, clock: HeldClock) -> None:
+    first, second = pair
+    key = await budgeted(first, 10 * PRICE)
+    before = await first.balance("ann")
+    running = [await house.open(key) for house in (first, second, first)]
+    clock.advance(DAY_S)
+    for house, grant in zip((first, second, first), running, strict=True):
+        settled = await house.close(grant)
+        assert (settled.cost_nano, settled.absorbed_nano) == (PRICE, 0)
+    assert await first.balance("ann") == before - 3 * PRICE
+    await first.check()
+
+
+async def test_what_was_borrowed_of_a_day_that_is_over_goes_back_to_that_day(pair, clock: HeldClock) -> None:
+    first, _ = pair
+    key = await budgeted(first, 10_000 * PRICE)
+    await first.close(await first.open(key))
+    running = await first.open(key)
+    clock.advance(DAY_S)
+    await first.close(await first.open(key))
+    await first.books.return_spare()
+    await first.close(running)
+    await first.books.return_spare()
+    assert [row for row in await rows(first, bucket, "kind", "window_start", "leased") if row[2]] == []
+    assert [row for row in await rows(first, leases, "kind", "window_start", "amount") if row[2]] == []
+    await first.check()
+
+
+class Midnight:
+    """A lane of the books' over which a day ends."""
+
+    def __init__(self, books, clock: HeldClock) -> None:
+        self.books, self.clock, self.lane = books, clock, books._borrowing
+
+    def submit(self, item):
+        future = self.lane.submit(item)
+        if self.clock is not None:
+            self.clock.advance(DAY_S)
+            for want in item.wants:
+                if want.key[0] == "key_budget":
+                    want.limit.turn(self.clock.now_us())
+            self.clock = None
+        return future
+
+
+async def test_what_is_lent_as_a_day_ends_is_not_the_next_days(pair, clock: HeldClock) -> None:
+    first, second = pair
+    key = await budgeted(first, 10 * PRICE)
+    first.books._borrowing = Midnight(first.books, clock)
+    admitted = [(first, await first.open(key))]
+    for number in range(1, 20):
+        house = pair[number % 2]
+        with contextlib.suppress(Refused):
+            admitted.append((house, await house.open(key)))
+    assert len(admitted) == 10
+    await settle(admitted)
+    await first.check()

@@ -134,6 +134,22 @@ async def test_one_account_is_guessed_at_from_many_places_in_vain(house, session
     assert (await sessions.sign_in("ann", PASSWORD, "admin", ("192.0.2.1", ""))).card.user_name == "ann"
 
 
+async def test_one_account_is_one_however_it_is_spelt(house, sessions, monkeypatch) -> None:
+    changes = Changes(house.database, house.books, house.management, house.clock, sessions.forget)
+    await changes.change_user(OPERATOR, "ann", UserChange(email="ann@example.org"))
+    assert (await sessions.sign_in(" Ann@Example.ORG ", PASSWORD, "admin", PLACE)).card.user_name == "ann"
+    places = [(f"198.51.0.{number}", "") for number in range(51)]
+    spelt = [" " * number + "ann@example.org" for number in range(51)]
+
+    async def wrong(_user: str, _password: str) -> None:
+        """As quickly as no hash says so."""
+
+    monkeypatch.setattr(house.management.passwords, "check", wrong)
+    tries = [sessions.sign_in(name, "wrong", "admin", place) for name, place in zip(spelt, places, strict=True)]
+    codes = [(await refused(each)).code for each in tries]
+    assert codes == ["wrong_password"] * 50 + ["rate_limit_exceeded"]
+
+
 async def test_a_flood_of_passwords_does_not_queue_for_ever(house, sessions, monkeypatch) -> None:
     let_go = threading.Event()
     monkeypatch.setattr("stentor.control.people.passwords.is_password", lambda *_: let_go.wait(30) and False)
@@ -193,6 +209,21 @@ async def test_an_old_password_does_not_undo_an_administrators_new_one(house, se
     change = sessions.change_password(Actor("bob", "console"), bob.id, PASSWORD, "by a thief", keep="")
     assert (await refused(change)).code == "wrong_password"
     assert await real("bob", "by the operator") is not None
+
+
+async def test_a_key_that_ends_meanwhile_sets_no_first_password(house, sessions, monkeypatch) -> None:
+    await house.management.add_user(OPERATOR, UserAsk("cid"))
+    made = await house.management.add_key(OPERATOR, KeyAsk("cid"))
+    real = house.management.passwords.hash
+
+    async def hashed(password: str) -> str:
+        await house.management.revoke_key(OPERATOR, made.made.id)
+        return await real(password)
+
+    monkeypatch.setattr(house.management.passwords, "hash", hashed)
+    change = sessions.change_password(OPERATOR, made.made.user_id, "", PASSWORD, keep="", key_id=made.made.id)
+    assert (await refused(change)).code == "insufficient_scope"
+    assert await house.management.passwords.check("cid", PASSWORD) is None
 
 
 async def test_a_key_that_ends_while_it_is_exchanged_opens_nothing(house, sessions, monkeypatch) -> None:

@@ -10,7 +10,7 @@ from stentor.core.ids import UserId
 
 
 def fold_block(connection: Connection, before_us: int, now_us: int) -> tuple[int, dict[UserId, int]]:
-    """Fold the oldest block of events if all of them are older; how many, and what each balance closed.
+    """Fold the oldest block of events if all of them are older; how many, and of each balance what now counts as paid.
 
     Where there is no such block, old events that are none yet become one. The newest event of all always stays.
 
@@ -27,8 +27,10 @@ def fold_block(connection: Connection, before_us: int, now_us: int) -> tuple[int
     for name, amounts in sums:
         table.add_to_day(connection, name, amounts)
         count += amounts[0]
-    closed = {UserId(user_id): amount for user_id, amount in charges.items() if amount}
-    for user_id, amount in closed.items():
+    credited: dict[UserId, int] = {}
+    for user_id, amount in charges.items():
+        if not amount:
+            continue
         books.add_ledger_row(
             connection,
             {
@@ -41,5 +43,5 @@ def fold_block(connection: Connection, before_us: int, now_us: int) -> tuple[int
                 "created_us": now_us,
             },
         )
-        books.move_bucket(connection, balance_key(user_id), -amount)
-    return count, closed
+        credited[UserId(user_id)] = books.move_bucket(connection, balance_key(UserId(user_id)), -amount)
+    return count, credited

@@ -152,7 +152,7 @@ class Follower:
         before = account.terms.principal
         fresh = _new_limits(account, key)
         used = {(kind, window): 0 for kind, window, _ in fresh}
-        meters = self._books.roll.change_key_terms(key, used)
+        meters = self._books.roll.change_key_terms(key, used, self._clock.now_us())
         self._tell(key, before != account.terms.principal)
         for meter in meters:
             await self._count(meter)
@@ -215,7 +215,7 @@ class Follower:
             if not project.active:
                 self._books.tell_revoked(key_id)
         for window in sorted(account.budgets.keys() | budgets.keys()):
-            meter = self._books.roll.change_budget(project_id, window, budgets.get(window), 0)
+            meter = self._books.roll.change_budget(project_id, window, budgets.get(window), 0, self._clock.now_us())
             if meter is not None:
                 await self._count(meter)
 

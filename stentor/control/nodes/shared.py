@@ -70,6 +70,7 @@ class _Return(NamedTuple):
     epoch: int
     amounts: dict[BucketKey, int]
     limits: dict[BucketKey, Limit]
+    over: tuple[BucketKey, ...] = ()  # of windows that ended: all of it goes back
 
 
 @contextlib.contextmanager
@@ -222,6 +223,8 @@ class SharedBooks(LocalBooks):
                 continue  # lent in an earlier life, and taken back with all of it
             for want, amount in zip(ask.wants, grant.amounts, strict=True):
                 limit = want.limit
+                if bucket_key(limit) != want.key:
+                    continue  # of a window that has ended since: it goes back with the next beat
                 if isinstance(limit, Minute) and limit.unit == "requests":
                     if grant.second != second:
                         continue  # too late to be used: it stays counted, and is asked for again
@@ -264,7 +267,7 @@ class SharedBooks(LocalBooks):
         if not end.billable or end.count_input or end.count_output or not is_plausible(end.usage):
             return []
         tokens = end.usage.input_tokens + end.usage.output_tokens
-        return find_missing(running.hold, price_usage(running.price, end.usage), tokens)
+        return find_missing(running.hold, price_usage(running.price, end.usage), tokens, self._clock.now_us())
 
     def _settlement_work(self) -> SettlementWork:
         def write(connection: Connection, items: list[Settlement]) -> list[bool]:
@@ -345,11 +348,13 @@ class SharedBooks(LocalBooks):
 
     def _collect_idle(self, *, at_once: bool = False) -> _Return:
         """What was neither used nor held since the last beat."""
-        amounts: dict[BucketKey, int] = {}
-        limits: dict[BucketKey, Limit] = {}
+        amounts, limits, over = dict[BucketKey, int](), dict[BucketKey, Limit](), list[BucketKey]()
         for key, limit in list(self._lent.items()):
-            if limit.lease is None or key[0] == "requests":
+            ended = bucket_key(limit) != key  # then its lease is the next window's by now
+            if ended or limit.lease is None or key[0] == "requests":
                 del self._lent[key]
+                self._idle.pop(key, None)
+                over += [key] if ended else []
                 continue
             spare = limit.lease - held_of(limit)
             if spare > 0 and (at_once or self._idle.get(key) == spare):
@@ -359,12 +364,12 @@ class SharedBooks(LocalBooks):
             if limit.lease == 0 and held_of(limit) == 0:
                 del self._lent[key]
                 self._idle.pop(key, None)
-        return _Return(self._epoch, amounts, limits)
+        return _Return(self._epoch, amounts, limits, tuple(over))
 
     def _give_back(self, connection: Connection, items: list[_Return]) -> list[None]:
         self._check_epoch(items)
         for item in items:
-            give_back_leases(connection, self._database.node_id, item.amounts)
+            give_back_leases(connection, self._database.node_id, item.amounts, item.over)
         return [None] * len(items)
 
     def _returned(self, items: list[_Return], outcome: list[None] | BaseException) -> None:
@@ -375,7 +380,7 @@ class SharedBooks(LocalBooks):
                 if item.epoch != self._epoch:
                     continue
                 for key, limit in item.limits.items():
-                    limit.lease = (limit.lease or 0) + item.amounts[key]
+                    limit.lease = (limit.lease or 0) + (item.amounts[key] if bucket_key(limit) == key else 0)
                     self._lent[key] = limit
 
 

@@ -154,10 +154,9 @@ class Changes:
 
         With ``owner`` only a key of that user is found. New limits count what the key has used before.
         """
-        values = given(change)
+        values, now_us = given(change), self._clock.now_us()
 
         def work(connection: Connection) -> tuple[ApiKey, dict[tuple[str, str], int]]:
-            now_us = self._clock.now_us()
             old = api_keys.get_key_of(connection, KeyId(key_id), owner)
             if "limits" in values:
                 values["limits"] = msgspec.structs.replace(old.limits, **given(change.limits))  # type: ignore[arg-type]
@@ -175,7 +174,7 @@ class Changes:
             return key, _start_limits(connection, old.limits, key, now_us)
 
         key, used = await self._database.write(work)
-        meters = self._books.roll.change_key_terms(key, used)
+        meters = self._books.roll.change_key_terms(key, used, now_us)
         if {"models", "endpoints", "expires_us"} & values.keys():
             self._books.tell_revoked(key.id)
         for meter in meters:

@@ -302,12 +302,10 @@ class Management:
 
     async def set_budget(self, actor: Actor, project_id: str, window: projects.Window, limit_nano: int | None) -> None:
         """Set, change or (None) remove a project's budget; a new one counts what its window has already seen."""
-        project = ProjectId(project_id)
-
-        start = 0 if window == "none" else calendar_window(window, self._clock.now_us())[0]
+        project, now_us = ProjectId(project_id), self._clock.now_us()
+        start = 0 if window == "none" else calendar_window(window, now_us)[0]
 
         def work(connection: Connection) -> int:
-            now_us = self._clock.now_us()
             projects.get_project(connection, project)
             before = projects.list_budgets(connection, project)
             projects.set_budget(connection, project, window, limit_nano, now_us)
@@ -320,7 +318,7 @@ class Management:
             return 0 if limit_nano is None else start_budget(connection, project, window, start, limit_nano)
 
         used = await self._database.write(work)
-        meter = self._books.roll.change_budget(project, window, limit_nano, used)
+        meter = self._books.roll.change_budget(project, window, limit_nano, used, now_us)
         if meter is None or limit_nano is None:
             return
         # Settlements count against it from here on; those that came between the sum and this moment are added now.

@@ -151,7 +151,8 @@ class Sessions:
 
         Raises Refused: ``wrong_password`` (the same for an unknown name), ``rate_limit_exceeded`` after failures.
         """
-        network, account = network_of(place[0]), name[:128].lower()
+        # However it is spelt that leads to the same account: spaces around an email and capitals don't matter there.
+        network, account = network_of(place[0]), users.plain_email(name)[:128]
         here = f"{network} {account}"
         self._slowdown.enter((network, here))
         if here not in self._good:
@@ -287,6 +288,8 @@ class Sessions:
             user = users.get_user(connection, user_id)
             if users.find_password_hash(connection, user_id) != stored:
                 raise Refused("wrong_password", "The password was changed in this moment.")
+            if stored is None and key_id is not None:
+                _check_whole(connection, user_id, KeyId(key_id))
             users.set_password(connection, user, hashed, False, now_us)
             sessions.end_sessions(connection, user.id, but=keep)
             record_change(connection, now_us, actor, "user_password", ("user", user.id))

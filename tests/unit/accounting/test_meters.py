@@ -95,3 +95,18 @@ def test_a_slow_pace_is_one_at_a_time() -> None:
     pace.pass_one(10.0)
     assert pace.wait_s(10.0) == pytest.approx(2.0)
     assert pace.wait_s(12.0) == 0
+
+
+def test_a_clock_that_leaps_and_is_set_right_finds_the_budget_as_it_was() -> None:
+    meter = CalendarMeter("budget_exceeded", "project_budget", "p", 100, "day", us("2026-03-01T12:00:00"))
+    meter.used = 70
+    meter.turn(us("2027-06-01T00:00:00"))
+    meter.spend(10)
+    meter.turn(us("2026-03-01T12:00:01"))
+    assert (meter.window_start, meter.left()) == (us("2026-03-01"), 30)
+    meter.turn(us("2026-03-02T00:00:00"))
+    meter.spend(5)
+    meter.turn(us("2026-03-01T23:59:59.990000"))  # a step of some milliseconds, over midnight
+    assert meter.left() == 30
+    meter.turn(us("2026-03-02T00:00:00"))
+    assert meter.left() == 95

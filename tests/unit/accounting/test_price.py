@@ -85,6 +85,13 @@ def test_a_price_holds_from_its_date_on() -> None:
     assert prices.get_price(ModelId("other"), 150).version == 1
 
 
+def test_a_clock_that_leaps_and_is_set_right_leaves_the_price_that_holds() -> None:
+    prices = PriceList([("m", 100, Price(2, 5, 5)), (EVERY_LOCAL_MODEL, 0, LOCAL), (EVERY_LOCAL_MODEL, 300, LOCAL)])
+    for model, versions in (("m", [1, 2, 1, 2, 2, 1]), ("other", [1, 1, 1, 1, 1, 1])):
+        asked = [prices.get_price(ModelId(model), now).version for now in (99, 10**18, 99, 100, 299, 0)]
+        assert asked == versions
+
+
 def test_an_unknown_price_is_refused_not_free() -> None:
     with pytest.raises(Refused, match="no price"):
         PriceList([("m", 100, LOCAL)]).get_price(ModelId("m"), 99)

@@ -150,7 +150,7 @@ def test_every_declared_setting_has_a_value_of_its_own(tmp_path):
 
 
 def test_a_file_with_secrets_that_others_read_is_told(tmp_path):
-    file = write(tmp_path, 'api_key = "sk-x"\n')
+    file = write(tmp_path, 'api_key = "7f3c9a51e80b4d26a1c5f790"\n')
     assert load(tmp_path)[1] == []
     file.chmod(0o644)
     assert "chmod 600" in load(tmp_path)[1][0]
@@ -211,6 +211,16 @@ def test_tls_needs_both_files_and_takes_away_the_warning(tmp_path):
     assert any("without TLS" in text for text in load(tmp_path, open_to_all)[1])
     told = load(tmp_path, {**open_to_all, "tls_cert": "cert.pem", "tls_key": "key.pem"})[1]
     assert not any("TLS" in text or "tls" in text for text in told)
+
+
+@pytest.mark.parametrize(
+    ("key", "warned"),
+    [("1", True), ("hunter2", True), ("a" * 60, True), ("sk-0123456789", True), ("7f3c9a51e80b4d26a1c5f790", False)],
+)
+def test_a_key_that_can_be_guessed_is_warned_about_and_not_shown(tmp_path, key, warned):
+    told = [text for text in load(tmp_path, environ={"STENTOR_API_KEY": key})[1] if "API_KEY" in text]
+    assert bool(told) == warned
+    assert not any(f"{key} " in text or f"'{key}'" in text for text in told if len(key) > 1)
 
 
 @pytest.mark.parametrize(
