@@ -61,7 +61,8 @@ def find_risks(settings: Settings) -> list[Notice]:
         risks.append("CORS_ORIGINS is *: scripts of every website may call this server with a key they know.")
     if settings.api_key and _is_guessable(settings.api_key):
         risks.append(
-            "API_KEY can be guessed, and guesses at keys aren't slowed down. `openssl rand -hex 24` makes one that can't."
+            "API_KEY can be guessed, and guesses at keys aren't slowed down. Take one of random characters: "
+            "`openssl rand -hex 24`."
         )
     if _readable_secrets(settings):
         risks.append(f"{settings.config_file} holds secrets and other users can read it. Run chmod 600 on it.")

@@ -545,7 +545,7 @@ class Midnight:
 
 
 async def test_what_is_lent_as_a_day_ends_is_not_the_next_days(pair, clock: HeldClock) -> None:
-    first, second = pair
+    first, _ = pair
     key = await budgeted(first, 10 * PRICE)
     first.books._borrowing = Midnight(first.books, clock)
     admitted = [(first, await first.open(key))]

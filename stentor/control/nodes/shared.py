@@ -223,13 +223,10 @@ class SharedBooks(LocalBooks):
                 continue  # lent in an earlier life, and taken back with all of it
             for want, amount in zip(ask.wants, grant.amounts, strict=True):
                 limit = want.limit
-                if bucket_key(limit) != want.key:
-                    continue  # of a window that has ended since: it goes back with the next beat
-                if isinstance(limit, Minute) and limit.unit == "requests":
-                    if grant.second != second:
-                        continue  # too late to be used: it stays counted, and is asked for again
-                    if steady_s != limit.leased_s:
-                        limit.lease, limit.leased_s = 0, steady_s
+                if bucket_key(limit) != want.key or (want.key[0] == "requests" and grant.second != second):
+                    continue  # too late: of a budget's window it goes back with a beat, requests stay counted
+                if isinstance(limit, Minute) and limit.unit == "requests" and steady_s != limit.leased_s:
+                    limit.lease, limit.leased_s = 0, steady_s
                 limit.lease = (limit.lease or 0) + amount
                 if amount:
                     self._lent[want.key] = limit  # a beat may have come by in between, when it had nothing
