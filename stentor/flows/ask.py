@@ -4,7 +4,7 @@ The body is read as a dictionary of raw JSON values: what Stentor has no busines
 or forwards under its own name is decoded and set. A key that occurs twice counts once, the last, in both.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, cast
 from zlib import crc32
 
 import msgspec
@@ -61,6 +61,7 @@ _decode_messages = msgspec.json.Decoder(list[_Message]).decode
 _decode_parts = msgspec.json.Decoder(list[_Part]).decode
 _decode_stream_options = msgspec.json.Decoder(_StreamOptions | None).decode
 _decode_int = msgspec.json.Decoder(int | None).decode
+_decode_seconds = msgspec.json.Decoder(Annotated[float, msgspec.Meta(ge=0, le=1e9)] | None).decode
 _decode_bool = msgspec.json.Decoder(bool | None).decode
 _decode_str = msgspec.json.Decoder(str | None).decode
 _decode_prompt = msgspec.json.Decoder(str | list[str | int | list[int]]).decode
@@ -89,7 +90,6 @@ class Ask:
 
     audio_ms = 0
     characters = 0
-    keep_s: float | None = None
     is_translated = False
 
     __slots__ = (
@@ -98,6 +98,7 @@ class Ask:
         "images",
         "include_usage",
         "input_bound",
+        "keep_s",
         "kind",
         "media",
         "model",
@@ -114,6 +115,7 @@ class Ask:
     include_usage: bool
     output_asked: int | None
     answers: int
+    keep_s: float | None
     needs: tuple[str, ...]
     input_bound: int
     media: int
@@ -177,9 +179,15 @@ def _read_common(ask: Ask, fields: dict[str, msgspec.Raw]) -> None:
     if options is not None and not ask.stream:
         raise bad_request("'stream_options' is only allowed together with 'stream': true.", "stream_options")
     ask.include_usage = bool(options and options.include_usage)
+    ask.keep_s = read_ttl(fields) if "ttl" in fields else None
     ask.answers = _positive(fields, "n") or 1
     if ask.answers > ANSWERS_MAX:
         raise bad_request(f"'n' is {ask.answers}; at most {ANSWERS_MAX} answers can be asked for at once.", "n")
+
+
+def read_ttl(fields: dict[str, msgspec.Raw]) -> float | None:
+    """``ttl``, as LM Studio's clients send it: seconds that the model is kept once it is idle. Raises Refused (400)."""
+    return cast("float | None", read_typed(fields, "ttl", _decode_seconds, "a number of seconds, 0 to a thousand million"))
 
 
 def read_chat(body: bytes) -> Ask:

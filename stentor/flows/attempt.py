@@ -17,7 +17,7 @@ from stentor.flows.ask import Ask, engine_body, prompt_text
 from stentor.flows.assembly import Assembly
 from stentor.flows.calls import Call, Interruption
 from stentor.flows.client import AnswerHead, Client
-from stentor.flows.failure import EngineFailed, EngineRefused, engine_error, refused_by_engine
+from stentor.flows.failure import EngineFailed, EngineRefused, engine_error, is_the_requests_fault, refused_by_engine
 from stentor.flows.fields import LLAMA_ENGINES, NODE
 from stentor.flows.frames import FrameSplitter, FrameTooLarge
 from stentor.flows.images import ImageFetcher
@@ -27,9 +27,8 @@ from stentor.telemetry.trace import Span
 
 SETTLE_TIMEOUT_S = 30.0
 DONE_FRAME = b"data: [DONE]\n\n"
-# llama-server answers these with 500, though they are the client's doing: nothing to try again, nothing to suspect.
+# llama-server answers this with 500, though it is the client's doing.
 _TOO_LARGE = re.compile(r"input \((\d+) tokens\) is too large to process.*batch size: (\d+)")
-_UNREADABLE = ("Failed to parse messages: ", "Failed to parse tools: ", "Unknown reasoning format: ")
 
 
 class _WireError(msgspec.Struct):
@@ -384,7 +383,7 @@ async def read_failure(answer: Answer, param: str = "messages") -> EngineRefused
     batch = _TOO_LARGE.match(error.message) if answer.status == 500 else None
     if batch is not None:
         return _too_long(int(batch[1]), int(batch[2]), param)
-    unread = answer.status == 500 and error.message.startswith(_UNREADABLE)
+    unread = answer.status == 500 and is_the_requests_fault(error.message)
     if unread or (400 <= answer.status < 500 and answer.status not in (401, 403, 404, 408, 429)):
         return refused_by_engine(error.message)
     return engine_error(f"it answered status {answer.status}", error.message, is_server_error=answer.status >= 500)

@@ -15,7 +15,7 @@ import msgspec
 
 from stentor.core.books import Grant, Usage
 from stentor.flows.answer import EngineRubbish
-from stentor.flows.ask import PREFIX_BYTES, bad_request, decode_fields, read_typed
+from stentor.flows.ask import PREFIX_BYTES, bad_request, decode_fields, read_ttl, read_typed
 from stentor.flows.fields import EMBEDDING_FIELDS, apply_fields
 from stentor.flows.inputs import InputsAsk, Step
 
@@ -65,6 +65,7 @@ def read_embeddings(body: bytes) -> InputsAsk:
     ask = InputsAsk(PATH, ("embedding",), "input")
     ask.fields = fields
     ask.model = read_typed(fields, "model", _decode_format, "a model's name") or ""
+    ask.keep_s = read_ttl(fields)
     inputs = read_inputs(fields)
     wanted = _read_wanted(fields)
     ask.prefix = crc32(memoryview(fields["input"])[:PREFIX_BYTES])

@@ -28,6 +28,7 @@ _SAMPLING: tuple[str, ...] = (
 )  # fmt: skip
 _SET: tuple[str, ...] = (
     "model", "stream", "stream_options", "max_tokens", "max_completion_tokens", "timings_per_token", "return_progress",
+    "ttl",
 )  # fmt: skip
 _UNKNOWN_TO_OPENAI = frozenset(_SAMPLING) - {
     "temperature", "top_p", "seed", "stop", "logit_bias", "presence_penalty", "frequency_penalty", "n",
@@ -87,7 +88,7 @@ COMPLETION_FIELDS: Mapping[str, Rule] = {
     **_table(("prompt",)), "suffix": "llama_lacks", "echo": "llama_lacks"
 }  # fmt: skip
 # What isn't listed is for operators' commands, which may know more (an input type, a task).
-_OF_INPUTS: tuple[str, ...] = ("model", "stream", "stream_options", "max_tokens")
+_OF_INPUTS: tuple[str, ...] = ("model", "stream", "stream_options", "max_tokens", "ttl")
 EMBEDDING_FIELDS: Mapping[str, Rule] = {
     **dict.fromkeys((*_OF_INPUTS, "input", "encoding_format", "dimensions"), "set"),
     **dict.fromkeys(_BOOKKEEPING, "strip"),

@@ -28,6 +28,7 @@ class HearingAsk(Ask):
         self.answers = 1
         self.input_bound = self.media = self.prefix = 0
         self.images = ()
+        self.keep_s = None
 
     @property
     def endpoint(self) -> str:

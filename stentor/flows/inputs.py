@@ -50,7 +50,7 @@ class InputsAsk(Ask):
     """A checked request without output. ``param`` is the field that holds the inputs; ``can_estimate``: where nobody
     counts what they are, an estimate will do."""
 
-    __slots__ = ("begin", "can_estimate", "keep_s", "param", "surface", "text")
+    __slots__ = ("begin", "can_estimate", "param", "surface", "text")
 
     begin: Callable[[Grant], Work]
     text: Callable[[], str]
@@ -67,7 +67,7 @@ class InputsAsk(Ask):
         self.media = 0
         self.prefix = 0
         self.images = ()
-        self.keep_s: float | None = None
+        self.keep_s = None
 
     @property
     def endpoint(self) -> str:

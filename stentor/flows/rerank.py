@@ -8,7 +8,7 @@ import msgspec
 
 from stentor.core.books import Grant, Usage
 from stentor.flows.answer import EngineRubbish
-from stentor.flows.ask import PREFIX_BYTES, bad_request, decode_fields, read_typed
+from stentor.flows.ask import PREFIX_BYTES, bad_request, decode_fields, read_ttl, read_typed
 from stentor.flows.fields import RERANK_FIELDS, apply_fields
 from stentor.flows.inputs import InputsAsk, Step
 
@@ -64,6 +64,7 @@ def read_rerank(body: bytes) -> InputsAsk:
     ask = InputsAsk(PATH, ("rerank",), "documents")
     ask.fields = fields
     ask.model = read_typed(fields, "model", _decode_str, "a model's name") or ""
+    ask.keep_s = read_ttl(fields)
     ranking = _read_ranking(fields)
     query_bytes = len(ranking.query.encode())
     documents_bytes = sum(len(text.encode()) for text in ranking.documents)

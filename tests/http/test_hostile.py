@@ -88,11 +88,22 @@ def test_a_grammar_that_would_keep_an_engine_busy_for_ever_does_not_reach_it(gat
     assert gate.event(answer.request_id)["cost_nano"] == 0
 
 
-@pytest.mark.parametrize("message", ["Failed to parse tools: Missing tool type: 1", "Unknown reasoning format: zzz"])
-def test_a_request_that_an_engine_can_not_read_is_not_its_fault(gate: Gate, message):
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ("Failed to parse tools: Missing tool type: 1", "Missing tool type"),
+        ("Unknown reasoning format: zzz", "zzz"),
+        ("Failed to load image or audio file", "Failed to load image"),
+        ("Roles must alternate! at row 7, column 12:\n{{ raise_exception(", "template refuses this conversation: Roles"),
+        ("in source:\n{{ a }}\nError: Jinja Exception: No system role", "refuses this conversation: No system role"),
+    ],
+)
+def test_a_request_that_an_engine_can_not_read_is_not_its_fault(gate: Gate, message, words):
     """llama-server says 500: asked again and again, it would be under suspicion all the time."""
     answer = gate.chat(script(status=500, message=message, type="server_error"))
     assert (answer.status, answer.json()["error"]["code"]) == (400, "invalid_request")
+    assert words in answer.json()["error"]["message"]
+    assert "{{" not in answer.json()["error"]["message"]
     assert gate.event(answer.request_id)["attempt"] == 1
 
 

@@ -179,8 +179,8 @@ def test_preloading_loads_and_unloads(tmp_path, workers):
 
 def keep_as_asked(gate: Gate, client: ollama.Client) -> None:
     """``keep_alive``, by an administrator's ``client`` and one with an ordinary key; the model is cold afterwards."""
-    headers = {"Authorization": f"Bearer {gate.make_key()['key']}"}
-    ordinary = ollama.Client(f"http://127.0.0.1:{gate.port}", headers=headers)
+    key = gate.make_key()["key"]
+    ordinary = ollama.Client(f"http://127.0.0.1:{gate.port}", headers={"Authorization": f"Bearer {key}"})
 
     def left_s() -> float:
         (model,) = ordinary.ps().models
@@ -202,6 +202,11 @@ def keep_as_asked(gate: Gate, client: ollama.Client) -> None:
     assert left_s() == pytest.approx(900, abs=60)
     ordinary.generate("lazy", keep_alive=-1)
     assert left_s() == pytest.approx(1800, abs=60)
+    body = {"model": "lazy", "messages": said(), "max_tokens": 2, "ttl": 700}  # as LM Studio's clients say it
+    assert gate.ask("POST", "/v1/chat/completions", body, key=key).status == 200
+    assert left_s() == pytest.approx(700, abs=60)
+    refused = gate.ask("POST", "/v1/chat/completions", {**body, "ttl": "5m"}, key=key)
+    assert (refused.status, refused.json()["error"]["param"]) == (400, "ttl")
     client.chat("lazy", said(), keep_alive=-1)
     assert left_s() > 1e9
     ordinary.chat("lazy", said(), keep_alive=0)

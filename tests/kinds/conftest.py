@@ -14,6 +14,12 @@ from tests.http.harness import Gate, at_rest, serve
 from tests.kinds.models import make_minilm
 from tests.serving import Server, model_table, scripted_model
 
+# As Mistral's and Gemma's do, but in fewer words.
+TEMPLATE = (
+    "{% for message in messages %}{% if (message.role == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{{ '<' + message.role + '>' + message.content }}{% endfor %}"
+)
 ODD = Path(__file__).with_name("odd_engine.py")
 
 
@@ -45,6 +51,9 @@ def _gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
             ),
             model_table(id="wrong", source=f"file:{tiny}", type="reranker", ctx=256),
             model_table(id="tiny", source=f"file:{tiny}", ctx=512, parallel=2, threads=1),
+            model_table(
+                id="picky", source=f"file:{tiny}", ctx=512, parallel=1, threads=1, chat_template=TEMPLATE, canary=False
+            ),
             model_table(id="recorder", source=f"file:{seeing[1]}", type="audio", ctx=512, parallel=1, threads=1),
             scripted_model("scribe", type="omni", preload=False),
             model_table(id="odd", type="embedding", parallel=4, **odd),

@@ -57,3 +57,26 @@ def test_what_the_engine_would_break_on_never_gets_there(gate: Gate, fields: dic
     assert (answer.status, answer.json()["error"]["code"]) == (400, "unsupported_parameter")
     harmless = {"model": "tiny", "prompt": "once", "max_tokens": 2, "suffix": None, "echo": False}
     assert gate.ask("POST", COMPLETIONS, json.dumps(harmless).encode()).status == 200
+
+
+def test_what_a_models_template_refuses_is_said_in_its_words(gate: Gate) -> None:
+    hello, hi = {"role": "user", "content": "hello"}, {"role": "assistant", "content": "hi"}
+    fine = {"model": "picky", "messages": [hello, hi, hello], "max_tokens": 2}
+    assert gate.ask("POST", CHAT, fine).status == 200
+    wrong = {**fine, "messages": [hello, hello]}
+    words = "The model's chat template refuses this conversation: Conversation roles must alternate user/assistant/"
+    answer = gate.ask("POST", CHAT, wrong)
+    error = answer.json()["error"]
+    assert (answer.status, error["code"], error["param"]) == (400, "invalid_request", "messages")
+    assert error["message"].startswith(words)
+    event = gate.event(answer.request_id)
+    assert (event["attempt"], event["cost_nano"]) == (1, 0)
+    message = {"model": "picky", "messages": [hello, hello], "max_tokens": 2}
+    for path, body in (("/v1/messages", message), ("/v1/messages/count_tokens", message), ("/api/chat", wrong)):
+        answer = gate.ask("POST", path, body)
+        assert answer.status == 400, path
+        assert words.encode() in answer.body, path
+    assert gate.ask("POST", CHAT, fine).status == 200
+    (card,) = [card for card in gate.admin("GET", "/models")["data"] if card["id"] == "picky"]
+    assert card["state"] == "ready"
+    assert [slot["restarts"] for slot in gate.admin("GET", "/slots")["data"] if slot["model"] == "picky"] == [0]

@@ -16,7 +16,7 @@ from stentor.core.scheduler import EngineControl, InstanceCard, ModelCard, SlotC
 from stentor.runtime.folders import ModelFolders
 from stentor.runtime.origins import id_from_source
 from stentor.runtime.sources import Sources
-from stentor.runtime.spec import ABILITIES, ModelSpec, ModelType
+from stentor.runtime.spec import ModelSpec, ModelType
 
 LOG_WAIT_MAX_S = 30
 INSTANCES_MAX = 64
@@ -238,11 +238,8 @@ class SlotOperations:
 
 
 def _type_of(spec: ModelSpec | None, card: ModelCard | None) -> str:
-    """The type that the model was declared as, else the one that its abilities say."""
-    if spec is not None and spec.type:
-        return spec.type
-    found = () if card is None else card.abilities
-    return next((name for name, abilities in ABILITIES.items() if set(abilities) == set(found)), "")
+    """What the model was found to be; of one that is in the catalogue no more, what it was declared as."""
+    return card.type if card is not None else (spec.type or "" if spec is not None else "")
 
 
 def cards_of(slots: Sequence[SlotCard], rest: Sequence[InstanceCard]) -> list[InstanceCard]:

@@ -22,13 +22,12 @@ _encode = msgspec.json.Encoder().encode
 class TranslatedAsk(Ask):
     """A chat that was asked for in a dialect, at ``surface``."""
 
-    __slots__ = ("keep_s", "surface")
+    __slots__ = ("surface",)
 
     is_translated = True
 
     def __init__(self, surface: str) -> None:
         self.surface = surface
-        self.keep_s: float | None = None
 
     @property
     def endpoint(self) -> str:

@@ -36,6 +36,7 @@ class ListeningAsk(Ask):
         self.answers = 1
         self.input_bound = self.media = self.prefix = 0
         self.images = ()
+        self.keep_s = None
         self.audio_ms = STEP_MS
 
     @property

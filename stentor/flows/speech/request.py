@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from stentor.core.sound import SPEECH_FORMS, SpeechForm
-from stentor.flows.ask import Ask, bad_request, decode_fields, read_typed
+from stentor.flows.ask import Ask, bad_request, decode_fields, read_ttl, read_typed
 
 PATH = "/v1/audio/speech"
 SLOWEST, QUICKEST = 0.25, 4.0
@@ -59,6 +59,7 @@ def read_speech(body: bytes, *, as_json: bool = False) -> SpeechAsk:
     ask.kind = "completion"
     ask.needs = ("speech",)
     ask.model = read_typed(fields, "model", _decode_str, "a model's name") or ""
+    ask.keep_s = read_ttl(fields)
     ask.text = _read_text(fields)
     ask.delivery = _read_delivery(fields, as_json)
     ask.form = "wav" if as_json else _read_form(fields)
