@@ -14,6 +14,24 @@ InstanceState = Literal["starting", "ready", "draining", "stopping", "stopped", 
 ModelState = Literal["cold", "starting", "ready", "failed"]
 
 
+class ModelFile(msgspec.Struct, frozen=True):
+    """What a model's file says of itself: empty, or 0, what isn't known (yet).
+
+    ``parameters`` is their number as people say it (``8.0B``), ``quant`` the quantization, ``size_bytes`` all shards and
+    the projector, ``vector_size`` the length of the vectors inside.
+    """
+
+    architecture: str = ""
+    parameters: str = ""
+    parameter_count: int = 0
+    quant: str = ""
+    size_bytes: int = 0
+    vector_size: int = 0
+
+
+NO_FILE = ModelFile()
+
+
 class ModelCard(msgspec.Struct, frozen=True):
     """What a client may know of a model. ``context_size`` is tokens per request, after division among places;
     ``voices`` are known of one that speaks, once its files are there."""
@@ -31,6 +49,7 @@ class ModelCard(msgspec.Struct, frozen=True):
     reason: str = ""
     type: str = "text"
     voices: tuple[VoiceCard, ...] = ()
+    file: ModelFile = NO_FILE
 
 
 class InstanceCard(msgspec.Struct, frozen=True):

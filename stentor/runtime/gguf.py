@@ -45,7 +45,8 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     generates. ``width`` is the length of its vectors, ``inner`` the widest layer, ``heads`` those of its attention,
     ``words`` and ``merges`` what its tokenizer knows; ``numbers`` are those of all its tensors, in ``blocks`` layers
     and ``tables`` of words beside them. ``sees`` and ``hears`` are said by projectors (architecture
-    ``clip``), whose vectors have ``projected`` numbers, made of so many ``patches`` of an image.
+    ``clip``), whose vectors have ``projected`` numbers, made of so many ``patches`` of an image. ``parameters`` and
+    ``size_label`` say how large the model is, ``file_type`` how it is quantized (-1: unsaid), as llama.cpp counts.
     """
 
     architecture: str
@@ -70,6 +71,9 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     hears: bool = False
     projected: int = 0
     patches: int = 0
+    parameters: int = 0
+    size_label: str = ""
+    file_type: int = -1
 
 
 def read_header(path: Path, *, quick: bool = False) -> GgufHeader:
@@ -80,9 +84,14 @@ def read_header(path: Path, *, quick: bool = False) -> GgufHeader:
     if architecture == "clip":
         return _describe_projector(head)
     pooling = pairs.get(f"{architecture}.pooling_type")
+    numbers = sum(math.prod(shape) for shape in head.shapes.values())
+    file_type = pairs.get("general.file_type")
     return GgufHeader(
         architecture=architecture,
         name=str(pairs.get("general.name", "")),
+        parameters=max(0, _first(pairs.get("general.parameter_count"))) or _whole(pairs, numbers),
+        size_label=str(pairs.get("general.size_label", "")),
+        file_type=file_type if isinstance(file_type, int) else -1,
         trained_ctx=_integer(pairs, f"{architecture}.context_length"),
         kv_elements=count_kv_elements(architecture, pairs),
         file_bytes=_all_shards(path, pairs, head.file_bytes),
@@ -95,11 +104,16 @@ def read_header(path: Path, *, quick: bool = False) -> GgufHeader:
         heads=min(_first(pairs.get(f"{architecture}.attention.head_count")), _MOST),
         words=head.lengths.get("tokenizer.ggml.tokens", 0) or _integer(pairs, f"{architecture}.vocab_size"),
         merges=head.lengths.get("tokenizer.ggml.merges", 0),
-        numbers=sum(math.prod(shape) for shape in head.shapes.values()),
+        numbers=numbers,
         blocks=_integer(pairs, f"{architecture}.block_count"),
         tables=2 if "output.weight" in head.shapes else 1,
         cache=_describe_cache(architecture, pairs),
     )
+
+
+def _whole(pairs: dict[str, Value], numbers: int) -> int:
+    """The numbers of all tensors; 0 where they are spread over several files, of which this is one."""
+    return numbers if _integer(pairs, "split.count") < 2 else 0
 
 
 def read_projector(path: Path) -> GgufHeader:

@@ -145,7 +145,7 @@ def reconcile(found: Learned, declared: ModelType | None, props: Props) -> tuple
             abilities = (*abilities, ability)
     if abilities != found.abilities and declared is None and kind in _TEXTUAL:
         kind = "omni" if "audio" in abilities else "vision" if "image" in abilities else "text"
-    return Learned(kind, abilities), "; ".join(doubts)
+    return msgspec.structs.replace(found, type=kind, abilities=abilities), "; ".join(doubts)
 
 
 def _find_projector(spec: ModelSpec, weights: Path, header: GgufHeader) -> tuple[Path | None, GgufHeader | None]:

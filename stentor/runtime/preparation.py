@@ -10,10 +10,12 @@ import msgspec
 
 from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
+from stentor.core.scheduler import ModelFile
 from stentor.core.units import MIB
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.downloads import Progress
 from stentor.runtime.estimate import estimate_bytes, estimate_memory
+from stentor.runtime.file_facts import describe_file
 from stentor.runtime.gpus import GpuMemory, GpuPlan, plan_gpu
 from stentor.runtime.kinds import Nature, find_nature, reconcile
 from stentor.runtime.launchers.base import Launch, Launcher, LaunchOrder, LaunchRefused
@@ -93,14 +95,14 @@ class Preparation:
             weights = await self._fetch(spec) if spec.source else None
             voice = await asyncio.to_thread(find_voice, spec, weights)
             spec, way = voice.spec, f"{voice.size_bytes}"
-            self._catalogue.learn(ModelId(spec.id), Learned(spec.kind, voice.abilities, voice.voices))
+            self._learn_voice(voice)
             plans = self._plan_speech(voice, way, find_budget())
         else:
             weights = await self._fetch(spec)
             nature = await asyncio.to_thread(find_nature, spec, weights)
             spec = nature.spec
             rung = self._choose_rung(spec)
-            self._learn(nature)
+            self._learn(nature, weights)
             pooling = choose_pooling(nature.header, spec)
             seeing_bytes = nature.projector.file_bytes if nature.projector else 0
             way = f"{nature.header.file_bytes + seeing_bytes}/{spec.cache_type_k}/{spec.cache_type_v}"
@@ -144,13 +146,18 @@ class Preparation:
                 path = self._source.find(spec.source)
                 if path is not None and spec.engine in SPEECH_TYPES:
                     voice = find_voice(spec, path)
-                    self._catalogue.learn(ModelId(spec.id), Learned(spec.kind, voice.abilities, voice.voices))
+                    self._learn_voice(voice)
                 elif path is not None:
-                    self._learn(find_nature(spec, path, quick=True))
+                    self._learn(find_nature(spec, path, quick=True), path)
 
-    def _learn(self, nature: Nature) -> None:
+    def _learn_voice(self, voice: Voice) -> None:
+        spec, file = voice.spec, ModelFile(size_bytes=voice.size_bytes)
+        self._catalogue.learn(ModelId(spec.id), Learned(spec.kind, voice.abilities, voice.voices, file))
+
+    def _learn(self, nature: Nature, weights: Path) -> None:
         model = ModelId(nature.spec.id)
-        self._found[model] = Learned(nature.spec.kind, nature.abilities)
+        file = describe_file(nature.header, nature.projector, weights)
+        self._found[model] = Learned(nature.spec.kind, nature.abilities, file=file)
         self._catalogue.learn(model, self._found[model])
 
     def note_ready(self, model: ModelId, process: EngineProcess) -> None:

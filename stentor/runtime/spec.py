@@ -10,6 +10,7 @@ import msgspec
 from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
 from stentor.core.remote import RemoteTerms
+from stentor.core.scheduler import NO_FILE, ModelFile
 from stentor.core.voices import TONE, VoiceCard
 from stentor.runtime.remote_spec import RemoteSpec, find_remote_problem
 
@@ -125,6 +126,7 @@ class ServedModel(msgspec.Struct, frozen=True):
     fallbacks: tuple[str, ...] = ()
     type: ModelType = "text"
     voices: tuple[VoiceCard, ...] = ()
+    file: ModelFile = NO_FILE
 
     def can(self, ability: str) -> bool:
         """Whether requests may ask this of it. Who hears in conversations can be told to write down what is said."""
@@ -137,6 +139,7 @@ class Learned(msgspec.Struct, frozen=True):
     type: ModelType
     abilities: tuple[str, ...]
     voices: tuple[VoiceCard, ...] = ()
+    file: ModelFile = NO_FILE
 
 
 def validate_spec(spec: ModelSpec) -> None:
@@ -252,6 +255,7 @@ def describe_served(spec: ModelSpec, context_size: int, learned: Learned | None 
         fallbacks=spec.fallbacks,
         type=kind,
         voices=learned.voices if learned is not None else (TONE,) if spec.engine == "tone" else (),
+        file=learned.file if learned is not None else NO_FILE,
     )
 
 

@@ -169,6 +169,7 @@ class SchedulerViews:
             reason=failure.public if failure else pool.explain_fetch() or pool.note,
             type=served.type,
             voices=served.voices,
+            file=served.file,
         )
 
     def _describe_instance(self, instance: Instance) -> InstanceCard:

@@ -403,3 +403,36 @@ def test_an_engine_that_fails_after_the_first_word(client, each):
 def test_what_isnt_ollamas_keeps_its_own_envelope(each):
     answer = each.ask("POST", "/api/pull", {"model": "x"})
     assert (answer.status, set(answer.json())) == (404, {"detail", "code"})
+
+
+# -- llama-swap's words for what is loaded
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_what_llama_swaps_clients_ask_of_models(tmp_path, workers):
+    models = "\n".join(scripted_model(name, preload=False) for name in ("one", "two", "three"))
+    settings = {"GATEWAY_WORKERS": workers, "IDLE_UNLOAD_S": "600"}
+    with Server(tmp_path, models, "--admin-key", slots=4, **settings) as server:
+        gate = Gate(server)
+        key = gate.make_key(models=["two"])["key"]
+
+        def running(by: str = gate.key) -> dict[str, str]:
+            rows = gate.ask("GET", "/running", key=by).json()["running"]
+            assert all(0 < row["ttl"] <= 600 and row["cmd"] == "" for row in rows)
+            return {row["model"]: row["state"] for row in rows}
+
+        assert running() == {}
+        for model in ("one", "two", "three"):
+            assert gate.ask("POST", "/v1/chat/completions", {"model": model, "messages": said()}).status == 200
+        assert running() == {"one": "ready", "two": "ready", "three": "ready"}
+        assert running(key) == {"two": "ready"}
+        for method, path in (("GET", "/unload"), ("POST", "/api/models/unload"), ("POST", "/api/models/unload/two")):
+            assert gate.ask(method, path, key=key).status == 403
+        answer = gate.ask("POST", "/api/models/unload/two")
+        assert (answer.status, answer.body) == (200, b"OK")
+        assert running() == {"one": "ready", "three": "ready"}
+        assert gate.ask("POST", "/api/models/unload/nothing-like-it").status == 404
+        assert gate.ask("GET", "/unload").body == b"OK"
+        assert running() == {}
+        assert gate.ask("POST", "/api/models/unload").status == 200
+        assert gate.ask("POST", "/v1/chat/completions", {"model": "one", "messages": said()}).status == 200

@@ -25,6 +25,7 @@ PARAMETERS = {
     "{index}": "0",
 }
 
+EMPTYING = ("/unload", "/api/models/unload")
 BODIES = {"create_user_key": {"scopes": ["admin"]}}
 
 
@@ -79,6 +80,8 @@ def test_who_may_call_what(each: Gate, keys, caller):
     """Every route; one test a caller, as thousands of small ones cost more than what they ask."""
     wrong = []
     for route in SURFACE:
+        if route.path in EMPTYING and may(route, caller):
+            continue  # it would unload the models of all other tests; tried where there is a server for it
         body = BODIES.get(route.handler, {}) if route.method != "GET" else None
         if caller == "the operator":
             answer = each.operate(route.method, target(route), body)

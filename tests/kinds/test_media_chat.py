@@ -101,6 +101,7 @@ def test_models_say_what_they_are_before_and_after_their_start(gate: Gate) -> No
         "shortened": ("embedding", ["embedding", "dimensions"]),
         "ranker": ("reranker", ["rerank"]),
         "tiny": ("text", ["text"]),
+        "picky": ("text", ["text"]),
         "eyes": ("vision", ["text", "image"]),
         "ears": ("omni", ["text", "audio"]),
         "omni": ("omni", ["text", "image", "audio"]),

@@ -80,3 +80,30 @@ def test_what_a_models_template_refuses_is_said_in_its_words(gate: Gate) -> None
     (card,) = [card for card in gate.admin("GET", "/models")["data"] if card["id"] == "picky"]
     assert card["state"] == "ready"
     assert [slot["restarts"] for slot in gate.admin("GET", "/slots")["data"] if slot["model"] == "picky"] == [0]
+
+
+def test_ollamas_clients_are_told_what_a_models_file_says(gate: Gate) -> None:
+    assert gate.ask("POST", CHAT, asked(max_tokens=1)).status == 200
+    tags = {tag["name"]: tag for tag in gate.ask("GET", "/api/tags").json()["models"]}
+    size_bytes = (gate.server.folder / "tiny.gguf").stat().st_size
+    assert tags["tiny:latest"]["size"] == size_bytes
+    assert tags["eyes:latest"]["size"] > size_bytes  # with its projector
+    details = tags["tiny:latest"]["details"]
+    assert (details["format"], details["family"], details["parameter_size"]) == ("gguf", "llama", "74.4K")
+    assert tags["eyes:latest"]["details"]["families"] == ["llama", "clip"]
+    shown = gate.ask("POST", "/api/show", {"model": "tiny"}).json()
+    assert shown["details"] == details
+    info = shown["model_info"]
+    assert (info["general.architecture"], info["llama.context_length"]) == ("llama", 512)
+    assert info["llama.embedding_length"] == 64
+    assert 70_000 < info["general.parameter_count"] < 80_000
+    assert gate.ask("POST", "/api/show", {"model": "minilm"}).json()["model_info"]["bert.embedding_length"] == 384
+    (running,) = [model for model in gate.ask("GET", "/api/ps").json()["models"] if model["name"] == "tiny:latest"]
+    assert running["details"] == details
+
+
+def test_a_slot_says_its_models_type_whatever_else_it_can(gate: Gate) -> None:
+    body = {"model": "shortened", "input": "a"}
+    assert gate.ask("POST", "/v1/embeddings", body).status == 200
+    (slot,) = [slot for slot in gate.admin("GET", "/slots")["data"] if slot["model"] == "shortened"]
+    assert slot["model_type"] == "embedding"

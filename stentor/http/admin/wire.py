@@ -129,6 +129,17 @@ class UsageEvent(msgspec.Struct):
     billable: bool
 
 
+class ModelFile(msgspec.Struct):
+    """What a model's file says of itself; empty, or 0, where nobody knows (yet). ``size_bytes``: with projector."""
+
+    architecture: str
+    parameters: str
+    parameter_count: int
+    quant: str
+    size_bytes: int
+    vector_size: int
+
+
 class ModelCard(msgspec.Struct):
     """A model as operators see it."""
 
@@ -144,6 +155,7 @@ class ModelCard(msgspec.Struct):
     ready_instances: int
     reason: str
     type: str
+    file: ModelFile
 
 
 class StartModelRequest(msgspec.Struct, omit_defaults=True):

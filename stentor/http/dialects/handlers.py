@@ -3,6 +3,7 @@
 from stentor.core.operator import Operate
 from stentor.core.scheduler import Scheduler
 from stentor.http.dialects.anthropic_messages import MessagesEndpoints
+from stentor.http.dialects.llama_swap import LlamaSwapEndpoints
 from stentor.http.dialects.lmserv import LmservEndpoints
 from stentor.http.dialects.ollama import OllamaEndpoints
 from stentor.http.dialects.openai_responses import ResponsesEndpoints
@@ -13,6 +14,7 @@ from stentor.http.gateway import Handler
 def dialect_handlers(service: DialectService, scheduler: Scheduler, operate: Operate) -> dict[str, Handler]:
     """By the names in ``routes.py``; ``operate`` has the node authority do what administrators ask for."""
     messages = MessagesEndpoints(service)
+    swap = LlamaSwapEndpoints(scheduler, operate)
     ollama = OllamaEndpoints(service, scheduler, operate)
     return {
         "create_response": ResponsesEndpoints(service).create,
@@ -26,5 +28,7 @@ def dialect_handlers(service: DialectService, scheduler: Scheduler, operate: Ope
         "ollama_show": ollama.show,
         "ollama_ps": ollama.running,
         "ollama_version": ollama.version,
+        "swap_running": swap.running,
+        "swap_unload": swap.unload,
         "lmserv_chat": LmservEndpoints(service).chat,
     }

@@ -2,20 +2,18 @@
 
 import datetime
 import hashlib
-from urllib.parse import quote
 
 import msgspec
 
-from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
-from stentor.core.operator import Operate, OperatorCall
+from stentor.core.operator import Operate
 from stentor.core.principal import Principal
 from stentor.core.scheduler import InstanceCard, ModelCard, Scheduler
 from stentor.flows.client import AnswerHead
 from stentor.flows.dialects import ollama_answer, ollama_request
 from stentor.http.connection import Connection
 from stentor.http.dialects import ollama_wire as wire
-from stentor.http.dialects.service import DialectService, occasion_of
+from stentor.http.dialects.service import DialectService, occasion_of, stop_model
 from stentor.http.openai.models import may_use
 from stentor.http.openai.text import not_in_models
 
@@ -73,21 +71,13 @@ class OllamaEndpoints:
 
         card = await self._find(principal, ollama_request.plain_name(asked.model))
         if asked.leave and "admin" in principal.scopes:
-            await self._unload(connection, principal, card)
+            await stop_model(self._operate, connection, principal, card.id)
         elif card.engine not in _ELSEWHERE and not (asked.leave and card.state in ("cold", "failed")):
             # Others share the model: for an ordinary key it leaves as after a question, once it is idle.
             ask = ollama_request.preload_ask(asked, answer)
             await self._service.run_inputs(connection, principal, ask, connection)
             return
         await _respond(connection, answer())
-
-    async def _unload(self, connection: Connection, principal: Principal, card: ModelCard) -> None:
-        """Stop a model as administrators do: what runs ends first."""
-        path = f"/admin/api/models/{quote(card.id, safe='')}/stop"
-        address = connection.exchange.address or ""
-        stopped = await self._operate(OperatorCall("POST", path, b"", b"", principal, address))
-        if stopped.status != 200:
-            raise Refused("conflict", f"The model '{card.id}' could not be unloaded (status {stopped.status}).")
 
     async def embed(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """POST /api/embed"""
@@ -112,13 +102,8 @@ class OllamaEndpoints:
             modelfile="",
             parameters="",
             template="",
-            details=wire.OllamaDetails(),
-            # Clients look up the context under the architecture's name, whatever it is.
-            model_info={
-                "general.architecture": "stentor",
-                "general.basename": card.id,
-                "stentor.context_length": card.context_size,
-            },
+            details=_details(card),
+            model_info=_model_info(card),
             capabilities=capabilities,
             modified_at=_time_text(card.created_us),
         )
@@ -169,7 +154,31 @@ class _EmbedClient:
 def _tag(card: ModelCard) -> wire.OllamaTag:
     name = card.id + ollama_request.LATEST
     digest = hashlib.sha256(f"{card.id}\n{card.source}".encode()).hexdigest()
-    return wire.OllamaTag(name, name, _time_text(card.created_us), 0, digest, wire.OllamaDetails())
+    return wire.OllamaTag(name, name, _time_text(card.created_us), card.file.size_bytes, digest, _details(card))
+
+
+def _details(card: ModelCard) -> wire.OllamaDetails:
+    file, family = card.file, card.file.architecture
+    families = [family, *(["clip"] if "image" in card.abilities else [])] if family else None
+    form = "" if card.engine in _ELSEWHERE else "gguf"
+    return wire.OllamaDetails("", form, family, families, file.parameters, file.quant)
+
+
+def _model_info(card: ModelCard) -> dict[str, str | int]:
+    """What clients look up: lengths stand under the architecture's name, whatever it is."""
+    file = card.file
+    architecture = file.architecture or "stentor"
+    info: dict[str, str | int] = {
+        "general.architecture": architecture,
+        "general.basename": card.id,
+        f"{architecture}.context_length": card.context_size,
+        "stentor.context_length": card.context_size,
+    }
+    if file.parameter_count:
+        info["general.parameter_count"] = file.parameter_count
+    if file.vector_size:
+        info[f"{architecture}.embedding_length"] = file.vector_size
+    return info
 
 
 def _running(card: ModelCard, instances: list[InstanceCard]) -> wire.OllamaRunning:

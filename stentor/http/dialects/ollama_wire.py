@@ -93,7 +93,7 @@ class OllamaOldEmbedding(msgspec.Struct):
 
 
 class OllamaDetails(msgspec.Struct):
-    """Of what the model is made, as far as that is anybody's business."""
+    """Of what the model is made, as its file says; empty where that isn't known (yet)."""
 
     parent_model: str = ""
     format: str = "gguf"
@@ -104,7 +104,7 @@ class OllamaDetails(msgspec.Struct):
 
 
 class OllamaTag(msgspec.Struct):
-    """A model that the key may use. ``size`` is not said here; ``digest`` changes with the model's source."""
+    """A model that the key may use. ``size`` in bytes (0: not known yet); ``digest`` changes with the model's source."""
 
     name: str
     model: str
@@ -145,7 +145,7 @@ class OllamaShowRequest(msgspec.Struct, omit_defaults=True):
 
 
 class OllamaModel(msgspec.Struct):
-    """What the model can do, and ``model_info["stentor.context_length"]``: tokens per request."""
+    """What the model can do, and in ``model_info`` the tokens per request: ``{architecture}.context_length``."""
 
     modelfile: str
     parameters: str

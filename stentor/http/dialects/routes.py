@@ -2,6 +2,7 @@
 
 from stentor.flows.dialects.lmserv import LmservChat
 from stentor.http.dialects import messages_wire, ollama_wire, responses_wire
+from stentor.http.dialects.llama_swap import SwapRunningList
 from stentor.http.route import Route
 
 _LINES = "application/x-ndjson"
@@ -50,6 +51,18 @@ ROUTES: tuple[Route, ...] = (
     Route(
         "GET", "/api/version", "ollama_version", "public", "The version of Ollama's API that is spoken here.", "",
         None, ollama_wire.OllamaVersion, "ollama",
+    ),
+    Route(
+        "GET", "/running", "swap_running", "key", "The models that are loaded (llama-swap).", "inference",
+        None, SwapRunningList, "detail",
+    ),
+    *(
+        Route(method, path, "swap_unload", "admin", summary, "admin", envelope="detail", media_type="text/plain")
+        for method, path, summary in (
+            ("GET", "/unload", "Unload all models (llama-swap)."),
+            ("POST", "/api/models/unload", "Unload all models (llama-swap, newer)."),
+            ("POST", "/api/models/unload/{model_name}", "Unload one model (llama-swap)."),
+        )
     ),
     Route(
         "POST", "/chat", "lmserv_chat", "key", "Answer a prompt with plain text, a chunk a token (LMServ).",

@@ -1,5 +1,10 @@
 """What the endpoints of all dialects share: reading a body, and running a flow for a caller who speaks otherwise."""
 
+from urllib.parse import quote
+
+from stentor.core.errors import Refused
+from stentor.core.ids import ModelId
+from stentor.core.operator import Operate, OperatorCall
 from stentor.core.principal import Principal
 from stentor.flows.ask import Ask
 from stentor.flows.client import Client
@@ -31,6 +36,14 @@ class DialectService:
     async def run_inputs(self, connection: Connection, principal: Principal, ask: InputsAsk, client: Client) -> None:
         """Answer what generates nothing, to ``client``. Raises Refused."""
         await self._text.answer(connection, principal, ask, client)
+
+
+async def stop_model(operate: Operate, connection: Connection, principal: Principal, model: ModelId) -> None:
+    """Stop a model as administrators do: what runs ends first. Raises Refused."""
+    path = f"/admin/api/models/{quote(model, safe='')}/stop"
+    stopped = await operate(OperatorCall("POST", path, b"", b"", principal, connection.exchange.address or ""))
+    if stopped.status != 200:
+        raise Refused("conflict", f"The model '{model}' could not be unloaded (status {stopped.status}).")
 
 
 def occasion_of(connection: Connection) -> Occasion:
