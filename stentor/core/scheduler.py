@@ -17,8 +17,8 @@ ModelState = Literal["cold", "starting", "ready", "failed"]
 class ModelFile(msgspec.Struct, frozen=True):
     """What a model's file says of itself: empty, or 0, what isn't known (yet).
 
-    ``parameters`` is their number as people say it (``8.0B``), ``quant`` the quantization, ``size_bytes`` all shards and
-    the projector, ``vector_size`` the length of the vectors inside.
+    ``parameters`` is their number as people say it (``8.0B``), ``quant`` the quantization, ``size_bytes`` all shards
+    and the projector, ``vector_size`` the length of the vectors inside.
     """
 
     architecture: str = ""

@@ -4,7 +4,7 @@ The body is read as a dictionary of raw JSON values: what Stentor has no busines
 or forwards under its own name is decoded and set. A key that occurs twice counts once, the last, in both.
 """
 
-from typing import Annotated, Any, Literal, NamedTuple, cast
+from typing import Annotated, Any, Literal, NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -187,7 +187,8 @@ def _read_common(ask: Ask, fields: dict[str, msgspec.Raw]) -> None:
 
 def read_ttl(fields: dict[str, msgspec.Raw]) -> float | None:
     """``ttl``, as LM Studio's clients send it: seconds that the model is kept once it is idle. Raises Refused (400)."""
-    return cast("float | None", read_typed(fields, "ttl", _decode_seconds, "a number of seconds, 0 to a thousand million"))
+    seconds: float | None = read_typed(fields, "ttl", _decode_seconds, "a number of seconds, 0 to a thousand million")
+    return seconds
 
 
 def read_chat(body: bytes) -> Ask:

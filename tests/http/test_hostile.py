@@ -94,7 +94,7 @@ def test_a_grammar_that_would_keep_an_engine_busy_for_ever_does_not_reach_it(gat
         ("Failed to parse tools: Missing tool type: 1", "Missing tool type"),
         ("Unknown reasoning format: zzz", "zzz"),
         ("Failed to load image or audio file", "Failed to load image"),
-        ("Roles must alternate! at row 7, column 12:\n{{ raise_exception(", "template refuses this conversation: Roles"),
+        ("Roles must alternate! at row 7, column 12:\n{{ raise_exception(", "template refuses this conversation"),
         ("in source:\n{{ a }}\nError: Jinja Exception: No system role", "refuses this conversation: No system role"),
     ],
 )

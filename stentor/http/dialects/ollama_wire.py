@@ -104,7 +104,7 @@ class OllamaDetails(msgspec.Struct):
 
 
 class OllamaTag(msgspec.Struct):
-    """A model that the key may use. ``size`` in bytes (0: not known yet); ``digest`` changes with the model's source."""
+    """A model that the key may use. ``size`` in bytes (0: not known yet); ``digest`` changes with its source."""
 
     name: str
     model: str
