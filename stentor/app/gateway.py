@@ -77,6 +77,7 @@ class GatewayParts:
         models = ModelEndpoints(scheduler)
         self.listening = Listening(books, self.engines, tracer, self.calls)
         self._streams = OpenStreams()
+        self.authenticator.on_revoked(self._streams.end_of)
         self._passage = EnginePassage()
         passage = EnginePassageEndpoints(scheduler, self._passage, self._streams, log, settings.body_max_bytes)
         self._dialects = DialectService(text, settings.body_max_bytes)

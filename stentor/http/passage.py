@@ -15,7 +15,7 @@ from stentor.egress.passage import EnginePassage, PassageFailed
 from stentor.http.connection import Connection
 from stentor.http.exchange import ClientGone
 from stentor.http.gateway import Params
-from stentor.http.open_streams import OpenStreams
+from stentor.http.open_streams import OpenStream, OpenStreams
 from stentor.telemetry.logs import Log
 
 AT_ONCE = 16
@@ -67,11 +67,12 @@ class EnginePassageEndpoints:
         )
         self._running += 1
         try:
-            await self._relay(connection, url, door.token)
+            with self._streams.begin(principal) as stream:
+                await self._relay(stream, connection, url, door.token)
         finally:
             self._running -= 1
 
-    async def _relay(self, connection: Connection, url: str, token: str) -> None:
+    async def _relay(self, stream: OpenStream, connection: Connection, url: str, token: str) -> None:
         headers = {
             name.decode("latin-1"): value.decode("latin-1")
             for name, value in connection.headers
@@ -92,7 +93,7 @@ class EnginePassageEndpoints:
                 ]
                 back += [(b"content-security-policy", b"sandbox"), (b"x-content-type-options", b"nosniff")]
                 await connection.start_relay(answer.status, back)
-                await self._streams.run(connection, _copy(answer.content.iter_any(), connection))
+                await stream.run(connection, _copy(answer.content.iter_any(), connection))
         except PassageFailed as error:
             # After the start the missing end of the body says it.
             if connection.started:

@@ -1,5 +1,6 @@
 """Engines as administrators see them: their own pages passed on, and their logs as they are written."""
 
+import contextlib
 import http.client
 import json
 
@@ -115,6 +116,22 @@ def test_a_log_is_followed_as_it_is_written(each: Gate):
     assert number == page["next"] + 1
     assert line == each.admin("GET", f"/slots/{slot['port']}/log?after={page['next']}")["data"][0]
     response.close()
+    connection.close()
+
+
+def test_what_a_manager_watches_ends_with_the_key(each: Gate):
+    made = each.make_key(scopes=["admin"])
+    body = chat_body(script({"say": "a"}, {"hang": True}), stream=True)
+    stream = each.begin(body, path=f"/upstream/scripted{CHAT}", key=made["key"])
+    assert stream.frame()
+    connection, response = _follow(each, str(each.slot()["port"]), Authorization=f"Bearer {made['key']}")
+    assert response.status == 200
+    each.admin("POST", f"/api-keys/{made['id']}/revoke")
+    with contextlib.suppress(http.client.IncompleteRead):
+        response.read()
+    stream.rest()
+    assert stream.broken
+    until(each.engine().running, lambda count: count == 0)
     connection.close()
 
 

@@ -11,7 +11,7 @@ from stentor.core.principal import Principal
 from stentor.http.admin.models import Download
 from stentor.http.connection import Connection
 from stentor.http.gateway import Params
-from stentor.http.open_streams import OpenStreams
+from stentor.http.open_streams import OpenStream, OpenStreams
 
 WAIT_S = 10
 RETRY_S = 1.0
@@ -28,6 +28,10 @@ class DownloadEndpoints:
 
     async def get(self, connection: Connection, principal: Principal, params: Params) -> None:
         """GET /admin/api/downloads/{id}, as JSON or as events."""
+        with self._streams.begin(principal) as stream:
+            await self._get(stream, connection, params)
+
+    async def _get(self, stream: OpenStream, connection: Connection, params: Params) -> None:
         await connection.read_body(0)
         first = await self._ask(params["id"], -1, 0)
         accept = (connection.header(b"accept") or b"").decode("latin-1")
@@ -36,7 +40,7 @@ class DownloadEndpoints:
             await connection.respond(first.status, headers, first.body)
             return
         await connection.start_relay(200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")])
-        await self._streams.run(connection, self._write(connection, params["id"], first))
+        await stream.run(connection, self._write(connection, params["id"], first))
 
     async def _write(self, connection: Connection, download: str, answer: OperatorAnswer) -> None:
         seen = -1

@@ -9,7 +9,7 @@ from stentor.core.operator import Operate, OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
 from stentor.http.connection import Connection
 from stentor.http.gateway import Params
-from stentor.http.open_streams import OpenStreams
+from stentor.http.open_streams import OpenStream, OpenStreams
 
 WAIT_S = 10
 RETRY_S = 1.0
@@ -25,6 +25,10 @@ class LogEndpoints:
 
     async def follow(self, connection: Connection, principal: Principal, params: Params) -> None:
         """GET /admin/api/slots/{slot}/logs; ``Last-Event-ID`` goes on where a reader broke off."""
+        with self._streams.begin(principal) as stream:
+            await self._follow(stream, connection, params)
+
+    async def _follow(self, stream: OpenStream, connection: Connection, params: Params) -> None:
         await connection.read_body(0)
         last = (connection.header(b"last-event-id") or b"0").decode("latin-1")
         after = int(last) if last.isdecimal() and len(last) < 18 else 0
@@ -35,7 +39,7 @@ class LogEndpoints:
             await connection.respond(first.status, headers, first.body)
             return
         await connection.start_relay(200, [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-cache")])
-        await self._streams.run(connection, self._write(connection, path, first))
+        await stream.run(connection, self._write(connection, path, first))
 
     async def _write(self, connection: Connection, path: str, answer: OperatorAnswer) -> None:
         while answer.status == 200:
