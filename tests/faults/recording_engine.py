@@ -8,23 +8,24 @@ import os
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
-import scripted_engine
+from tests import scripted_engine
+from tests.scripted.answer import Answer
 
 
 def record_to(path: str) -> None:
     """Have every answer with a nonce recorded in ``path``, one write a line, shared among engines."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    finish = scripted_engine.Answer.finish_stream
+    finish = Answer.finish_stream
 
-    async def finish_stream(answer: scripted_engine.Answer) -> None:
+    async def finish_stream(answer: Answer) -> None:
         nonce = answer.how.get("nonce")
         if nonce:
             os.write(descriptor, f"{nonce}\n".encode())
         await finish(answer)
 
-    scripted_engine.Answer.finish_stream = finish_stream  # type: ignore[method-assign]
+    Answer.finish_stream = finish_stream  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

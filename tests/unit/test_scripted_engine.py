@@ -513,7 +513,7 @@ def test_ends_on_sigterm_unless_told_to_ignore_it() -> None:
         assert engine.ask("GET", "/health") == {"status": "ok"}
 
 
-def test_needs_nothing_but_its_file(tmp_path: Path) -> None:
+def test_runs_in_any_folder_and_environment(tmp_path: Path) -> None:
     here = Path(__file__).parents[1] / "scripted_engine.py"
     command = [sys.executable, str(here), "--help"]
     environment = {"PATH": os.environ["PATH"]}
