@@ -1,6 +1,7 @@
 """The engine ``sense_voice``: SenseVoice through sherpa-onnx, five languages, text with its punctuation."""
 
 import re
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class SenseVoice:
         self._open = open_recognizer or open_sense_voice
         self._library: Any = None
         self._recognizers: dict[str, Any] = {}
+        self._loading = threading.Lock()
 
     def load(self) -> None:
         """See :class:`~stentor.engines.hearing.transcription.Recognizer`."""
@@ -40,17 +42,18 @@ class SenseVoice:
 
     def _find(self, language: str) -> Any:
         """The recognizer of a language; the last one asked for and the one that finds out are kept."""
-        known = self._recognizers.get(language)
-        if known is not None:
-            return known
-        folder = Path(self._config.model_path)
-        try:
-            made = self._open(self._library, folder, self._config, language)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise BadModel(f"sherpa-onnx can't load {folder}: {error}") from None
-        self._recognizers = {name: each for name, each in self._recognizers.items() if name == "auto"}
-        self._recognizers[language] = made
-        return made
+        with self._loading:  # one at a time: there is room for no more
+            known = self._recognizers.get(language)
+            if known is not None:
+                return known
+            folder = Path(self._config.model_path)
+            try:
+                made = self._open(self._library, folder, self._config, language)
+            except (RuntimeError, ValueError, OSError) as error:
+                raise BadModel(f"sherpa-onnx can't load {folder}: {error}") from None
+            self._recognizers = {name: each for name, each in self._recognizers.items() if name == "auto"}
+            self._recognizers[language] = made
+            return made
 
     def room_bytes(self, loaded_bytes: int) -> int | None:
         """See :class:`~stentor.engines.host.BoundedEngine`: there may be three recognizers while one is replaced."""

@@ -7,6 +7,7 @@ from typing import Any
 from stentor.core.lazy import load
 from stentor.engines.hearing.engine import HearingEngine
 from stentor.engines.hearing.silero import Silero
+from stentor.engines.hearing.sound import RATE
 from stentor.engines.hearing.transcription import Ear, HearOrder, Segment, Word
 from stentor.engines.hearing.windows import Detector, Window
 from stentor.engines.host import BadModel, Problem, SpeechConfig, need, run
@@ -14,6 +15,8 @@ from stentor.engines.host import BadModel, Problem, SpeechConfig, need, run
 _EXTRA = "whisper"
 # What is tried in turn where the words found are unlikely: Whisper's own ladder.
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
+# The model's own words for what it is to do, which a prompt mustn't have.
+_MARK = "<|"
 
 
 class Whisper:
@@ -56,10 +59,14 @@ class Whisper:
                 raise Problem("missing_ability", "This model knows English alone, so it can't translate.")
             if order.language not in ("", "en"):
                 raise Problem("invalid_language", f"This model knows English alone, not '{order.language[:40]}'.")
-        elif order.language and order.language not in self._model.supported_languages:
-            known = ", ".join(sorted(self._model.supported_languages))
+        elif order.language and not self._knows(order.language):
+            known = ", ".join(sorted(filter(self._knows, self._model.supported_languages)))
             raise Problem("invalid_language", f"The language '{order.language[:40]}' is not known. Known are: {known}.")
         return _WhisperEar(self._model, order)
+
+    def _knows(self, language: str) -> bool:
+        # The library lists what the newest models know; a model has a word for each language that it knows itself.
+        return self._model.hf_tokenizer.token_to_id(f"<|{language}|>") is not None
 
     def detector(self) -> Detector:
         """See :class:`~stentor.engines.hearing.transcription.Recognizer`."""
@@ -86,22 +93,23 @@ class _WhisperEar:
             beam_size=1,
             best_of=1,
             temperature=_TEMPERATURES if not order.temperature else [order.temperature],
-            initial_prompt=order.prompt or None,
+            initial_prompt=order.prompt.replace(_MARK, " ") or None,
             condition_on_previous_text=False,
             word_timestamps=order.words,
         )
         # What the first window is in, the rest is in: to find out costs as much as to hear.
         self.language = self.language or said.language
-        return self._segments(found, window.start_s)
+        return self._segments(found, window.start_s, len(window.samples) / RATE)
 
-    def _segments(self, found: Iterable[Any], start_s: float) -> Iterator[Segment]:
+    def _segments(self, found: Iterable[Any], start_s: float, length_s: float) -> Iterator[Segment]:
         for each in found:
             tokens = [token for token in each.tokens if token < self._end_of_text]
             assert self.output_tokens is not None
             self.output_tokens += len(tokens)
             yield Segment(
-                start=round(start_s + float(each.start), 3),
-                end=round(start_s + float(each.end), 3),
+                # It hears half a minute always, and may believe that what was said took longer than there is sound.
+                start=round(start_s + min(float(each.start), length_s), 3),
+                end=round(start_s + min(float(each.end), length_s), 3),
                 text=each.text,
                 tokens=each.tokens,
                 seek=int(each.seek) + round(start_s * 100),
@@ -109,13 +117,13 @@ class _WhisperEar:
                 avg_logprob=float(each.avg_logprob),
                 compression_ratio=float(each.compression_ratio),
                 no_speech_prob=float(each.no_speech_prob),
-                words=None if each.words is None else [_word(word, start_s) for word in each.words],
+                words=None if each.words is None else [_word(word, start_s, length_s) for word in each.words],
             )
 
 
-def _word(word: Any, start_s: float) -> Word:
+def _word(word: Any, start_s: float, length_s: float) -> Word:
     # Some of its numbers are numpy's.
-    start, end = round(start_s + float(word.start), 3), round(start_s + float(word.end), 3)
+    start, end = (round(start_s + min(float(each), length_s), 3) for each in (word.start, word.end))
     return Word(word.word.strip(), start, end, round(float(word.probability), 4))
 
 

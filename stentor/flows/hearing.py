@@ -297,7 +297,7 @@ class HearingAttempt(Attempt):
             return
         if self._ask.stream:
             await self._begin_stream()
-            await self.client.end_stream(transcript.done_frame())
+            await self.client.end_stream(transcript.done_frame(settled.usage))
             return
         body, media_type = transcript.render(self._ask.form)
         await cast(MediaClient, self.client).answer(self._head(settled.cost_nano), body, media_type)

@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from stentor.core.books import Usage
 from stentor.flows.languages import name_language
 
 _encode = msgspec.json.Encoder().encode
@@ -97,9 +98,12 @@ class Transcript:
         """An event with a piece of the text."""
         return _frame({"type": "transcript.text.delta", "delta": delta})
 
-    def done_frame(self) -> bytes:
-        """The last event, with all of the text."""
-        return _frame({"type": "transcript.text.done", "text": self.text, "usage": self._usage()})
+    def done_frame(self, usage: Usage) -> bytes:
+        """The last event, with all of the text. Its usage is in tokens, as OpenAI's streams have it alone."""
+        asked, said = usage.input_tokens, usage.output_tokens
+        counts = {"type": "tokens", "input_tokens": asked, "output_tokens": said, "total_tokens": asked + said}
+        seconds = math.ceil(self.duration_s)
+        return _frame({"type": "transcript.text.done", "text": self.text, "usage": {**counts, "seconds": seconds}})
 
 
 def clock_text(seconds: float, point: str) -> str:

@@ -231,6 +231,7 @@ class TranscriptionForm(msgspec.Struct):
     """The fields of the form; ``file`` is the sound: wav, mp3, ogg, webm, flac or m4a, whatever its name.
 
     ``timestamp_granularities[]`` (``word``, ``segment``) goes with ``verbose_json``; ``stream`` with json and text.
+    ``keywords[]`` become part of the prompt; ``chunking_strategy`` (``auto``, ``server_vad``) changes nothing.
     """
 
     file: bytes
@@ -241,6 +242,8 @@ class TranscriptionForm(msgspec.Struct):
     temperature: float = 0.0
     stream: bool = False
     timestamp_granularities: tuple[Literal["word", "segment"], ...] = ("segment",)
+    keywords: tuple[str, ...] = ()
+    chunking_strategy: str = "auto"
 
 
 class DurationUsage(msgspec.Struct):

@@ -1,8 +1,10 @@
 """The recognizer that hears while somebody speaks: a real engine, its WebSocket, real speech."""
 
+import asyncio
 import statistics
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
@@ -10,7 +12,7 @@ import numpy
 import pytest
 
 from stentor.engines.hearing.sound import RATE
-from stentor.engines.hearing.streaming import Utterance, count_common
+from stentor.engines.hearing.streaming import Listener, Utterance, count_common
 from stentor.engines.hearing.windows import FRAME
 from stentor.runtime.offers import OFFERS
 from tests.kinds.models import fetch
@@ -163,3 +165,30 @@ async def test_the_word_that_is_being_spoken_is_not_settled() -> None:
     assert count_common(["turn", "on", "the"], ["Turn", "on,", "the", "light"]) == 3
     assert count_common(["turn", "on"], ["turn", "on"]) == 1
     assert count_common([], ["turn"]) == 0
+
+
+async def test_the_engine_goes_on_while_a_language_is_loaded() -> None:
+    loop_thread, begun_in = threading.get_ident(), list[int]()
+
+    class _Slow:
+        def begin(self, _order: Any) -> None:
+            begun_in.append(threading.get_ident())
+
+    class _Said:
+        """A connection on which one order comes."""
+
+        def __init__(self) -> None:
+            self.messages: list[str | None] = ['{"type":"begin","language":"ja"}', None]
+
+        async def receive(self) -> str | None:
+            return self.messages.pop(0)
+
+        def has_more(self) -> bool:
+            return False
+
+        async def work(self, do: Callable[[], Any]) -> Any:
+            return await asyncio.to_thread(do)
+
+    await Listener(_Slow(), _Said()).run()  # type: ignore[arg-type]
+    assert begun_in
+    assert begun_in != [loop_thread]

@@ -87,6 +87,9 @@ def test_a_stream_tells_the_text_piece_by_piece(client: openai.OpenAI) -> None:
     assert done is not None
     assert len(deltas) >= 2
     assert "".join(deltas).strip() == done.text
+    assert done.usage is not None
+    assert (done.usage.type, done.usage.input_tokens) == ("tokens", 0)
+    assert done.usage.total_tokens == done.usage.output_tokens > 20
     found, wanted = set(plain_words(done.text)), set(plain_words(" ".join(clips.SENTENCES[:10])))
     assert len(found & wanted) > 0.85 * len(wanted)
 
@@ -146,6 +149,13 @@ def test_a_prompt_spells_names(gate: Hearing) -> None:
     assert "Katharyna" not in plain
 
 
+def test_what_other_servers_clients_say_is_understood(gate: Hearing) -> None:
+    said = {"timestamp_granularities": "word,segment", "response_format": "verbose_json", "language": "auto"}
+    heard = gate.hear(spoken(), **said, **{"chunking_strategy[type]": "server_vad", "keywords[]": ["train", "station"]})
+    assert heard.json()["words"]
+    assert heard.json()["segments"]
+
+
 def test_usage_is_seconds_and_tokens(gate: Hearing) -> None:
     answer = gate.hear(spoken(), client_request_id="x")
     event = gate.event(answer.request_id)
@@ -172,6 +182,9 @@ def test_usage_is_seconds_and_tokens(gate: Hearing) -> None:
         ({"timestamp_granularities[]": "word"}, "timestamp_granularities"),
         ({"timestamp_granularities[]": "letter", "response_format": "verbose_json"}, "timestamp_granularities"),
         ({"include[]": "logprobs"}, "include"),
+        ({"known_speaker_names[]": "Ann"}, "known_speaker_names"),
+        ({"chunking_strategy": "by_colour"}, "chunking_strategy"),
+        ({"model": "base", "language": "yue"}, "language"),  # a newer Whisper's
         ({"prompt": "x" * 70_000}, "prompt"),
     ],
 )

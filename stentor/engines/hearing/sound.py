@@ -18,6 +18,7 @@ from stentor.engines.host import Problem
 
 RATE = 16_000
 _HEAD_BYTES = 64
+_NOTE_BYTES = 10  # an ID3v2 note's own head
 _READ_BYTES = 1 << 16
 _RATES = range(4_000, 384_001)
 _CHANNELS_MAX = 8
@@ -55,8 +56,7 @@ class Sound:
         self._file.close()
 
     def _open_container(self) -> Any:
-        head = self._file.read(_HEAD_BYTES)
-        self._file.seek(0)
+        head = self._read_head()
         if not head:
             raise Problem("bad_audio", "The file is empty.")
         found = find_container(head)
@@ -72,6 +72,19 @@ class Sound:
             )
         except (self._av.FFmpegError, ValueError, OSError, MemoryError):
             raise _broken(f"{_DEMUXERS[found]} file") from None
+
+    def _read_head(self) -> bytes:
+        """How it begins; behind the note that people's programs put before FLAC and AAC, too, as they do with MP3."""
+        head = self._file.read(_HEAD_BYTES)
+        if head[:3] == b"ID3" and len(head) >= _NOTE_BYTES:
+            size = 0
+            for byte in head[6:_NOTE_BYTES]:
+                size = size << 7 | byte & 0x7F
+            self._file.seek(_NOTE_BYTES + size)
+            behind = self._file.read(_HEAD_BYTES)
+            head = behind if find_container(behind) in ("flac", "aac") else head
+        self._file.seek(0)
+        return head
 
     def _choose_stream(self) -> Any:
         streams = self._container.streams.audio

@@ -161,7 +161,8 @@ class Listener:
     async def _obey(self, ask: Ask) -> None:
         if ask.type == "begin":
             self._ask, self._utterance = ask, None
-            self._recognizer.begin(self._order())
+            # It may have to load something first.
+            await self._socket.work(lambda: self._recognizer.begin(self._order()))
         elif ask.type == "drop":
             self._utterance = None
         elif ask.type == "end":

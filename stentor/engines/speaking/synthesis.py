@@ -23,6 +23,17 @@ from stentor.engines.speaking.sentences import Pace, split_sentences
 EVENTS = "text/event-stream"
 DELTA_BYTES = 32 * 1024
 DEFAULT_VOICE = ("", "default")
+# The names that OpenAI's clients have built in, and many let nobody change.
+OPENAI_VOICES = frozenset(
+    {
+        "alloy", "ash", "ballad", "cedar", "coral", "echo", "fable", "marin", "nova", "onyx", "sage", "shimmer",
+        "verse",
+    }
+)  # fmt: skip
+# A file without a single sample is none that players open.
+_SILENCE_S = 0.1
+# Libraries of C end a text at the first of them, or refuse it.
+_CONTROLS = dict.fromkeys({*range(32), 127} - {ord(each) for each in "\t\n\r"}, " ")
 _encode = msgspec.json.Encoder().encode
 
 
@@ -80,12 +91,18 @@ class SpeakingEngine:
 
 
 def choose_voice(voices: tuple[VoiceCard, ...], wanted: str) -> VoiceCard:
-    """The voice that is meant; the first where none is named. Raises Problem with the nearest."""
+    """The voice that is meant; the first where none is named. Raises Problem with the nearest.
+
+    One of OpenAI's own is the voice here that is called so (Kokoro's ``af_nova``), or the first.
+    """
     if wanted.lower() in DEFAULT_VOICE:
         return voices[0]
     for voice in voices:
         if voice.id.lower() == wanted.lower():
             return voice
+    if wanted.lower() in OPENAI_VOICES:
+        alike = (voice for voice in voices if voice.id.lower().endswith(f"_{wanted.lower()}"))
+        return next(alike, voices[0])
     names = [voice.id for voice in voices]
     near = difflib.get_close_matches(wanted.lower()[:64], names, 3, 0.4)
     hint = (
@@ -114,14 +131,20 @@ class Speech:
     def events(self) -> Iterator[bytes]:
         """Frames of the event stream, each as soon as its sound is made; stop reading to stop the work."""
         order, voice = self._order, self._voice
-        for piece in split_sentences(order.input, self._synthesizer.pace):
+        for piece in split_sentences(order.input.translate(_CONTROLS), self._synthesizer.pace):
             place, self._characters = self._characters, self._characters + len(piece)
             for samples in self._synthesizer.speak(piece, voice, order.speed, place):
                 self._samples += len(samples)
                 data = self._encoder.feed(samples)
                 if data:
                     yield self._deltas(data)
-        yield self._frame("speech.audio.done", self._encoder.finish())
+        rest = b"" if self._samples else self._encoder.feed(self._silence())
+        yield self._frame("speech.audio.done", rest + self._encoder.finish())
+
+    def _silence(self) -> "array[int]":
+        samples = array("h", bytes(2 * round(_SILENCE_S * self._synthesizer.rate_hz)))
+        self._samples += len(samples)
+        return samples
 
     def _deltas(self, data: bytes) -> bytes:
         """``data`` in frames; what was spoken since the last one counts with the first of them."""

@@ -62,8 +62,9 @@ def read_speech(body: bytes, *, as_json: bool = False) -> SpeechAsk:
     ask.keep_s = read_ttl(fields)
     ask.text = _read_text(fields)
     ask.delivery = _read_delivery(fields, as_json)
-    ask.form = "wav" if as_json else _read_form(fields)
-    ask.any_form = "response_format" not in fields or as_json
+    form = _find_form(fields)
+    ask.form = "wav" if as_json else form or "mp3"
+    ask.any_form = form is None or as_json
     ask.speed = speed = _read_speed(fields)
     ask.stream = not as_json
     ask.include_usage = False
@@ -104,11 +105,13 @@ def _read_voice(fields: dict[str, msgspec.Raw]) -> str:
     return name
 
 
-def _read_form(fields: dict[str, msgspec.Raw]) -> SpeechForm:
-    said: str = read_typed(fields, "response_format", _decode_str, "the name of a format") or "mp3"
+def _find_form(fields: dict[str, msgspec.Raw]) -> SpeechForm | None:
+    said: str = read_typed(fields, "response_format", _decode_str, "the name of a format") or ""
     for form in SPEECH_FORMS:
         if form == said:
             return form
+    if not said:
+        return None
     raise bad_request(f"'response_format' is '{said[:40]}'; it must be {_either(SPEECH_FORMS)}.", "response_format")
 
 

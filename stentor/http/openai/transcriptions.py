@@ -21,6 +21,11 @@ FORMS = ("json", "text", "srt", "vtt", "verbose_json")
 # Room for the fields and boundaries around a file that is as large as it may be.
 _FORM_BYTES = MIB
 _GRANULARITIES = ("word", "segment")
+_NOT_OFFERED = {
+    "include": "the engines tell no log probabilities of tokens",
+    "known_speaker_names": "nobody tells speakers apart here",
+    "known_speaker_references": "nobody tells speakers apart here",
+}
 Fields = Mapping[str, list[str]]
 
 
@@ -132,15 +137,37 @@ def fill(ask: HearingAsk, fields: Fields) -> None:
         raise bad_request(
             f"'response_format' is '{ask.form[:40]}'; it must be one of {', '.join(FORMS)}.", "response_format"
         )
-    ask.prompt = _last(fields, "prompt")
+    ask.prompt = _read_prompt(fields)
     ask.temperature = _read_temperature(_last(fields, "temperature"))
-    ask.language = _read_language(ask, _last(fields, "language"))
+    ask.language = _read_language(fields)
     ask.stream = _read_switch(_last(fields, "stream"), "stream")
     if ask.stream and ask.form not in ("json", "text"):
         raise bad_request("A stream has text alone: 'response_format' must be json or text.", "response_format")
-    if any(fields.get(name) for name in ("include", "include[]")):
-        raise bad_request("'include' is not offered: the engines tell no log probabilities of tokens.", "include")
+    for name, why in _NOT_OFFERED.items():
+        if _all(fields, name):
+            raise bad_request(f"'{name}' is not offered: {why}.", name)
+    _check_chunking(fields)
     _read_granularities(ask, fields)
+
+
+def _all(fields: Fields, name: str) -> list[str]:
+    """What a list has, in either way of writing one."""
+    return [*fields.get(name, ()), *fields.get(f"{name}[]", ())]
+
+
+def _read_prompt(fields: Fields) -> str:
+    """The prompt, and the words that newer clients send apart from it."""
+    prompt, words = _last(fields, "prompt"), [*_all(fields, "keywords"), *_all(fields, "hotwords")]
+    listed = ", ".join(word.strip() for word in words if word.strip())
+    return f"{prompt} {listed}".strip() if listed else prompt
+
+
+def _check_chunking(fields: Fields) -> None:
+    """Sound is always cut at its silences; a client may say so."""
+    name = "chunking_strategy"
+    said = _last(fields, name) or _last(fields, f"{name}[type]")
+    if said not in ("", "auto", "server_vad") and '"server_vad"' not in said:
+        raise bad_request(f"'{name}' is '{said[:40]}'; it must be 'auto' or of type 'server_vad'.", name)
 
 
 def _last(fields: Fields, name: str) -> str:
@@ -159,8 +186,11 @@ def _read_temperature(text: str) -> float | None:
     return value
 
 
-def _read_language(ask: HearingAsk, text: str) -> str:
-    if not text:
+def _read_language(fields: Fields) -> str:
+    text, possible = _last(fields, "language"), _all(fields, "languages")
+    if not text and len(possible) == 1:
+        text = possible[0].strip()
+    if text.lower() in ("", "auto"):
         return ""
     code = find_code(text)
     if code is None:
@@ -178,7 +208,7 @@ def _read_switch(text: str, name: str) -> bool:
 
 def _read_granularities(ask: HearingAsk, fields: Fields) -> None:
     name = "timestamp_granularities"
-    said = [*fields.get(name, ()), *fields.get(f"{name}[]", ())]
+    said = [part.strip() for each in _all(fields, name) for part in each.split(",") if part.strip()]
     wrong = [each for each in said if each not in _GRANULARITIES]
     if wrong:
         raise bad_request(f"'{name}' has '{wrong[0][:40]}'; it may have word and segment.", name)

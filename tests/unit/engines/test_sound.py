@@ -1,9 +1,12 @@
 """Sound files, as far as no recognizer is needed for it."""
 
+import io
 import threading
 import wave
 from pathlib import Path
 
+import av
+import numpy
 import pytest
 
 from stentor.engines.hearing.sound import Sound
@@ -22,3 +25,20 @@ def test_measuring_ends_when_nobody_waits_any_more(tmp_path: Path) -> None:
     left.set()
     with Sound(str(path)) as sound:
         assert sound.measure(60.0, left) < 1.0
+
+
+@pytest.mark.parametrize(("container", "codec"), [("flac", "flac"), ("adts", "aac"), ("mp3", "libmp3lame")])
+def test_a_note_before_the_sound_is_passed_over(tmp_path: Path, container: str, codec: str) -> None:
+    whole = io.BytesIO()
+    with av.open(whole, "w", format=container) as file:
+        stream: av.AudioStream = file.add_stream(codec, rate=16_000, layout="mono")  # type: ignore[assignment]
+        frame = av.AudioFrame.from_ndarray(numpy.zeros((1, 16_000), "<i2"), "s16", "mono")
+        frame.rate = 16_000
+        resampler = av.AudioResampler(stream.format.name, "mono", 16_000, frame_size=stream.frame_size or 1024)
+        for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            file.mux(stream.encode(piece))
+        file.mux(stream.encode(None))
+    path = tmp_path / "noted"
+    path.write_bytes(b"ID3\x03\0\0\0\0\x10\0" + bytes(2048) + whole.getvalue())
+    with Sound(str(path)) as sound:
+        assert sound.measure(60.0, threading.Event()) == pytest.approx(1.0, abs=0.2)
