@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from stentor.core.lazy import load
+from stentor.core.media_marker import media_marker
 
 EXIT_USAGE = 64
 EXIT_BAD_MODEL = 65
@@ -134,6 +135,8 @@ def serve(config: LlamaConfig) -> None:
     problem = next(filter(None, map(find_file_problem, files)), None)
     if problem is not None:
         _end(EXIT_BAD_MODEL, f"error: {problem}")
+    # Read when the model is loaded. The gateway knows it, who writes prompts doesn't.
+    os.environ["LLAMA_MEDIA_MARKER"] = media_marker(config.token)
     xlc = load("xllamacpp")
     try:
         server = xlc.Server(make_parameters(xlc, config))

@@ -1,4 +1,4 @@
-"""``/v1/embeddings``: texts or token numbers in, one vector each out.
+"""``/v1/embeddings``: texts, token numbers, or texts with pictures in, one vector each out.
 
 The engine is asked for base64 (a quarter of the bytes of decimal numbers) and the client gets what it asked for.
 """
@@ -14,10 +14,12 @@ from zlib import crc32
 import msgspec
 
 from stentor.core.books import Grant, Usage
+from stentor.core.media_marker import media_marker
 from stentor.flows.answer import EngineRubbish
 from stentor.flows.ask import PREFIX_BYTES, bad_request, decode_fields, read_ttl, read_typed
-from stentor.flows.fields import EMBEDDING_FIELDS, apply_fields
+from stentor.flows.fields import EMBEDDING_FIELDS, LLAMA_ENGINES, apply_fields
 from stentor.flows.inputs import InputsAsk, Step
+from stentor.flows.pictured import Entry, Pictured, measure, read_entry
 
 PATH = "/v1/embeddings"
 INPUTS_MAX = 2048
@@ -27,9 +29,10 @@ STEP_BYTES = 64 * 1024
 # What a tokenizer may put around an input: beginning, end, classes, a first space.
 TOKENS_PER_INPUT = 8
 
-Input = str | list[int]
+Input = str | list[int] | Pictured
 Token = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
-_decode_input = msgspec.json.Decoder(str | list[str | Token | list[Token]]).decode
+_decode_input = msgspec.json.Decoder(str | list[str | Token | list[Token] | Entry] | Entry).decode
+_decode_raws = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _decode_format = msgspec.json.Decoder(str | None).decode
 _decode_int = msgspec.json.Decoder(int | None).decode
 _encode = msgspec.json.Encoder().encode
@@ -67,25 +70,37 @@ def read_embeddings(body: bytes) -> InputsAsk:
     ask.model = read_typed(fields, "model", _decode_format, "a model's name") or ""
     ask.keep_s = read_ttl(fields)
     inputs = read_inputs(fields)
+    seen_bytes = 0
+    if any(isinstance(part, Pictured) for part in inputs):
+        ask.needs = ("embedding", "image")
+        inputs, seen_bytes = _measure(inputs)
+        ask.media = sum(len(part.pictures) for part in inputs if isinstance(part, Pictured))
     wanted = _read_wanted(fields)
     ask.prefix = crc32(memoryview(fields["input"])[:PREFIX_BYTES])
-    ask.input_bound = len(bytes(fields["input"])) + TOKENS_PER_INPUT * len(inputs)
+    ask.input_bound = len(bytes(fields["input"])) - seen_bytes + TOKENS_PER_INPUT * len(inputs)
     ask.begin = lambda grant: _Embedding(grant, fields, inputs, wanted)
     ask.text = lambda: countable(inputs)
     return ask
 
 
 def read_inputs(fields: dict[str, msgspec.Raw]) -> list[Input]:
-    """``input``: one text, several, one list of token numbers, or several. Raises Refused (400)."""
+    """``input``: one text, several, one list of token numbers, or several; or entries with pictures. Raises Refused
+    (400)."""
     if "input" not in fields:
         raise bad_request("'input' is missing: send a text, a list of texts, or token numbers.", "input")
     given = read_typed(fields, "input", _decode_input, "a text, a list of texts, or token numbers")
     if isinstance(given, str):
         inputs: list[Input] = [given]
+    elif isinstance(given, Entry):
+        inputs = [read_entry(given, bytes(fields["input"]))]
     elif given and all(isinstance(part, int) for part in given):
         inputs = [given]
     elif any(isinstance(part, int) for part in given):
         raise bad_request("'input' mixes token numbers and texts; send one kind.", "input")
+    elif any(isinstance(part, Entry) for part in given):
+        raws = _decode_raws(fields["input"])
+        both = zip(given, raws, strict=True)
+        inputs = [read_entry(part, bytes(raw)) if isinstance(part, Entry) else part for part, raw in both]
     else:
         inputs = given
     if len(inputs) > INPUTS_MAX:
@@ -93,6 +108,13 @@ def read_inputs(fields: dict[str, msgspec.Raw]) -> list[Input]:
     if not inputs or not all(inputs):
         raise bad_request("'input' is empty, or one of its entries is; send at least one character or token.", "input")
     return inputs
+
+
+def _measure(inputs: list[Input]) -> tuple[list[Input], int]:
+    """The inputs with their pictures measured, and the pictures' size as text in bytes. Raises Refused (400)."""
+    measured, size_bytes = measure([part for part in inputs if isinstance(part, Pictured)])
+    seen = iter(measured)
+    return [next(seen) if isinstance(part, Pictured) else part for part in inputs], size_bytes
 
 
 def _read_wanted(fields: dict[str, msgspec.Raw]) -> Wanted:
@@ -107,7 +129,13 @@ def _read_wanted(fields: dict[str, msgspec.Raw]) -> Wanted:
 
 def countable(inputs: list[Input]) -> str:
     """A text that counts about as many tokens as the inputs, for where the engine gave no number."""
-    return "\n".join(part if isinstance(part, str) else " x" * len(part) for part in inputs)
+    return "\n".join(_countable(part) for part in inputs)
+
+
+def _countable(part: Input) -> str:
+    if isinstance(part, Pictured):
+        return part.texts
+    return part if isinstance(part, str) else " x" * len(part)
 
 
 class _Embedding:
@@ -130,7 +158,8 @@ class _Embedding:
         head["model"] = _encode(self._grant.upstream_model)
         head["encoding_format"] = b'"base64"'
         opening = b"{" + b"".join(b"%b:%b," % (_encode(name), value) for name, value in head.items())
-        for few in _few(self._inputs):
+        marker = media_marker(self._grant.token) if self._grant.engine in LLAMA_ENGINES else ""
+        for few in _few(self._inputs, marker):
             self._asked = len(few)
             yield Step(PATH, b'%b"input":[%b]}' % (opening, b",".join(few)))
 
@@ -190,12 +219,15 @@ def shorten(vector: "array[float]", dimensions: int) -> "array[float]":
     return array("f", (number / length for number in head)) if length else head
 
 
-def _few(inputs: list[Input]) -> Iterator[list[bytes]]:
-    """The inputs as JSON, a few at a time: at most 32, at most 64 KiB unless one alone is longer."""
+def _few(inputs: list[Input], marker: str) -> Iterator[list[bytes]]:
+    """The inputs as JSON, a few at a time: at most 32, at most 64 KiB unless one alone is longer.
+
+    ``marker`` is llama.cpp's for a picture; who has none gets what the client wrote.
+    """
     few: list[bytes] = []
     size = 0
     for part in inputs:
-        text = _encode(part)
+        text = _write(part, marker)
         if few and (len(few) == STEP_INPUTS or size + len(text) > STEP_BYTES):
             yield few
             few, size = [], 0
@@ -203,6 +235,12 @@ def _few(inputs: list[Input]) -> Iterator[list[bytes]]:
         size += len(text)
     if few:
         yield few
+
+
+def _write(part: Input, marker: str) -> bytes:
+    if isinstance(part, Pictured):
+        return part.write(marker) if marker else part.raw
+    return _encode(part)
 
 
 def _read_vector(given: str | list[float]) -> "array[float]":

@@ -150,11 +150,12 @@ class InputUsage(msgspec.Struct):
 
 
 class EmbeddingRequest(msgspec.Struct, omit_defaults=True):
-    """``input`` is a text, a list of texts, or token numbers (one list or several), 2,048 at most. ``dimensions``
-    shortens the vectors of models with the ability ``dimensions``."""
+    """``input`` is a text, a list of texts, or token numbers (one list or several), 2,048 at most; with the ability
+    ``image`` also objects with ``text``, ``image``, or ``content`` (parts of a message). ``dimensions`` shortens the
+    vectors of models with the ability ``dimensions``."""
 
     model: str
-    input: str | list[Any]
+    input: str | list[Any] | Json
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = None
     user: str | None = None

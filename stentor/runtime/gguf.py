@@ -41,7 +41,7 @@ class CacheShape(msgspec.Struct, frozen=True):
 class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     """``trained_ctx`` is the longest context the model was trained for, ``kv_elements`` the cache's numbers per token,
     ``file_bytes`` the size of the weights with all shards; 0 where the file doesn't say. ``has_pooling``: it says how
-    to pool, ``pools``: into one vector; ``ranks``: it has a classifier's output; ``encodes``: it reads and never
+    to pool, ``pools``: into one vector, ``pools_last``: the last token's; ``ranks``: it has a classifier's output; ``encodes``: it reads and never
     generates. ``width`` is the length of its vectors, ``inner`` the widest layer, ``heads`` those of its attention,
     ``words`` and ``merges`` what its tokenizer knows; ``numbers`` are those of all its tensors, in ``blocks`` layers
     and ``tables`` of words beside them. ``sees`` and ``hears`` are said by projectors (architecture
@@ -56,6 +56,7 @@ class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     file_bytes: int
     has_pooling: bool = False
     pools: bool = False
+    pools_last: bool = False
     ranks: bool = False
     encodes: bool = False
     width: int = 0
@@ -97,6 +98,7 @@ def read_header(path: Path, *, quick: bool = False) -> GgufHeader:
         file_bytes=_all_shards(path, pairs, head.file_bytes),
         has_pooling=pooling is not None,
         pools=pooling in (1, 2, 3),
+        pools_last=pooling == 3,
         ranks=pooling == 4 or any(name.startswith("cls.output") for name in head.shapes),
         encodes=architecture in _ENCODERS or pairs.get(f"{architecture}.attention.causal") is False,
         width=_integer(pairs, f"{architecture}.embedding_length"),

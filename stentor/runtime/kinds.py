@@ -118,10 +118,24 @@ def choose_abilities(
 ) -> tuple[str, ...]:
     """What requests may ask of it; ``dimensions``: its vectors may be shortened."""
     abilities = ABILITIES[kind]
-    if projector is not None and not projector.sees:
+    if kind == "vision-embedding":
+        blind = not embeds_pictures(spec, header)
+    else:
+        blind = projector is not None and not projector.sees
+    if blind:
         abilities = tuple(ability for ability in abilities if ability != "image")
     shortenable = spec.matryoshka if spec.matryoshka is not None else header.architecture in _SHORTENABLE
     return (*abilities, "dimensions") if shortenable and "embedding" in abilities else abilities
+
+
+def embeds_pictures(spec: ModelSpec, header: GgufHeader) -> bool:
+    """Whether pictures get vectors that mean something.
+
+    llama.cpp reads a picture before the text behind it and makes the vector of that text's tokens alone: right for
+    models whose last token has seen everything, wrong for a mean. Other builds of its server don't know our marker.
+    """
+    last = spec.pooling == "last" or (not spec.pooling and header.pools_last)
+    return last and not header.encodes and spec.engine == "llama"
 
 
 def reconcile(found: Learned, declared: ModelType | None, props: Props) -> tuple[Learned, str]:

@@ -29,7 +29,7 @@ ABILITIES: dict[str, tuple[str, ...]] = {
     "vision": ("text", "image"),
     "omni": ("text", "image", "audio"),
     "embedding": ("embedding",),
-    "vision-embedding": ("embedding",),  # no route takes pictures to embed
+    "vision-embedding": ("embedding", "image"),
     "reranker": ("rerank",),
     "audio": ("transcription",),
     "tts": ("speech",),
@@ -262,6 +262,8 @@ def describe_served(spec: ModelSpec, context_size: int, learned: Learned | None 
 def declared_abilities(spec: ModelSpec) -> tuple[str, ...]:
     """What the operator's words let requests ask for."""
     abilities = ABILITIES[spec.kind]
+    if spec.kind == "vision-embedding" and spec.engine in ("llama", "llama-server"):
+        return ("embedding",)  # until its file is there, nobody knows whether it pools so that pictures count
     if spec.engine == "whisper" and not re.search(r"[.-]en\b", f"{spec.id} {spec.source}"):
         # Until its files are there its name must do: one that knows English alone says so.
         return (*abilities, "translation")

@@ -54,6 +54,16 @@ def _gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
             model_table(
                 id="picky", source=f"file:{tiny}", ctx=512, parallel=1, threads=1, chat_template=TEMPLATE, canary=False
             ),
+            model_table(
+                id="gazer",
+                source=f"file:{seeing[0]}",
+                type="vision-embedding",
+                pooling="last",
+                ctx=256,
+                parallel=1,
+                threads=1,
+            ),
+            model_table(id="mean", source=f"file:{seeing[0]}", type="vision-embedding", ctx=256, parallel=1, threads=1),
             model_table(id="recorder", source=f"file:{seeing[1]}", type="audio", ctx=512, parallel=1, threads=1),
             scripted_model("scribe", type="omni", preload=False),
             model_table(id="odd", type="embedding", parallel=4, **odd),

@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from stentor.flows.embedding import shorten
+from tests import media
 from tests.http.harness import INPUT_NANO, Gate, Stream, until
 
 EMBEDDINGS, RERANK, TOKENIZE = "/v1/embeddings", "/v1/rerank", "/v1/tokenize"
@@ -108,7 +109,13 @@ def test_one_may_fill_the_context_and_many_may_exceed_it_together(gate: Gate, cl
         ({"input": ["a", ""]}, "input"),
         ({"input": [[]]}, "input"),
         ({"input": None}, "input"),
-        ({"input": {"text": "a"}}, "input"),
+        ({"input": {"words": "a"}}, "input"),
+        ({"input": {"text": ""}}, "input"),
+        ({"input": [{"text": 5}]}, "input"),
+        ({"input": {"image": ""}}, "input"),
+        ({"input": {"image": "aGVsbG8="}}, "input"),
+        ({"input": {"image": "https://example.com/a.png"}}, "input"),
+        ({"input": ["a", {"content": [{"type": "image_url", "image_url": {"url": "data:image/png,x"}}]}]}, "input"),
         ({"input": ["a", 5]}, "input"),
         ({"input": [1.5]}, "input"),
         ({"input": ["a"] * 2049}, "input"),
@@ -304,3 +311,66 @@ def test_shortened_vectors_have_length_one() -> None:
     assert short.tolist() == pytest.approx([0.6, 0.8])
     assert math.isclose(dot(short.tolist(), short.tolist()), 1.0, rel_tol=1e-6)
     assert shorten(array("f", [0.0, 0.0, 1.0]), 2).tolist() == [0.0, 0.0]
+
+
+# -- pictures
+
+
+def data_address(width: int, height: int) -> str:
+    return f"data:image/png;base64,{base64.b64encode(media.png(width, height)).decode()}"
+
+
+def picture_vectors(gate: Gate, *inputs: Any, model: str = "gazer") -> list[list[float]]:
+    answer = gate.ask("POST", EMBEDDINGS, {"model": model, "input": list(inputs)})
+    assert answer.status == 200, answer.body
+    event = gate.event(answer.request_id)
+    assert (event["status"], event["estimated"]) == ("completed", False)
+    assert event["input_tokens"] == answer.json()["usage"]["prompt_tokens"]
+    return [item["embedding"] for item in answer.json()["data"]]
+
+
+def test_pictures_get_vectors_of_what_is_in_them(gate: Gate) -> None:
+    """As Jina's, OpenRouter's and OpenAI's parts have it: the same picture is the same input, however it is put."""
+    address = data_address(40, 30)
+    part = {"type": "image_url", "image_url": {"url": address}}
+    plain = address.partition("base64,")[2]
+    forms = [{"image": address}, {"image": plain}, part, {"content": [part]}, {"content": [part, {"text": ""}]}]
+    text, *same, other, said = picture_vectors(
+        gate, "\n", *forms, {"image": data_address(300, 7)}, {"content": [{"text": "see"}, part, {"text": "this"}]}
+    )
+    assert all(dot(vector, same[0]) > 0.9999 for vector in same)
+    assert max(dot(vector, same[0]) for vector in (text, other, said)) < 0.9999
+    assert dot(picture_vectors(gate, {"image": address})[0], same[0]) > 0.9999
+    assert dot(*picture_vectors(gate, "words", {"text": "words"})) > 0.9999
+
+
+def test_pictures_are_booked_as_the_engine_counts_them(gate: Gate) -> None:
+    def count(*inputs: Any) -> int:
+        return gate.ask("POST", EMBEDDINGS, {"model": "gazer", "input": list(inputs)}).json()["usage"]["prompt_tokens"]
+
+    text, picture = count("ab"), {"image": data_address(9, 9)}
+    assert count({**picture, "text": "ab"}) > text
+    assert count(picture, "ab", picture) == 2 * count(picture) + text
+
+
+def test_a_picture_that_can_not_be_read_is_not_the_engines_fault(gate: Gate) -> None:
+    picture_vectors(gate, "still")
+    before = gate.slot("gazer")["pid"]
+    broken = base64.b64encode(media.png(40, 30)[:40]).decode()
+    answer = gate.ask("POST", EMBEDDINGS, {"model": "gazer", "input": {"image": broken}})
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "invalid_request")
+    assert gate.event(answer.request_id)["attempt"] == 1
+    many = {"content": [{"image": data_address(9, 9)}] * 120}
+    answer = gate.ask("POST", EMBEDDINGS, {"model": "gazer", "input": many})
+    assert (answer.status, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+    assert len(picture_vectors(gate, "there", {"image": data_address(9, 9)})) == 2
+    assert gate.slot("gazer")["pid"] == before
+
+
+@pytest.mark.parametrize("model", ["minilm", "mean"])
+def test_a_model_that_can_not_embed_pictures_says_so(gate: Gate, model: str) -> None:
+    assert len(picture_vectors(gate, "text", model=model)) == 1
+    answer = gate.ask("POST", EMBEDDINGS, {"model": model, "input": {"image": data_address(9, 9)}})
+    error = answer.json()["error"]
+    assert (answer.status, error["code"]) == (400, "missing_ability")
+    assert "image" in error["message"]

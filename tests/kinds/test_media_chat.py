@@ -100,6 +100,8 @@ def test_models_say_what_they_are_before_and_after_their_start(gate: Gate) -> No
         "minilm": ("embedding", ["embedding"]),
         "shortened": ("embedding", ["embedding", "dimensions"]),
         "ranker": ("reranker", ["rerank"]),
+        "gazer": ("vision-embedding", ["embedding", "image"]),
+        "mean": ("vision-embedding", ["embedding"]),
         "tiny": ("text", ["text"]),
         "picky": ("text", ["text"]),
         "eyes": ("vision", ["text", "image"]),
