@@ -41,12 +41,13 @@ class CacheShape(msgspec.Struct, frozen=True):
 class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
     """``trained_ctx`` is the longest context the model was trained for, ``kv_elements`` the cache's numbers per token,
     ``file_bytes`` the size of the weights with all shards; 0 where the file doesn't say. ``has_pooling``: it says how
-    to pool, ``pools``: into one vector, ``pools_last``: the last token's; ``ranks``: it has a classifier's output; ``encodes``: it reads and never
-    generates. ``width`` is the length of its vectors, ``inner`` the widest layer, ``heads`` those of its attention,
-    ``words`` and ``merges`` what its tokenizer knows; ``numbers`` are those of all its tensors, in ``blocks`` layers
-    and ``tables`` of words beside them. ``sees`` and ``hears`` are said by projectors (architecture
-    ``clip``), whose vectors have ``projected`` numbers, made of so many ``patches`` of an image. ``parameters`` and
-    ``size_label`` say how large the model is, ``file_type`` how it is quantized (-1: unsaid), as llama.cpp counts.
+    to pool, ``pools``: into one vector, ``pools_last``: into the last token's; ``ranks``: it has a classifier's output;
+    ``encodes``: it reads and never generates. ``width`` is the length of its vectors, ``inner`` the widest layer,
+    ``heads`` those of its attention, ``words`` and ``merges`` what its tokenizer knows; ``numbers`` are those of all
+    its tensors, in ``blocks`` layers and ``tables`` of words beside them. ``sees`` and ``hears`` are said by projectors
+    (architecture ``clip``), whose vectors have ``projected`` numbers, made of so many ``patches`` of an image.
+    ``parameters`` and ``size_label`` say how large the model is, ``file_type`` how it is quantized (-1: unsaid), as
+    llama.cpp counts.
     """
 
     architecture: str

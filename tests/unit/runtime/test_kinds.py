@@ -10,7 +10,7 @@ import pytest
 from stentor.core.units import MIB
 from stentor.runtime.estimate import estimate_bytes, estimate_memory
 from stentor.runtime.gguf import CacheShape, GgufHeader, InvalidGguf, read_header, read_projector
-from stentor.runtime.kinds import choose_type, find_nature, list_projectors
+from stentor.runtime.kinds import choose_abilities, choose_type, find_nature, list_projectors
 from stentor.runtime.launchers.base import LaunchRefused
 from stentor.runtime.spec import ModelSpec, guess_type
 from tests.engine.bert_gguf import write_tiny_reranker
@@ -120,6 +120,24 @@ def test_architecture_and_pooling_decide() -> None:
     assert choose_type(header(pools=True), None) == "embedding"
     assert choose_type(header(pools=True), header(sees=True)) == "vision-embedding"
     assert choose_type(header(ranks=True, encodes=True), None) == "reranker"
+
+
+@pytest.mark.parametrize(
+    ("fields", "head", "sees"),
+    [
+        ({"pooling": "last"}, {}, True),
+        ({}, {"pools": True, "pools_last": True}, True),
+        ({}, {"pools": True}, False),
+        ({"pooling": "mean"}, {"pools": True, "pools_last": True}, False),
+        ({"pooling": "last"}, {"encodes": True}, False),
+        ({"pooling": "last", "engine": "llama-server"}, {}, False),
+    ],
+)
+def test_pictures_are_embedded_where_the_last_token_counts(
+    fields: dict[str, Any], head: dict[str, Any], sees: bool
+) -> None:
+    abilities = choose_abilities("vision-embedding", spec(**fields), header(**head), header(sees=True))
+    assert abilities == (("embedding", "image") if sees else ("embedding",))
 
 
 @pytest.mark.parametrize(
