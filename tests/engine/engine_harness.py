@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ from stentor.core.ids import KeyId, ModelId, RequestId
 from stentor.runtime import procfs
 from stentor.runtime.place import Place
 from stentor.runtime.scheduler import LocalScheduler
-from stentor.runtime.slots import is_port_free
 from stentor.runtime.spec import ModelSpec
 
 FAKE = Path(__file__).with_name("fake_engine.py")
@@ -53,15 +51,6 @@ def fake(name: str = "fake", *options: str, **fields: Any) -> ModelSpec:
     return ModelSpec(id=name, engine="command", command=command, **fields)
 
 
-def find_first_port(count: int) -> int:
-    """The first of ``count`` free neighbouring ports, below the range that the kernel gives out by itself."""
-    for _ in range(200):
-        first = random.randrange(10_000, 32_000)
-        if all(is_port_free(port) for port in range(first, first + count)):
-            return first
-    raise RuntimeError("no free ports")
-
-
 def list_children(parent: int | None = None) -> list[procfs.Stat]:
     """Live children of ``parent`` (default: this process) and their groups, zombies left out."""
     wanted = parent or os.getpid()
@@ -81,7 +70,7 @@ def give(scheduler: LocalScheduler, place: Place, suspect: bool = False) -> None
     scheduler.release(place.instance, place.generation, suspect=suspect)
 
 
-async def until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait for ``condition``; raises TimeoutError."""
     async with asyncio.timeout(timeout_s):
         while not condition():

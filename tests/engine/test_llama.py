@@ -12,12 +12,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from engine_harness import ask, find_first_port, give, instance_of, take, until
+from engine_harness import ask, give, instance_of, take, until
 
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
 from stentor.runtime.slots import is_port_free
 from stentor.runtime.spec import ModelSpec
+from tests.serving import free_ports
 
 
 def tiny_spec(tiny: Path, **fields: Any) -> ModelSpec:
@@ -167,7 +168,7 @@ def test_the_engine_refuses_a_bad_configuration(line: str) -> None:
 
 
 def test_the_engine_ends_cleanly_on_sigterm(tiny: Path) -> None:
-    port = find_first_port(1)
+    port = free_ports(1)
     config = {
         "model_path": str(tiny),
         "alias": "m",

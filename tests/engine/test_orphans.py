@@ -13,12 +13,13 @@ from typing import Any
 
 import msgspec
 import pytest
-from engine_harness import fake, find_first_port, list_children, take, until
+from engine_harness import fake, list_children, take, until
 
 from stentor.runtime import procfs
 from stentor.runtime.roster import TAG_VARIABLE, Roster, RosterEntry, choose_victims
 from stentor.runtime.slots import is_port_free
 from stentor.runtime.spec import ModelSpec
+from tests.serving import free_ports
 
 HOST = Path(__file__).with_name("orphan_host.py")
 
@@ -27,7 +28,7 @@ class Host:
     """A server process of its own, which tests may kill."""
 
     def __init__(self, data_dir: Path, models: tuple[ModelSpec, ...]) -> None:
-        self.first_port = find_first_port(7)
+        self.first_port = free_ports(7)
         arguments = (str(data_dir), str(self.first_port), msgspec.json.encode(models).decode())
         self.process = subprocess.Popen(
             [sys.executable, str(HOST), *arguments], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL

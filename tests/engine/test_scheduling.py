@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_harness import fake, find_first_port, give, instance_of, list_children, take, until
+from engine_harness import fake, give, instance_of, list_children, take, until
 
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
 from stentor.runtime.slots import is_port_free
 from stentor.runtime.spec import ModelSpec
+from tests.serving import free_ports
 
 FAKE = ModelId("fake")
 
@@ -172,7 +173,7 @@ async def test_crash_under_load_serves_everyone_in_the_end(make_scheduler: Any, 
 
 
 async def test_a_taken_port_is_skipped(make_scheduler: Any) -> None:
-    first = find_first_port(2)
+    first = free_ports(2)
     foreign = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", first)
     scheduler = make_scheduler(fake(), slot_first_port=first, slot_count=2)
     place = await take(scheduler, "fake")

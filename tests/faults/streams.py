@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import psutil
 
-from tests.faults.subject import Subject
+from tests.faults.subject import PATIENT_S, Subject
 from tests.scripted_engine import script
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ class OpenStream:
         finally:
             self.connection.close()
 
-    def wait(self, timeout_s: float = 30.0) -> "OpenStream":
+    def wait(self, timeout_s: float = PATIENT_S) -> "OpenStream":
         """Until the stream is over, well or badly."""
         self._reader.join(timeout_s)
         assert not self._reader.is_alive(), "the stream goes on"
@@ -95,11 +95,11 @@ class Background(Generic[T]):
         self._future = self._pool.submit(work)
         self._pool.shutdown(wait=False)
 
-    def result(self, timeout_s: float) -> T:
+    def result(self, timeout_s: float = PATIENT_S) -> T:
         """What came of it."""
         return self._future.result(timeout_s)
 
-    def failure(self, timeout_s: float) -> BaseException | None:
+    def failure(self, timeout_s: float = PATIENT_S) -> BaseException | None:
         """What it raised, or None."""
         return self._future.exception(timeout_s)
 

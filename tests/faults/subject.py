@@ -15,11 +15,11 @@ from typing import Any
 
 import psutil
 
-from tests.serving import Server, free_ports, scripted_model
+from tests.serving import Server, scripted_model
 
 RECORDING = str(Path(__file__).with_name("recording_engine.py"))
 SLOTS = 4
-CLOSE_S = 5.0
+PATIENT_S = 60.0  # how long a busy machine may need for what takes a moment
 
 
 def recording_model(finished: Path, **fields: Any) -> str:
@@ -61,9 +61,9 @@ class Surroundings:
 
     def check_empty(self) -> None:
         """Raises AssertionError for a process, port or file that was left behind."""
-        left = wait_for(lambda: not self.processes(), CLOSE_S) or self.processes()
+        left = wait_for(lambda: not self.processes(), PATIENT_S) or self.processes()
         assert left is True, f"left running: {left}"
-        assert wait_for(lambda: not self.busy_ports(), CLOSE_S), f"still taken: {self.busy_ports()}"
+        assert wait_for(lambda: not self.busy_ports(), PATIENT_S), f"still taken: {self.busy_ports()}"
         files = [str(path) for made in (self.home, self.temporary) for path in made.rglob("*")]
         assert files == [], f"files outside the data folder: {files[:5]}"
 
@@ -82,7 +82,7 @@ def is_free(port: int) -> bool:
         return True
 
 
-def wait_for(done: Callable[[], Any], timeout_s: float, pause_s: float = 0.05) -> Any:
+def wait_for(done: Callable[[], Any], timeout_s: float = PATIENT_S, pause_s: float = 0.05) -> Any:
     """What ``done`` returns once it is true, or its last false value."""
     end = time.monotonic() + timeout_s
     while not (value := done()) and time.monotonic() < end:
@@ -96,8 +96,6 @@ class Subject(Server):
     def __init__(self, place: Surroundings, config: str, *arguments: str, **settings: str) -> None:
         super().__init__(place.folder, config, *arguments, slots=SLOTS, **settings)
         self.place = place
-        # Not an ephemeral one: while the server is down between two starts, somebody's connection might take it.
-        self.port = free_ports(1)
         place.ports |= {self.port, *range(self.slot_port, self.slot_port + SLOTS)}
 
     @property
@@ -118,7 +116,7 @@ class Subject(Server):
         """A signal for the server's whole process group, as Ctrl-C sends it."""
         os.killpg(self.pid, number)
 
-    def wait_ended(self, timeout_s: float) -> int:
+    def wait_ended(self, timeout_s: float = PATIENT_S) -> int:
         """Wait for the end by itself; the exit status."""
         assert self.process is not None
         self.process.wait(timeout_s)
@@ -154,7 +152,7 @@ class Subject(Server):
         rows: list[dict[str, Any]] = self.admin("/slots")["data"]
         return rows
 
-    def wait_whole(self, instances: int, workers: int = 0, timeout_s: float = 20.0) -> None:
+    def wait_whole(self, instances: int, workers: int = 0, timeout_s: float = PATIENT_S) -> None:
         """Until all instances are ready and nothing runs; raises AssertionError when that doesn't come true."""
 
         def whole() -> bool:

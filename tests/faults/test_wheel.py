@@ -13,7 +13,8 @@ import pytest
 
 from tests.engine.tiny_gguf import write_tiny_gguf
 from tests.faults.subject import Surroundings
-from tests.serving import ROOT, Server, free_ports
+from tests.keeper import keep
+from tests.serving import ROOT, Server
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +52,11 @@ class Installed(Server):
 
     def start(self) -> None:
         words = [self.program, "up", "--json", *self.arguments]
-        self.process = subprocess.Popen(
-            words,
-            cwd=self.folder,
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+        pipe = subprocess.PIPE
+        self.process = keep(
+            subprocess.Popen(
+                words, cwd=self.folder, env=self.environ, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe
+            )
         )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
@@ -84,7 +83,6 @@ def test_an_installed_wheel_serves_from_an_empty_folder(wheel: Path, place: Surr
     empty.mkdir()
     server = Installed(empty, "", "--model", f"file:{weights}", DEFAULT_CTX="256")
     server.config.unlink()
-    server.port = free_ports(1)
     place.ports |= {server.port, *range(server.slot_port, server.slot_port + server.slots)}
     server.program = str(environment / "bin" / "stentor")
     server.start()

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -61,7 +62,11 @@ def _strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     yield from _start(tmp_path_factory.mktemp("strict"), models, **settings)
 
 
-@pytest.fixture(params=["single", "double", "triple"])
+def _on_one_worker(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.xdist_group(f"http-{name}"))
+
+
+@pytest.fixture(params=["single", _on_one_worker("double"), _on_one_worker("triple")])
 def each(request: pytest.FixtureRequest) -> Iterator[Gate]:
     """Each server: for what passes through the worker's line, and into each kind of database."""
     yield from at_rest(request.getfixturevalue(request.param))

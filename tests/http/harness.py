@@ -30,7 +30,7 @@ INPUT_NANO, OUTPUT_NANO = 100, 200  # the local default price of one token
 UUID7 = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")
 
 
-def until(look: Callable[[], T], wanted: Callable[[T], bool] = bool, timeout_s: float = 5.0) -> T:
+def until(look: Callable[[], T], wanted: Callable[[T], bool] = bool, timeout_s: float = 30.0) -> T:
     """What ``look`` finds, once it is as ``wanted``."""
     end = time.monotonic() + timeout_s
     while not wanted(found := look()):
@@ -189,7 +189,7 @@ class Engine:
         self.port = port
 
     def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, None if body is None else json.dumps(body))
             return json.loads(connection.getresponse().read())
@@ -209,7 +209,7 @@ class Engine:
         """The requests that carried ``mark``, oldest first."""
         return [entry for entry in self.log() if mark in entry["body_text"]]
 
-    def wait_entry(self, mark: str, *, ended: bool = True, timeout_s: float = 5.0) -> Json:
+    def wait_entry(self, mark: str, *, ended: bool = True, timeout_s: float = 30.0) -> Json:
         """The one request with ``mark``, once it has come and, if ``ended``, is over."""
         found = until(
             lambda: self.entries(mark),
@@ -242,14 +242,14 @@ class OperatorConnection(http.client.HTTPConnection):
     """HTTP over the server's own Unix socket, reached through its folder: the path itself may be too long."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=30)
+        super().__init__("localhost", timeout=100)  # a start of a model may take its time
         self._path = path
 
     def connect(self) -> None:
         folder = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self.sock.settimeout(30)
+            self.sock.settimeout(self.timeout)
             self.sock.connect(f"/proc/self/fd/{folder}/{self._path.name}")
         finally:
             os.close(folder)

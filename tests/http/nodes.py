@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.http.harness import Gate
-from tests.serving import Server, free_port
+from tests.serving import Server
 
 PATIENCE_S = 60.0
 COMMON = {"DURABILITY": "process", "DATABASE_POOL_SIZE": "2", "DATABASE_TIMEOUT_S": "5", "EGRESS_ALLOW": "127.0.0.1"}
@@ -17,7 +17,6 @@ class Node(Server):
 
     def __init__(self, folder: Path, config: str, master: Path, **settings: str) -> None:
         super().__init__(folder, config, "--admin-key", **settings)
-        self.port = free_port()
         self.settings |= {"NODE_URL": f"http://127.0.0.1:{self.port}"}
         self.data_dir.mkdir(parents=True, exist_ok=True)
         if master.exists():

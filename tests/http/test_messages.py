@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import anthropic
 import pytest
 
-from tests.http.harness import Gate, marked
+from tests.http.harness import Gate, marked, until
 from tests.http.tool_calls import CALLS
 from tests.scripted_engine import DEFAULT_TEXT, script
 
@@ -329,18 +329,15 @@ def test_a_full_queue_is_an_overload(client, each):
         ask_to_hang = ask(script({"hang": True}), model="narrow", stream=True)
         return each.send(ask_to_hang, path=PATH, key=each.make_key()["key"])
 
-    hanging = [hang() for _ in range(5)]
+    hanging = [hang()]
     try:
-        each_full = None
-        while each_full is None:
-            try:
-                client.with_options(timeout=0.5).messages.create(**ask(model="narrow"))
-            except anthropic.OverloadedError as error:
-                each_full = error
-            except anthropic.APITimeoutError:
-                hanging.append(hang())  # one of them was refused while an earlier test's request was still there
-        assert (each_full.status_code, each_full.body["error"]["type"]) == (529, "overloaded_error")
-        assert int(each_full.response.headers["retry-after"]) >= 1
+        until(each.running, lambda count: count == 1)
+        hanging += [hang() for _ in range(4)]
+        until(lambda: each.metric("stentor_queue_depth"), lambda depth: depth == 4)
+        with pytest.raises(anthropic.OverloadedError) as full:
+            client.messages.create(**ask(model="narrow"))
+        assert (full.value.status_code, full.value.body["error"]["type"]) == (529, "overloaded_error")
+        assert int(full.value.response.headers["retry-after"]) >= 1
     finally:
         for connection in hanging:
             connection.close()

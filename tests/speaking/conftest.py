@@ -22,7 +22,8 @@ def start(folder: Path, config: str, **settings: str) -> Iterator[Gate]:
 
 @pytest.fixture(scope="session")
 def _gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
-    fetch(OFFERS["piper-joe"].source)
+    for name in ("piper-joe", "kokoro"):
+        fetch(OFFERS[name].source)  # here, as a server may take its time over that
     config = "\n".join(
         [
             model_table(id="joe", source="piper-joe", parallel=2, threads=1, preload=True),

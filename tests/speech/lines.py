@@ -16,6 +16,7 @@ import numpy
 
 from stentor.engines.hearing.sound import RATE
 from tests.http.harness import until
+from tests.keeper import keep
 from tests.serving import free_ports
 from tests.speech import clips
 
@@ -84,7 +85,7 @@ def running(kind: str, model: Path, **more: Any) -> Iterator[str]:
     port = free_ports(1)
     config = {"model_path": str(model), "alias": kind, "port": port, "token": TOKEN, "threads": 2, "places": 1, **more}
     command = [sys.executable, "-m", f"stentor.engines.{kind}"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
+    with keep(subprocess.Popen(command, stdin=subprocess.PIPE)) as process:
         assert process.stdin is not None
         process.stdin.write(json.dumps(config).encode() + b"\n")
         process.stdin.close()

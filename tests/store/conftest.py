@@ -135,10 +135,10 @@ async def watch(house: House) -> AsyncIterator[Watch]:
 
 @pytest.fixture
 def wait_until() -> Callable[[Callable[[], bool]], object]:
-    """Await until a condition holds, at most five seconds."""
+    """Await until a condition holds, at most half a minute."""
 
     async def wait(condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not condition():
                 await asyncio.sleep(0.005)
 

@@ -14,7 +14,7 @@ from tests.upstreams.anthropic_upstream import AnthropicUpstream
 
 TOKEN = "canary-upstream-token-5d1f00aa77"
 FAR_USD, SPARE_USD = 1, 10  # per million tokens
-FRESH = 40
+FRESH = 80
 
 
 def everything_said(server: Server) -> str:
