@@ -50,6 +50,10 @@ class Installed(Server):
 
     program = ""
 
+    @property
+    def environ(self) -> dict[str, str]:
+        return {name: text for name, text in super().environ.items() if name != "PYTHONPATH"}
+
     def start(self) -> None:
         words = [self.program, "up", "--json", *self.arguments]
         pipe = subprocess.PIPE
