@@ -143,8 +143,11 @@ def test_kokoro_speaks_with_the_voice_that_is_asked_for(gate: Gate) -> None:
 def test_voices_are_those_of_the_models_that_a_key_may_use(gate: Gate) -> None:
     # Its files are looked into when it is started.
     gate.admin("POST", "/models/kokoro/start", {"instances": 1})
-    found = {(voice["model"], voice["id"], voice["language"]) for voice in gate.ask("GET", VOICES).json()["data"]}
-    assert {("joe", "joe", "en-US"), ("tone", "tone", "und"), ("kokoro", "jf_alpha", "ja")} <= found
+
+    def found() -> set[tuple[str, str, str]]:
+        return {(voice["model"], voice["id"], voice["language"]) for voice in gate.ask("GET", VOICES).json()["data"]}
+
+    until(found, {("joe", "joe", "en-US"), ("tone", "tone", "und"), ("kokoro", "jf_alpha", "ja")}.issubset)
     narrow = gate.make_key(models=["tone"])["key"]
     mine = gate.ask("GET", VOICES, key=narrow).json()["data"]
     assert [voice["model"] for voice in mine] == ["tone"]
