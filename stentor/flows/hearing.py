@@ -133,7 +133,7 @@ class HearingAttempt(Attempt):
             raise
 
     async def _ask_elsewhere(self, grant: Grant) -> _Done:
-        """Have another server hear it. What it says of the sound counts as far as it was reserved."""
+        """Have another server hear it. What it says of the sound counts as far as the file can hold so much."""
         ask = self._ask
         self._preparing = True
         sound = await self._look()
@@ -154,7 +154,8 @@ class HearingAttempt(Attempt):
             await self._begin_stream()
             await self.client.write(self._transcript.delta_frame(heard.text))
         tokens = None if heard.output_tokens is None else min(heard.output_tokens, _tokens_in(most_s))
-        duration_s = length_s if heard.duration_s is None else min(heard.duration_s, most_s)
+        # A file that says less of itself than it holds was heard whole, and is paid so.
+        duration_s = length_s if heard.duration_s is None else min(heard.duration_s, float(math.ceil(sound.most_s)))
         return _Done(duration_s, heard.language or ask.language, tokens)
 
     async def _ask_in_talk(self, grant: Grant) -> _Done:
@@ -220,7 +221,7 @@ class HearingAttempt(Attempt):
             sound = await asyncio.to_thread(look_at_sound, Path(self._ask.path))
         except NoSound as problem:
             raise EngineRefused("invalid_request", f"The file {problem}.", param="file") from None
-        if sound.measured and not 0 < sound.duration_s <= self._ask.max_s:
+        if sound.told and not 0 < sound.duration_s <= self._ask.max_s:
             text = (
                 f"The sound is {sound.duration_s:.1f} s long; it must be more than 0 and at most {self._ask.max_s:g} s."
             )

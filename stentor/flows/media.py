@@ -175,14 +175,14 @@ def _measure_flac(data: bytes) -> float:
 
 def _measure_mp3(data: bytes) -> float:
     """Frame by frame: a head may lie about the rest, and each frame may have another length."""
-    at = start = _skip_tag(data)
+    at = start = skip_tag(data)
     claimed = counted = 0.0
     while at + 4 <= len(data) and counted <= SECONDS_MAX:
-        samples, rate, size = _read_mp3_frame(data, at)
+        samples, rate, size = read_mp3_frame(data, at)
         if not size:
             break
         if at == start:
-            claimed = _claimed_frames(data, at, size) * samples / rate
+            claimed = claimed_frames(data, at, size) * samples / rate
         counted += samples / rate
         at += size
     if not counted:
@@ -191,7 +191,8 @@ def _measure_mp3(data: bytes) -> float:
     return max(claimed, counted + max(0, len(data) - at) / _MP3_LEAST_BYTES_PER_S)
 
 
-def _skip_tag(data: bytes) -> int:
+def skip_tag(data: bytes) -> int:
+    """How many bytes of notes stand before the first frame of an MP3 file, by its first ten."""
     if not data.startswith(b"ID3"):
         return 0
     size = 0
@@ -200,7 +201,7 @@ def _skip_tag(data: bytes) -> int:
     return 10 + size
 
 
-def _read_mp3_frame(data: bytes, at: int) -> tuple[int, int, int]:
+def read_mp3_frame(data: bytes, at: int) -> tuple[int, int, int]:
     """Samples, rate, and bytes of the frame that begins here; 0 bytes where none does."""
     first, second, third = data[at], data[at + 1], data[at + 2]
     version, layer = second >> 3 & 3, second >> 1 & 3
@@ -213,7 +214,7 @@ def _read_mp3_frame(data: bytes, at: int) -> tuple[int, int, int]:
     return samples, rate, samples // 8 * bits // rate + (third >> 1 & 1)
 
 
-def _claimed_frames(data: bytes, at: int, size: int) -> int:
+def claimed_frames(data: bytes, at: int, size: int) -> int:
     """The number of frames that an encoder's note in the first frame claims, or 0."""
     frame = data[at : at + size]
     for name in (b"Xing", b"Info"):

@@ -1,6 +1,7 @@
 """What an uploaded sound is, told by its first bytes: for upstreams elsewhere, which aren't sent what isn't sound.
 
-How long it is, is read from a WAVE file (RFC 2361); of the others the size says how long they are about, and at most.
+How long it is, is read from a WAVE file (RFC 2361). Of the others the heads say how long they are, or else the size how
+long about, and the size how long at most.
 """
 
 import asyncio
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from stentor.core.sound import HEARD_FORMATS, Container, find_container
+from stentor.flows.sound_length import tell_length_s
 
 STEP_BYTES = 256 * 1024
 _CHUNKS_MAX = 64
@@ -41,7 +43,10 @@ class NoSound(ValueError):
 
 
 class SoundFile(NamedTuple):
-    """A file of sound. ``measured``: its length was read, not guessed by its size; it is at most ``most_s`` long."""
+    """A file of sound, ``duration_s`` long or about, at most ``most_s``.
+
+    ``measured``: by its samples; ``told``: by its own word, if not by its samples.
+    """
 
     path: Path
     size_bytes: int
@@ -50,6 +55,7 @@ class SoundFile(NamedTuple):
     duration_s: float
     most_s: float
     measured: bool
+    told: bool
 
     async def pieces(self) -> AsyncIterator[bytes]:
         """Its bytes, read as they are asked for. Raises OSError."""
@@ -69,11 +75,11 @@ def look_at_sound(path: Path) -> SoundFile:
         if kind is None:
             raise NoSound(f"is no sound that is known here: send {HEARD_FORMATS}")
         lengths = _measure_wav(file, size_bytes) if kind.extension == "wav" else None
-    if lengths is None:
-        guess_s, most_s = size_bytes / kind.bytes_per_s, size_bytes / _LEAST_BYTES_PER_S
-    else:
-        guess_s, most_s = lengths
-    return SoundFile(path, size_bytes, kind.extension, kind.media_type, guess_s, most_s, lengths is not None)
+        told_s = None if lengths is not None else tell_length_s(file, kind.extension)
+    measured = lengths is not None
+    length_s, most_s = lengths or (told_s or size_bytes / kind.bytes_per_s, size_bytes / _LEAST_BYTES_PER_S)
+    told = measured or told_s is not None
+    return SoundFile(path, size_bytes, kind.extension, kind.media_type, length_s, most_s, measured, told)
 
 
 def _find_kind(head: bytes) -> _Kind | None:

@@ -1,8 +1,10 @@
 """Models that hear elsewhere: what an upstream is sent, what its answers become, and what is booked."""
 
+import io
 import threading
 from collections.abc import Iterator
 
+import av
 import psutil
 import pytest
 
@@ -150,7 +152,24 @@ def test_what_nobody_measured_is_marked_as_an_estimate(far: Hearing, upstream: H
     sound = clips.encode(clips.join(clips.SENTENCES[:2]), "mp3")
     event = far.event(far.hear(sound, model="far").request_id)
     assert event["estimated"] is True
-    assert event["audio_ms"] == -(-len(sound) * 1000 // 12_000)
+    with av.open(io.BytesIO(sound)) as file:
+        assert event["audio_ms"] == pytest.approx((file.duration or 0) / 1000, abs=60)
+
+
+def test_what_says_that_it_is_too_long_is_not_sent(far: Hearing, upstream: HearingUpstream) -> None:
+    sound, before = clips.encode(clips.silence(1.0), "flac"), len(upstream.server.seen)
+    packed = int.from_bytes(sound[18:26], "big") >> 36 << 36 | 901 * clips.SPOKEN_RATE  # the samples that it claims
+    refused = far.hear(sound[:18] + packed.to_bytes(8, "big") + sound[26:], model="far")
+    assert (refused.status, refused.json()["error"]["param"]) == (400, "file")
+    assert "901.0 s" in refused.json()["error"]["message"]
+    assert len(upstream.server.seen) == before
+
+
+def test_what_says_less_than_it_holds_is_paid_for_what_was_heard(far: Hearing, upstream: HearingUpstream) -> None:
+    upstream.behave((200, {"text": "hello", "duration": 950.0, "usage": {"output_tokens": 1}}))
+    sound = clips.encode(clips.silence(1.0), "mp3") + bytes(600_000)
+    event = far.event(far.hear(sound, model="far").request_id)
+    assert (event["audio_ms"], event["cost_nano"]) == (950_000, 950 * SECOND_NANO)
 
 
 def test_more_than_the_balance_is_not_sent(far: Hearing, upstream: HearingUpstream) -> None:
