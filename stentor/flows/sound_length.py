@@ -63,7 +63,7 @@ def _tell_mp3(file: BinaryIO) -> float | None:
 
 
 def _tell_flac(file: BinaryIO) -> float | None:
-    packed = struct.unpack(">Q", _read(file, 18, 8))[0]
+    packed = int.from_bytes(_read(file, 18, 8), "big")
     return (packed & (1 << 36) - 1) / (packed >> 44)
 
 
