@@ -75,6 +75,7 @@ class LocalBooks:
         self._older: dict[_Ident, Settlement] = {}
         self._listeners: list[Callable[[KeyId], None]] = []
         self.prices = prices
+        self._pricing = asyncio.Lock()
         self.roll = Roll(database, clock, settings.rate_limit_qps)
 
     @classmethod
@@ -97,6 +98,11 @@ class LocalBooks:
         """While it lasts, so much of a balance is kept from requests. Raises Refused if they have too much of it."""
         with self.roll.holding_back(user_id, amount_nano):
             yield
+
+    async def load_prices(self) -> None:
+        """Take up a change of prices. One load at a time, each begun after its change: an older list is never last."""
+        async with self._pricing:
+            self.prices = await self._database.read(load_prices)
 
     def stop(self) -> None:
         """Nothing goes on."""

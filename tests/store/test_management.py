@@ -1,6 +1,7 @@
 """Management: keys, users, money, limits; what holds at once, what is written, and who did it."""
 
 import asyncio
+import contextlib
 import re
 import threading
 
@@ -8,6 +9,7 @@ import msgspec
 import pytest
 
 from stentor.accounting.price import Price
+from stentor.accounting.prices import load_prices
 from stentor.accounting.usage import UsageFilter
 from stentor.audit.log import Actor
 from stentor.control.people.account_operations import _OwnKey
@@ -365,6 +367,28 @@ async def test_what_could_not_be_taken_off_can_be_spent(house, ann: str) -> None
     await house.management.top_up(OPERATOR, ann, -1000, reference="back-1")  # booked before: nothing is taken off
     await house.close(grant)
     assert await house.balance(ann) == 1000
+
+
+async def test_of_two_prices_at_once_both_hold(house, ann: str, monkeypatch) -> None:
+    read, both, first = house.database.read, asyncio.Event(), []
+
+    async def slow(work):
+        found = await read(work)
+        if work is load_prices and not first:
+            first.append(None)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(both.wait(), 0.3)
+        return found
+
+    monkeypatch.setattr(house.database, "read", slow)
+    one = asyncio.create_task(house.management.add_price(OPERATOR, "one", Price(0, 1, 1)))
+    while not first:
+        await asyncio.sleep(0.001)
+    await house.management.add_price(OPERATOR, "two", Price(0, 2, 2))
+    both.set()
+    await one
+    now_us = house.clock.now_us()
+    assert [house.books.prices.find_own_price(name, now_us) is not None for name in ("one", "two")] == [True, True]
 
 
 async def test_a_new_price_holds_from_its_date(house, ann: str) -> None:

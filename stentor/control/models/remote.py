@@ -1,13 +1,12 @@
 """Models of other servers as they come in: what an API caller may say of one, and its price before anything else."""
 
-import asyncio
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 from sqlalchemy import Connection
 
-from stentor.accounting.prices import PriceEntry, ensure_price, load_prices
+from stentor.accounting.prices import PriceEntry, ensure_price
 from stentor.audit.log import SYSTEM, Actor, record_change
 from stentor.control.books import LocalBooks
 from stentor.core.clock import Clock
@@ -58,7 +57,6 @@ class RemoteModels:
         self._find_provider = find_provider
         self._check = check
         self._clock = clock
-        self._loading = asyncio.Lock()
 
     def read(self, fields: dict[str, Any]) -> RemoteSpec | None:
         """The remote part of a definition as an API caller says it, put in order in ``fields``; None without one.
@@ -98,7 +96,7 @@ class RemoteModels:
             return _write_price(connection, model, price, actor, self._clock.now_us())
 
         if await self._database.write(work) is not None:
-            await self._load_prices()
+            await self._books.load_prices()
 
     async def set_file_prices(self, specs: Iterable[ModelSpec]) -> None:
         """What a settings file that was read again says remote models cost."""
@@ -107,9 +105,4 @@ class RemoteModels:
             return
         now_us = self._clock.now_us()
         if await self._database.write(lambda connection: write_prices(connection, wanted, SYSTEM, now_us)):
-            await self._load_prices()
-
-    async def _load_prices(self) -> None:
-        # One at a time, each begun after the change that called for it.
-        async with self._loading:
-            self._books.prices = await self._database.read(load_prices)
+            await self._books.load_prices()

@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 from stentor.accounting.accounts import KeyAccount
 from stentor.accounting.ledger import Balance, find_balance, find_used, start_limit
 from stentor.accounting.meters import Meter
-from stentor.accounting.prices import load_prices
 from stentor.audit.log import find_newest, list_subjects
 from stentor.control.books import LocalBooks
 from stentor.core.clock import Clock
@@ -220,7 +219,7 @@ class Follower:
                 await self._count(meter)
 
     async def _follow_prices(self, _name: str) -> None:
-        self._books.prices = await self._database.read(load_prices)
+        await self._books.load_prices()
 
 
 def _new_limits(account: KeyAccount, key: ApiKey) -> list[tuple[str, str, int]]:

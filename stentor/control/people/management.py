@@ -19,7 +19,7 @@ from stentor.accounting.ledger import (
 )
 from stentor.accounting.meters import calendar_window
 from stentor.accounting.price import Price
-from stentor.accounting.prices import PriceEntry, add_price, list_prices, load_prices
+from stentor.accounting.prices import PriceEntry, add_price, list_prices
 from stentor.accounting.usage import Subject, UsageFilter, UsagePage, UsageTotal, list_usage, total_usage
 from stentor.audit.log import EVERY_CHANGE, Actor, Change, ChangeFilter, list_changes, record_change
 from stentor.control.books import LocalBooks
@@ -231,7 +231,7 @@ class Management:
             return entry
 
         entry = await self._database.write(work)
-        self._books.prices = await self._database.read(load_prices)
+        await self._books.load_prices()
         return entry
 
     async def list_usage(self, where: UsageFilter, *, before: int | None = None, limit: int = 100) -> UsagePage:
