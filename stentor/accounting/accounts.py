@@ -20,7 +20,10 @@ class UserTerms(msgspec.Struct, frozen=True):
 
 
 class KeyTerms(msgspec.Struct, frozen=True):
-    """What one key allows; None: nothing beyond the tier. ``ends_us``: when it stops working."""
+    """What one key allows; None: nothing beyond the tier. ``ends_us``: when it stops working.
+
+    ``line_id`` is whose name its limits are counted under, if not its own: that of the first key that it replaces.
+    """
 
     principal: Principal
     ends_us: int | None
@@ -31,6 +34,7 @@ class KeyTerms(msgspec.Struct, frozen=True):
     concurrency: int | None
     budget_day_nano: int | None = None
     budget_month_nano: int | None = None
+    line_id: str = ""
 
     def budgets(self) -> dict[str, int]:
         """The key's budgets by window."""
@@ -121,7 +125,7 @@ class KeyAccount:
         self.terms = terms
         self.user = user
         self.project = project
-        key_id = terms.principal.key_id
+        key_id = terms.line_id or terms.principal.key_id
         self.gauge = Gauge(terms.concurrency, key_id)
         self.requests = _minute(terms.requests_per_minute, "requests", key_id)
         self.tokens = _minute(terms.tokens_per_minute, "tokens", key_id)
@@ -149,6 +153,12 @@ class KeyAccount:
             if meter is not None:
                 budgets[window] = meter
         self.budgets = budgets
+        self.gather()
+
+    def join(self, other: "KeyAccount") -> None:
+        """Have all limits together with another key of the line."""
+        self.gauge, self.requests, self.tokens, self.pace = other.gauge, other.requests, other.tokens, other.pace
+        self.quota, self.spending, self.budgets = other.quota, other.spending, other.budgets
         self.gather()
 
     def gather(self) -> None:

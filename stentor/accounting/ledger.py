@@ -1,5 +1,6 @@
 """Money that comes in: top-ups and adjustments, and the check that the books agree with themselves."""
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -140,15 +141,16 @@ _COUNTED: dict[str, tuple[str, Amount]] = {
 }
 
 
-def start_limit(connection: Connection, key: table.BucketKey, limit: int) -> int:
+def start_limit(connection: Connection, key: table.BucketKey, limit: int, line: Sequence[str] = ()) -> int:
     """Make a limit's bucket (kind, subject, window, window's start) agree with all events of its window.
 
-    Returns how much of that had not been counted in the bucket yet: settlements that knew of the limit already have.
+    ``line`` are the keys that count against it, where they are more than its subject. Returns how much of that had not
+    been counted in the bucket yet: settlements that knew of the limit already have.
     """
     found = table.find_bucket(connection, key)
     counted = 0 if found is None else found[1]
     column, amount = _COUNTED[key[0]]
-    used = sum_between(connection, (column, key[1]), amount, key[3], None)
+    used = sum(sum_between(connection, (column, name), amount, key[3], None) for name in line or (key[1],))
     table.set_bucket(connection, key, limit, used)
     return used - counted
 
@@ -180,22 +182,34 @@ class Mismatch(msgspec.Struct, frozen=True):
     in_books: int
 
 
-def check_books(connection: Connection) -> list[Mismatch]:
-    """Compare every balance with opening + top-ups + adjustments and with the charges, and every bucket with events."""
+def check_books(connection: Connection, lines: Mapping[str, str]) -> list[Mismatch]:
+    """Compare every balance with opening + top-ups + adjustments and with the charges, and every bucket with events.
+
+    ``lines`` names what keys count together under, where that isn't their own id.
+    """
     paid = table.sum_ledger(connection)
     found = _compare(connection, "balance", table.sum_events(connection, "user_id", "charged_nano"))
     credited = {row[0]: row[3] or 0 for row in table.list_buckets(connection, "balance")}
     for subject in sorted(paid.keys() | credited.keys()):
         if credited.get(subject, 0) != paid.get(subject, 0):
             found.append(Mismatch("balance", subject, "credited", credited.get(subject, 0), paid.get(subject, 0)))
-    found += _compare(connection, "key_tokens", table.sum_events(connection, "key_id", "tokens", folded=True))
-    found += _compare(connection, "key_spending", table.sum_events(connection, "key_id", "cost_nano", folded=True))
+    members: dict[str, list[str]] = {}
+    for key_id, line_id in lines.items():
+        members.setdefault(line_id, [line_id]).append(key_id)
+    for kind, amount in (("key_tokens", "tokens"), ("key_spending", "cost_nano")):
+        sums: dict[str, int] = {}
+        for key_id, total in table.sum_events(connection, "key_id", amount, folded=True).items():
+            line_id = lines.get(key_id, key_id)
+            sums[line_id] = sums.get(line_id, 0) + total
+        found += _compare(connection, kind, sums)
     for kind in ("project_budget", "key_budget"):
         for subject, window, start, capacity, used in table.list_buckets(connection, kind):
             if capacity is None:
                 continue  # a budget that was lifted while something of it was borrowed
             end = None if window == "none" else calendar_window(window, start)[1]
-            cost = sum_between(connection, (_COUNTED[kind][0], subject), "cost_nano", start, end)
+            column = _COUNTED[kind][0]
+            names = members.get(subject, [subject]) if kind == "key_budget" else [subject]
+            cost = sum(sum_between(connection, (column, name), "cost_nano", start, end) for name in names)
             if cost != used:
                 found.append(Mismatch(kind, subject, "used", used, cost))
     return found

@@ -193,7 +193,7 @@ def forget_alerts(connection: Connection, before_us: int, limit: int) -> int:
 
 
 class UseRow(NamedTuple):
-    """How much of a limit is used: what of, whose, and in which window."""
+    """How much of a limit is used: what of, whose, and in which window; ``id`` names the key or project of now."""
 
     kind: str
     subject: str
@@ -203,6 +203,7 @@ class UseRow(NamedTuple):
     limit: int
     name: str
     owner: str
+    id: str = ""
 
 
 _KEY_LIMITS = (
@@ -220,12 +221,19 @@ def list_used_up(connection: Connection, percent: int, starts: dict[str, tuple[i
     """
     rows: list[UseRow] = []
     for kind, window, limit in _KEY_LIMITS:
-        query = _select_use(kind, window, starts[window], limit, percent, api_keys.c.name)
-        query = query.join(api_keys, api_keys.c.id == bucket.c.subject).join(users, users.c.id == api_keys.c.user_id)
+        query = _select_use(kind, window, starts[window], limit, percent, (api_keys.c.name, api_keys.c.id))
+        # Of keys that replaced one another the newest has what all of them used.
+        newest = (api_keys.c.line_id == bucket.c.subject) & api_keys.c.grace_until_us.is_(None)
+        query = query.join(api_keys, newest).join(users, users.c.id == api_keys.c.user_id)
         rows += [UseRow(*row) for row in connection.execute(query.where(api_keys.c.revoked_us.is_(None)))]
     for window in ("none", "day", "month"):
         query = _select_use(
-            "project_budget", window, starts[window], project_budgets.c.limit_nano, percent, projects.c.name
+            "project_budget",
+            window,
+            starts[window],
+            project_budgets.c.limit_nano,
+            percent,
+            (projects.c.name, projects.c.id),
         )
         query = query.join(projects, projects.c.id == bucket.c.subject).join(users, users.c.id == projects.c.owner_id)
         mine = (project_budgets.c.project_id == projects.c.id) & (project_budgets.c.window == window)
@@ -234,11 +242,17 @@ def list_used_up(connection: Connection, percent: int, starts: dict[str, tuple[i
 
 
 def _select_use(
-    kind: str, window: str, starts: tuple[int, ...], limit: ColumnElement[Any], percent: int, name: ColumnElement[Any]
+    kind: str,
+    window: str,
+    starts: tuple[int, ...],
+    limit: ColumnElement[Any],
+    percent: int,
+    shown: tuple[ColumnElement[Any], ColumnElement[Any]],
 ) -> Select[Any]:
+    """``shown`` are the name and the id of whose limit it is."""
     columns = (bucket.c.kind, bucket.c.subject, bucket.c.window, bucket.c.window_start, bucket.c.used)
     return (
-        select(*columns, limit, name, users.c.name)
+        select(*columns, limit, shown[0], users.c.name, shown[1])
         .select_from(bucket)
         .where(
             bucket.c.kind == kind,

@@ -31,7 +31,7 @@ def _make_alert(use: UseRow, threshold: int) -> Alert:
         "threshold_percent": threshold,
         "used_percent": percent,
         "subject": of,
-        "subject_id": use.subject,
+        "subject_id": use.id,
         "subject_name": use.name,
         "owner": use.owner,
         "limit_kind": use.kind,

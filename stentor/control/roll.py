@@ -12,115 +12,18 @@ from functools import partial
 import msgspec
 from sqlalchemy import Connection
 
-from stentor.accounting.accounts import KeyAccount, KeyTerms, ProjectAccount, UserAccount, UserTerms
-from stentor.accounting.ledger import (
-    Balance,
-    budget_used,
-    cannot_take_off,
-    find_balance,
-    key_budget_used,
-    used_by_key,
-)
-from stentor.accounting.meters import WINDOW_S, CalendarMeter, Meter, calendar_window
-from stentor.accounting.usage import RecentUse, list_recent
+from stentor.accounting.accounts import KeyAccount, KeyTerms, ProjectAccount, UserAccount
+from stentor.accounting.ledger import Balance, cannot_take_off
+from stentor.accounting.meters import Meter
+from stentor.accounting.usage import RecentUse
+from stentor.control.dossier import Dossier, budget_meter, key_terms, read_dossier, user_terms
 from stentor.core.clock import Clock
 from stentor.core.ids import KeyId, ProjectId, UserId
-from stentor.core.principal import Principal
 from stentor.people.api_keys import find_key, find_key_by_digest
-from stentor.people.projects import get_project, list_budgets
-from stentor.people.tiers import get_tier
-from stentor.people.users import get_user
 from stentor.people.values import ApiKey, Project, Tier, User
 from stentor.store.database import Database
 
 UNKNOWN_MAX = 10_000
-
-
-class Dossier(msgspec.Struct, frozen=True):
-    """All that the database knows about a key, read in one snapshot."""
-
-    key: ApiKey
-    user: User
-    tier: Tier
-    project: Project
-    balance: Balance
-    key_used: tuple[int, int]
-    budgets: dict[str, tuple[int, int]]
-    key_budgets: dict[str, int]
-    recent: list[RecentUse]
-    read_us: int
-
-
-def user_terms(user: User, tier: Tier) -> UserTerms:
-    """A user's limits, from their tier."""
-    return UserTerms(
-        user.id, tier.id, user.active, tier.prepaid, tier.requests_per_minute, tier.tokens_per_minute, tier.concurrency
-    )
-
-
-def key_terms(key: ApiKey, user: User) -> KeyTerms:
-    """A key's own limits, and the caller it stands for."""
-    principal = Principal(
-        key_id=key.id,
-        user_id=key.user_id,
-        project_id=key.project_id,
-        tier_id=user.tier_id,
-        scopes=frozenset(key.scopes),
-        models=frozenset(key.models),
-        endpoints=frozenset(key.endpoints),
-        expires_us=key.ends_us(),
-        key_hint=key.hint,
-    )
-    limits = key.limits
-    return KeyTerms(
-        principal,
-        key.ends_us(),
-        limits.token_limit,
-        limits.spending_limit_nano,
-        limits.requests_per_minute,
-        limits.tokens_per_minute,
-        limits.concurrency,
-        limits.budget_day_nano,
-        limits.budget_month_nano,
-    )
-
-
-def read_dossier(connection: Connection, find: Callable[[Connection], ApiKey | None], now_us: int) -> Dossier | None:
-    """The dossier of the key that ``find`` finds, or None."""
-    key = find(connection)
-    if key is None:
-        return None
-    user = get_user(connection, key.user_id)
-    budgets = {}
-    for window, limit_nano in list_budgets(connection, key.project_id).items():
-        start = 0 if window == "none" else calendar_window(window, now_us)[0]
-        budgets[window] = (limit_nano, budget_used(connection, key.project_id, window, start))
-    key_budgets = {
-        window: key_budget_used(connection, key.id, window, calendar_window(window, now_us)[0])
-        for window in ("day", "month")
-    }
-    return Dossier(
-        key=key,
-        user=user,
-        tier=get_tier(connection, user.tier_id),
-        project=get_project(connection, key.project_id),
-        balance=find_balance(connection, user.id),
-        key_used=used_by_key(connection, key.id),
-        budgets=budgets,
-        key_budgets=key_budgets,
-        recent=list_recent(connection, user.id, now_us - (WINDOW_S + 1) * 1_000_000),
-        read_us=now_us,
-    )
-
-
-def budget_meter(subject: str, window: str, limit_nano: int, used: int, now_us: int, kind: str = "") -> Meter:
-    """The meter of one budget: of a project, or of another ``kind``."""
-    kind = kind or "project_budget"
-    if window == "none":
-        return Meter("budget_exceeded", kind, subject, limit_nano, used)
-    meter = CalendarMeter("budget_exceeded", kind, subject, limit_nano, window, now_us)
-    meter.used = used
-    return meter
 
 
 class Roll:
@@ -135,6 +38,7 @@ class Roll:
         self._unknown: dict[bytes, int] = {}
         self._loading: dict[bytes | KeyId, asyncio.Task[KeyAccount | None]] = {}
         self._held_back: dict[UserId, int] = {}
+        self._lines: dict[KeyId, list[KeyAccount]] = {}
         self.keys: dict[KeyId, KeyAccount] = {}
         self.users: dict[UserId, UserAccount] = {}
         self.projects: dict[ProjectId, ProjectAccount] = {}
@@ -210,13 +114,20 @@ class Roll:
         project = self.projects.get(dossier.project.id)
         if project is None:
             project = self._install_project(dossier)
-        terms = key_terms(dossier.key, dossier.user)
+        terms = key_terms(dossier.key, dossier.user, dossier.limits)
         budgets = {
-            window: budget_meter(key_id, window, limit, dossier.key_budgets[window], dossier.read_us, "key_budget")
+            window: budget_meter(
+                dossier.key.line_id, window, limit, dossier.key_budgets[window], dossier.read_us, "key_budget"
+            )
             for window, limit in terms.budgets().items()
         }
         account = KeyAccount(terms, user, project, dossier.key_used, self._per_second, budgets)
-        self._count_recent(dossier, [entry for entry in dossier.recent if entry.key_id == key_id], account)
+        mates = self._lines.setdefault(dossier.key.line_id, [])
+        if mates:
+            account.join(mates[0])
+        else:
+            self._count_recent(dossier, [entry for entry in dossier.recent if entry.key_id in dossier.line], account)
+        mates.append(account)
         self.keys[key_id] = account
         return account
 
@@ -261,36 +172,46 @@ class Roll:
             principal = msgspec.structs.replace(account.terms.principal, expires_us=key.ends_us())
             account.terms = msgspec.structs.replace(account.terms, principal=principal, ends_us=key.ends_us())
 
-    def change_key_terms(self, key: ApiKey, used: dict[tuple[str, str], int], counted_us: int) -> list[Meter]:
-        """A key got other limits or rights; ``used`` counts for those that are new, by kind and window, at a moment.
+    def find_line(self, line_id: KeyId) -> KeyAccount | None:
+        """A loaded key of a line, any one: they have their limits together."""
+        mates = self._lines.get(line_id)
+        return mates[0] if mates else None
 
-        Returns the meters that were made now.
+    def change_key_terms(self, key: ApiKey, used: dict[tuple[str, str], int], counted_us: int) -> list[Meter]:
+        """A key got other limits, and its line with it, or other rights. ``used`` counts for those limits that are new,
+        by kind and window, at a moment. Returns the meters that were made now.
         """
         self.changed()
-        account = self.keys.get(key.id)
-        if account is None:
+        mates = self._lines.get(key.line_id)
+        if not mates:
             return []
-        principal = msgspec.structs.replace(
-            account.terms.principal,
-            models=frozenset(key.models),
-            endpoints=frozenset(key.endpoints),
-            expires_us=key.ends_us(),
-        )
-        limits = key.limits
+        limits, line_id = key.limits, key.line_id
         fresh: dict[tuple[str, str], Meter] = {}
         for (kind, window), amount in used.items():
             if kind == "key_tokens" and limits.token_limit is not None:
-                fresh[kind, window] = Meter("quota_exceeded", kind, key.id, limits.token_limit, amount)
+                fresh[kind, window] = Meter("quota_exceeded", kind, line_id, limits.token_limit, amount)
             elif kind == "key_spending" and limits.spending_limit_nano is not None:
-                fresh[kind, window] = Meter("spending_limit", kind, key.id, limits.spending_limit_nano, amount)
+                fresh[kind, window] = Meter("spending_limit", kind, line_id, limits.spending_limit_nano, amount)
             elif kind == "key_budget":
-                fresh[kind, window] = budget_meter(key.id, window, 0, amount, counted_us, kind)
-        terms = KeyTerms(principal, key.ends_us(), *msgspec.structs.astuple(limits))
-        for window, limit in terms.budgets().items():
+                fresh[kind, window] = budget_meter(line_id, window, 0, amount, counted_us, kind)
+        for mate in mates:
+            self._change_terms(mate, key)
+        for window, limit in mates[0].terms.budgets().items():
             if ("key_budget", window) in fresh:
                 fresh["key_budget", window].limit = limit
-        account.change(terms, fresh)
+        mates[0].change(mates[0].terms, fresh)
+        for mate in mates[1:]:
+            mate.join(mates[0])
         return list(fresh.values())
+
+    def _change_terms(self, account: KeyAccount, key: ApiKey) -> None:
+        principal, ends_us = account.terms.principal, account.terms.ends_us
+        if principal.key_id == key.id:
+            ends_us = key.ends_us()
+            principal = msgspec.structs.replace(
+                principal, models=frozenset(key.models), endpoints=frozenset(key.endpoints), expires_us=ends_us
+            )
+        account.terms = KeyTerms(principal, ends_us, *msgspec.structs.astuple(key.limits), key.line_id)
 
     def change_project(self, project: Project) -> list[KeyId]:
         """A project was let in or shut out; returns its loaded keys."""

@@ -17,7 +17,10 @@ _TUPLES = ("scopes", "models", "endpoints")
 
 
 class NewKey(msgspec.Struct, frozen=True):
-    """What a new key is made from; everything beyond user and project narrows it."""
+    """What a new key is made from; everything beyond user and project narrows it.
+
+    ``rotated_from`` is the key that it replaces, and ``line_id`` that one's line.
+    """
 
     user_id: UserId
     project_id: ProjectId
@@ -28,6 +31,7 @@ class NewKey(msgspec.Struct, frozen=True):
     limits: KeyLimits = KeyLimits()
     expires_us: int | None = None
     rotated_from: KeyId | None = None
+    line_id: KeyId | None = None
 
 
 def _from_row(row: table.AnyRow) -> ApiKey:
@@ -64,6 +68,43 @@ def get_key_of(connection: Connection, key_id: KeyId, user_id: str | None) -> Ap
     return key
 
 
+def find_successor(connection: Connection, key: ApiKey) -> KeyId | None:
+    """The key that replaced this one, or None."""
+    return None if key.grace_until_us is None else table.find_successor(connection, key.id)
+
+
+def check_newest(connection: Connection, key: ApiKey) -> None:
+    """Raises Refused for a key that was replaced: what a line has together is its newest key's."""
+    newer = find_successor(connection, key)
+    if newer is not None:
+        raise Refused(
+            "conflict", f"The key {key.id} was replaced by {newer}, with which it shares its limits; use that."
+        )
+
+
+def get_key_in_line(connection: Connection, key_id: KeyId) -> ApiKey:
+    """As :func:`get_key`, with the limits that hold: those of the newest key of its line."""
+    key = get_key(connection, key_id)
+    return msgspec.structs.replace(key, limits=find_limits(connection, key))
+
+
+def find_limits(connection: Connection, key: ApiKey) -> KeyLimits:
+    """The limits that hold for a key: those of the newest one of its line."""
+    while (newer := find_successor(connection, key)) is not None:
+        key = get_key(connection, newer)
+    return key.limits
+
+
+def list_line(connection: Connection, line_id: KeyId) -> list[KeyId]:
+    """The keys of a line, oldest first."""
+    return table.list_line(connection, line_id)
+
+
+def list_lines(connection: Connection) -> dict[str, str]:
+    """The line of each key that replaced another."""
+    return table.list_lines(connection)
+
+
 def find_key_by_digest(connection: Connection, digest: bytes) -> ApiKey | None:
     """The key behind a keyed hash, valid or not."""
     row = table.find_key_by_digest(connection, digest)
@@ -83,8 +124,9 @@ def add_key(connection: Connection, new: NewKey, text: str, digest: bytes, now_u
 def add_known_key(connection: Connection, new: NewKey, hint: str, digest: bytes, now_us: int) -> ApiKey:
     """As :func:`add_key`, where only its owner knows the text any more."""
     _check(new)
+    key_id = KeyId(new_uuid7())
     key = ApiKey(
-        id=KeyId(new_uuid7()),
+        id=key_id,
         name=new.name,
         hint=hint,
         user_id=new.user_id,
@@ -98,6 +140,7 @@ def add_known_key(connection: Connection, new: NewKey, hint: str, digest: bytes,
         grace_until_us=None,
         revoked_us=None,
         created_us=now_us,
+        line_id=new.line_id or key_id,
     )
     values = msgspec.structs.asdict(key) | msgspec.structs.asdict(key.limits) | {"digest": digest}
     del values["limits"]

@@ -5,6 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
+from stentor.core.ids import KeyId
 from stentor.store.schema import api_keys, project_budgets, projects, sessions, signup_keys, signups, tiers, users
 
 AnyRow = Row[*tuple[Any, ...]]
@@ -56,6 +57,7 @@ _KEY = (
     api_keys.c.grace_until_us,
     api_keys.c.revoked_us,
     api_keys.c.created_us,
+    api_keys.c.line_id,
 )
 _SESSION = (
     sessions.c.id,
@@ -234,6 +236,25 @@ def find_key(connection: Connection, key_id: str) -> AnyRow | None:
 def find_key_by_digest(connection: Connection, digest: bytes) -> AnyRow | None:
     """One key by its keyed hash."""
     return connection.execute(select(*_KEY).where(api_keys.c.digest == digest)).one_or_none()
+
+
+def find_successor(connection: Connection, key_id: str) -> KeyId | None:
+    """The key that replaced this one."""
+    query = select(api_keys.c.id).where(api_keys.c.rotated_from == key_id).order_by(api_keys.c.id).limit(1)
+    found = connection.execute(query).scalar_one_or_none()
+    return None if found is None else KeyId(found)
+
+
+def list_line(connection: Connection, line_id: str) -> list[KeyId]:
+    """The keys of a line, oldest first."""
+    query = select(api_keys.c.id).where(api_keys.c.line_id == line_id).order_by(api_keys.c.id)
+    return [KeyId(key_id) for key_id in connection.execute(query).scalars()]
+
+
+def list_lines(connection: Connection) -> dict[str, str]:
+    """The line of each key that replaced another."""
+    query = select(api_keys.c.id, api_keys.c.line_id).where(api_keys.c.rotated_from.is_not(None))
+    return {row[0]: row[1] for row in connection.execute(query.order_by(api_keys.c.id))}
 
 
 def find_digest(connection: Connection, key_id: str) -> bytes | None:

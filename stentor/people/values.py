@@ -41,7 +41,8 @@ class Project(msgspec.Struct, frozen=True):
 
 
 class KeyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What narrows one key beyond its user's tier; None: nothing. ``token_limit`` and spending are for its lifetime.
+    """What narrows one key, with those that replace it, beyond its user's tier; None: nothing. ``token_limit`` and
+    spending are for their lifetime.
 
     Budgets in nano-USD begin anew with each day or month, UTC.
     """
@@ -56,7 +57,10 @@ class KeyLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class ApiKey(msgspec.Struct, frozen=True):
-    """An API key without its text. It works until ``expires_us``, ``grace_until_us`` or ``revoked_us`` has come."""
+    """An API key without its text. It works until ``expires_us``, ``grace_until_us`` or ``revoked_us`` has come.
+
+    Keys that replaced one another are a line, named by its first one (``line_id``): they have their limits together.
+    """
 
     id: KeyId
     name: str
@@ -72,6 +76,7 @@ class ApiKey(msgspec.Struct, frozen=True):
     grace_until_us: int | None
     revoked_us: int | None
     created_us: int
+    line_id: KeyId
 
     def ends_us(self) -> int | None:
         """When the key stops working, if that is known."""

@@ -120,6 +120,7 @@ api_keys = Table(
     Column("concurrency", BigInteger),
     Column("expires_us", BigInteger),
     Column("rotated_from", Text, ForeignKey("api_keys.id")),
+    Column("line_id", Text, nullable=False),
     Column("grace_until_us", BigInteger),
     Column("revoked_us", BigInteger),
     Column("created_us", BigInteger, nullable=False),

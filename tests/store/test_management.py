@@ -13,6 +13,7 @@ from stentor.accounting.prices import load_prices
 from stentor.accounting.usage import UsageFilter
 from stentor.audit.log import Actor
 from stentor.control.people.account_operations import _OwnKey
+from stentor.control.people.changes import Changes, KeyChange, LimitsChange
 from stentor.control.people.first_run import ensure_first_run, ensure_fixed_key
 from stentor.control.people.operations import _UserKey
 from stentor.control.people.wanted import KeyAsk, UserAsk
@@ -176,6 +177,63 @@ async def test_a_rotated_key_keeps_rights_and_project_and_the_old_one_a_grace(ho
     house.clock.advance(60)
     assert await house.books.find_principal(house.digest(old.key)) is None
     assert await house.books.find_principal(house.digest(new.key)) is not None
+
+
+COST = 3000  # what ten tokens in and ten out cost
+LINE_LIMITS = {
+    "token_limit": (60, "quota_exceeded"),
+    "spending_limit_nano": (3 * COST, "spending_limit"),
+    "budget_day_nano": (3 * COST, "budget_exceeded"),
+    "budget_month_nano": (3 * COST, "budget_exceeded"),
+    "requests_per_minute": (3, "rate_limit_exceeded"),
+    "tokens_per_minute": (60, "rate_limit_exceeded"),
+    "concurrency": (3, "rate_limit_exceeded"),
+}
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("limit", LINE_LIMITS)
+async def test_a_rotated_key_goes_on_with_what_the_old_one_left(house, ann: str, limit: str, restarted: bool) -> None:
+    allowed, code = LINE_LIMITS[limit]
+    old = await house.add_key(ann, limits=KeyLimits(**{limit: allowed}))
+    running = [await house.open(old)]
+    if limit != "concurrency":
+        await house.close(running.pop())
+    new = (await house.management.rotate_key(OPERATOR, old, grace_s=3600)).made.id
+    if restarted and not running:
+        await house.start_books()
+    running += [await house.open(key) for key in (new, old)]
+    for key in (new, old):
+        assert (await refused(house.open(key))).code == code
+    for grant in running:
+        await house.close(grant)
+    await house.check()
+
+
+async def test_a_line_of_keys_has_the_limits_of_its_newest(house, ann: str) -> None:
+    changes = Changes(house.database, house.books, house.management, house.clock)
+    old = await house.add_key(ann)
+    await house.close(await house.open(old))
+    new = (await house.management.rotate_key(OPERATOR, old, grace_s=3600)).made.id
+    limits = KeyChange(limits=LimitsChange(token_limit=40, budget_day_nano=3 * COST))
+    refusal = await refused(changes.change_key(OPERATOR, old, limits))
+    assert (refusal.code, new in refusal.message) == ("conflict", True)
+    assert (await refused(house.management.rotate_key(OPERATOR, old))).code == "conflict"
+    await changes.change_key(OPERATOR, new, limits)
+    await house.close(await house.open(old))
+    assert (await refused(house.open(new))).code == (await refused(house.open(old))).code == "quota_exceeded"
+    await changes.change_key(OPERATOR, old, KeyChange(name="going"))
+    assert (await refused(house.open(old))).code == "quota_exceeded"
+    await house.check()
+    if house.database.is_shared:
+        await house.books.return_spare()
+    await house.start_books()
+    assert (await refused(house.open(old))).code == "quota_exceeded"
+    changes = Changes(house.database, house.books, house.management, house.clock)
+    await changes.change_key(OPERATOR, new, KeyChange(limits=LimitsChange(token_limit=None)))
+    await house.close(await house.open(old))
+    assert (await refused(house.open(new))).code == "budget_exceeded"
+    await house.check()
 
 
 async def test_rotation_without_grace_ends_the_old_key_now(house, ann: str) -> None:

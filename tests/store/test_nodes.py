@@ -12,6 +12,7 @@ from sqlalchemy import Connection, select, text
 from stentor.accounting.price import Price
 from stentor.accounting.usage import sum_up
 from stentor.control.jobs import Retention
+from stentor.control.people.changes import Changes, KeyChange, LimitsChange
 from stentor.control.people.sessions import Sessions
 from stentor.control.people.wanted import KeyAsk
 from stentor.core.books import Grant
@@ -453,6 +454,32 @@ async def test_limits_set_at_one_node_hold_and_count_at_the_other(pair) -> None:
     await first.management.set_budget(OPERATOR, project.id, "month", None)
     await within(lambda: "month" not in account.budgets)
     await second.close(await second.open(key))
+    await first.check()
+
+
+async def test_a_key_rotated_at_one_node_shares_its_limits_with_the_old_one_at_the_other(pair) -> None:
+    first, second = pair
+    await first.add_user("ann", USD)
+    old = await first.add_key("ann", limits=KeyLimits(token_limit=80))
+    await second.close(await second.open(old))
+    new = (await first.management.rotate_key(OPERATOR, old, grace_s=3600)).made.id
+    await second.close(await second.open(old))
+    await first.close(await first.open(new))
+    await first.books.return_spare()
+    await second.books.return_spare()
+    await second.close(await second.open(new))
+    for house in pair:
+        for key in (old, new):
+            with pytest.raises(Refused, match="80 tokens in all"):
+                await house.open(key)
+    await first.check()
+    changes = Changes(first.database, first.books, first.management, first.clock)
+    await changes.change_key(OPERATOR, new, KeyChange(limits=LimitsChange(token_limit=100)))
+    account = second.books.roll.keys[old]
+    await within(lambda: account.quota.limit == 100)
+    await second.close(await second.open(old))
+    with pytest.raises(Refused):
+        await first.open(new)
     await first.check()
 
 

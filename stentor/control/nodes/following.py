@@ -143,16 +143,16 @@ class Follower:
     # -- keys ----------------------------------------------------------------------------------------------------------
 
     async def _follow_key(self, name: str) -> None:
-        key_id = KeyId(name)
-        account = self._books.roll.keys.get(key_id)
-        if account is None:
+        roll, key_id = self._books.roll, KeyId(name)
+        key = await self._read(lambda connection: api_keys.get_key_in_line(connection, key_id))
+        mate, account = roll.find_line(key.line_id), roll.keys.get(key_id)
+        if mate is None:
             return
-        key = await self._read(lambda connection: api_keys.get_key(connection, key_id))
-        before = account.terms.principal
-        fresh = _new_limits(account, key)
-        used = {(kind, window): 0 for kind, window, _ in fresh}
-        meters = self._books.roll.change_key_terms(key, used, self._clock.now_us())
-        self._tell(key, before != account.terms.principal)
+        before = None if account is None else account.terms.principal
+        used = {(kind, window): 0 for kind, window, _ in _new_limits(mate, key)}
+        meters = roll.change_key_terms(key, used, self._clock.now_us())
+        if account is not None:
+            self._tell(key, before != account.terms.principal)
         for meter in meters:
             await self._count(meter)
 
@@ -172,7 +172,13 @@ class Follower:
     async def _count(self, meter: Meter) -> None:
         """Make a limit that is new here agree with the events: this node's settlements count against it from now on."""
         name, limit = (meter.kind, meter.subject, meter.window, meter.window_start), meter.limit
-        await self._database.write(lambda connection: start_limit(connection, name, limit))
+
+        def start(connection: Connection) -> int:
+            of_key = meter.kind.startswith("key_")
+            line = api_keys.list_line(connection, KeyId(meter.subject)) if of_key else ()
+            return start_limit(connection, name, limit, line)
+
+        await self._database.write(start)
         used = await self._database.read(lambda connection: find_used(connection, name))
         if meter.window_start == name[3]:
             meter.used = max(meter.used, used)

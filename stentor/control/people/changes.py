@@ -156,12 +156,13 @@ class Changes:
         """
         values, now_us = given(change), self._clock.now_us()
 
-        def work(connection: Connection) -> tuple[ApiKey, dict[tuple[str, str], int]]:
+        def work(connection: Connection) -> tuple[ApiKey, ApiKey, dict[tuple[str, str], int]]:
             old = api_keys.get_key_of(connection, KeyId(key_id), owner)
             if "limits" in values:
+                api_keys.check_newest(connection, old)
                 values["limits"] = msgspec.structs.replace(old.limits, **given(change.limits))  # type: ignore[arg-type]
             # Before the change: it may be the very key that asks.
-            most = None if creator is None else api_keys.get_key(connection, KeyId(creator))
+            most = None if creator is None else api_keys.get_key_in_line(connection, KeyId(creator))
             key = api_keys.change_key(connection, old, values)
             if most is not None:
                 check_within(most, key)
@@ -171,10 +172,11 @@ class Changes:
                 connection, now_us, actor, "key_change", ("key", key.id),
                 before=msgspec.to_builtins(before), after=msgspec.to_builtins(after),
             )  # fmt: skip
-            return key, _start_limits(connection, old.limits, key, now_us)
+            used = _start_limits(connection, old.limits, key, now_us)
+            return key, api_keys.get_key_in_line(connection, key.id), used
 
-        key, used = await self._database.write(work)
-        meters = self._books.roll.change_key_terms(key, used, now_us)
+        key, in_line, used = await self._database.write(work)
+        meters = self._books.roll.change_key_terms(in_line, used, now_us)
         if {"models", "endpoints", "expires_us"} & values.keys():
             self._books.tell_revoked(key.id)
         for meter in meters:
@@ -182,7 +184,9 @@ class Changes:
             name = (meter.kind, meter.subject, meter.window, meter.window_start)
             limit = meter.limit
             missing = await self._database.write(
-                lambda connection, name=name, limit=limit: start_limit(connection, name, limit)  # type: ignore[misc]
+                lambda connection, name=name, limit=limit: start_limit(  # type: ignore[misc]
+                    connection, name, limit, api_keys.list_line(connection, key.line_id)
+                )
             )
             if meter.window_start == name[3]:
                 meter.used += missing
@@ -203,9 +207,10 @@ def _start_limits(connection: Connection, old: KeyLimits, key: ApiKey, now_us: i
     for field, (kind, window) in _COUNTED_LIMITS.items():
         was, limit = getattr(old, field), getattr(key.limits, field)
         if limit is None and was is not None:
-            clear_limit(connection, kind, key.id, window)
+            clear_limit(connection, kind, key.line_id, window)
         elif limit is not None and was is None:
             start = 0 if window == "none" else calendar_window(window, now_us)[0]
-            clear_limit(connection, kind, key.id, window)
-            used[kind, window] = start_limit(connection, (kind, key.id, window, start), limit)
+            clear_limit(connection, kind, key.line_id, window)
+            line = api_keys.list_line(connection, key.line_id)
+            used[kind, window] = start_limit(connection, (kind, key.line_id, window, start), limit, line)
     return used

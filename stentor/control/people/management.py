@@ -65,7 +65,7 @@ class Management:
         text = new_key()
 
         def work(connection: Connection) -> ApiKey:
-            maker = None if creator is None else api_keys.get_key(connection, creator)
+            maker = None if creator is None else api_keys.get_key_in_line(connection, creator)
             user = users.get_user(connection, ask.user)
             wanted = ask.project
             if not wanted and maker is not None and "admin" not in maker.scopes:
@@ -108,6 +108,8 @@ class Management:
     async def rotate_key(self, actor: Actor, key_id: str, *, grace_s: int = 0, creator: KeyId | None = None) -> MadeKey:
         """Replace a key by one with the same rights; the old one works for ``grace_s`` seconds more.
 
+        Both have their limits together: what was used up stays used up, and nothing is there twice.
+
         With ``creator``, the key may do no more than that one: its new text is for whoever rotates it to read.
         """
         if not 0 <= grace_s <= GRACE_MOST_S:
@@ -120,7 +122,8 @@ class Management:
             if not old.is_valid(now_us):
                 raise Refused("conflict", f"The key {key_id} has ended; make a new one instead.")
             if creator is not None:
-                check_maker(api_keys.get_key(connection, creator), old, old.project_id)
+                check_maker(api_keys.get_key_in_line(connection, creator), old, old.project_id)
+            api_keys.check_newest(connection, old)
             new = api_keys.NewKey(
                 old.user_id,
                 old.project_id,
@@ -131,6 +134,7 @@ class Management:
                 old.limits,
                 old.expires_us,
                 old.id,
+                old.line_id,
             )
             made = self._store_key(connection, actor, new, text)
             old = api_keys.end_with_grace(connection, old.id, now_us + grace_s * 1_000_000)
@@ -340,7 +344,7 @@ class Management:
         """Whether every balance and bucket agrees with the ledger and the events."""
         problem = self._database.problem()
         findings = [Finding("store", problem is None, problem or "The database can be written.")]
-        wrong = await self._database.study(check_books)
+        wrong = await self._database.study(lambda connection: check_books(connection, api_keys.list_lines(connection)))
         if not wrong:
             return [*findings, Finding("books", True, "Balances and limits agree with ledger and events.")]
         return findings + [

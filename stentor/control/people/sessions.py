@@ -328,7 +328,7 @@ def _card(live: _Live) -> SessionCard:
 
 def _check_whole(connection: Connection, user_id: UserId, key_id: KeyId) -> None:
     """Raises Refused where a password would open more than the key does that sets it."""
-    key, user = api_keys.get_key(connection, key_id), users.get_user(connection, user_id)
+    key, user = api_keys.get_key_in_line(connection, key_id), users.get_user(connection, user_id)
     narrow = key.models or key.endpoints or key.limits != KeyLimits() or key.ends_us() is not None
     if narrow or (user.role == "admin" and "admin" not in key.scopes):
         raise Refused(

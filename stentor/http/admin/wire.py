@@ -18,7 +18,10 @@ class KeyLimits(msgspec.Struct):
 
 
 class Key(msgspec.Struct):
-    """An API key without its text. Times are microseconds since 1970, UTC; ``hint`` is its last four characters."""
+    """An API key without its text. Times are microseconds since 1970, UTC; ``hint`` is its last four characters.
+
+    ``line_id`` is the first of the keys that replaced one another: they have their limits together.
+    """
 
     id: str
     name: str
@@ -34,6 +37,7 @@ class Key(msgspec.Struct):
     grace_until_us: int | None
     revoked_us: int | None
     created_us: int
+    line_id: str
 
 
 class NewKey(Key):

@@ -131,6 +131,7 @@ def _api_keys() -> None:
         sa.Column("concurrency", sa.BigInteger(), nullable=True),
         sa.Column("expires_us", sa.BigInteger(), nullable=True),
         sa.Column("rotated_from", sa.Text(), nullable=True),
+        sa.Column("line_id", sa.Text(), nullable=False),
         sa.Column("grace_until_us", sa.BigInteger(), nullable=True),
         sa.Column("revoked_us", sa.BigInteger(), nullable=True),
         sa.Column("created_us", sa.BigInteger(), nullable=False),
