@@ -57,7 +57,7 @@ def key_terms(key: ApiKey, user: User, limits: KeyLimits) -> KeyTerms:
         expires_us=key.ends_us(),
         key_hint=key.hint,
     )
-    return KeyTerms(principal, key.ends_us(), *msgspec.structs.astuple(limits), key.line_id)
+    return KeyTerms(principal, key.ends_us(), line_id=key.line_id, **msgspec.structs.asdict(limits))
 
 
 def read_dossier(connection: Connection, find: Callable[[Connection], ApiKey | None], now_us: int) -> Dossier | None:

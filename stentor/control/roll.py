@@ -211,7 +211,7 @@ class Roll:
             principal = msgspec.structs.replace(
                 principal, models=frozenset(key.models), endpoints=frozenset(key.endpoints), expires_us=ends_us
             )
-        account.terms = KeyTerms(principal, ends_us, *msgspec.structs.astuple(key.limits), key.line_id)
+        account.terms = KeyTerms(principal, ends_us, line_id=key.line_id, **msgspec.structs.asdict(key.limits))
 
     def change_project(self, project: Project) -> list[KeyId]:
         """A project was let in or shut out; returns its loaded keys."""
