@@ -5,7 +5,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
-from stentor.runtime.spec import InvalidModel, Learned, ModelSpec, ServedModel, describe_served, validate_spec
+from stentor.runtime.spec import (
+    InvalidModel,
+    Learned,
+    ModelSpec,
+    ServedModel,
+    describe_served,
+    id_from_name,
+    validate_spec,
+)
 
 AUTOMATIC_NAMES = frozenset({"", "auto", "default"})
 _NEAREST = 3
@@ -140,7 +148,10 @@ def choose_able(able: Sequence[ServedModel], cost_of: Callable[[ModelId], int], 
 
 
 def choose_model(name: str, specs: Mapping[ModelId, ModelSpec]) -> ModelId | None:
-    """Exact id, alias, ``repo:quant``, the single text model for an empty name, then a *unique* substring."""
+    """Exact id, alias, ``repo:quant``, the single text model for an empty name, then a *unique* substring.
+
+    ``llama3.2:1b`` and ``org/model`` also mean the models whose id or alias has ``-`` where an id can hold no more.
+    """
     for names in (lambda spec: (spec.id,), lambda spec: spec.aliases, _repository_names):
         hits = [model for model, spec in specs.items() if name in names(spec)]
         if len(hits) == 1:
@@ -148,6 +159,10 @@ def choose_model(name: str, specs: Mapping[ModelId, ModelSpec]) -> ModelId | Non
     if name in AUTOMATIC_NAMES:
         hits = [model for model, spec in specs.items() if spec.kind == "text" and spec.remote is None]
         return hits[0] if len(hits) == 1 else None
+    written = id_from_name(name)
+    hits = [model for model, spec in specs.items() if written in (spec.id, *spec.aliases)]
+    if len(hits) == 1:
+        return hits[0]
     wanted = name.lower()
     # A remote model has to be meant: nobody's words leave the machine by a guess.
     local = {model: spec for model, spec in specs.items() if spec.remote is None}

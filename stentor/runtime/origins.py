@@ -18,6 +18,7 @@ import msgspec
 from stentor.core.errors import StentorError
 from stentor.runtime.downloads import Requirement, normal
 from stentor.runtime.offers import OFFERS
+from stentor.runtime.spec import id_from_name
 from stentor.runtime.wheels import safe_member
 
 _REQUIREMENT = re.compile(r"([A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?)==([0-9][A-Za-z0-9.!_-]*)")
@@ -191,4 +192,4 @@ def id_from_source(source: str) -> str:
         source = re.sub(r"^pypi:|==.*", "", place)
     last = re.split(r"[/#]", source.partition("@sha256=")[0])[-1]
     name = re.split(r"\.part[^.]*$|\*", last)[0].removesuffix(".gguf")
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-._")[:128] or "model"
+    return id_from_name(name) or "model"

@@ -142,6 +142,11 @@ class Learned(msgspec.Struct, frozen=True):
     file: ModelFile = NO_FILE
 
 
+def id_from_name(name: str) -> str:
+    """A name as an id may be written: what an id can't hold is ``-``; empty where nothing is left."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name[:1024]).strip("-._")[:128]
+
+
 def validate_spec(spec: ModelSpec) -> None:
     """Check what field types can't say. Raises InvalidModel."""
     problem = _find_problem(spec)

@@ -9,7 +9,7 @@ import msgspec
 import yaml
 
 from stentor.runtime.origins import SourceError, id_from_source, parse_source
-from stentor.runtime.spec import MODEL_ID_PATTERN
+from stentor.runtime.spec import id_from_name
 from stentor.settings.imported import Imported, ImportFailed, free_id, read_file
 
 _MACRO = re.compile(r"\$\{([A-Za-z0-9_-]+)\}")
@@ -30,6 +30,7 @@ _SWITCHES: dict[str, dict[str, Any]] = {
     "--embedding": {"type": "embedding"}, "--embeddings": {"type": "embedding"}, "--rerank": {"type": "reranker"},
     "--reranking": {"type": "reranker"}, "--no-mmap": {"load_mode": "none"}, "--mlock": {"load_mode": "mmap+mlock"},
 }  # fmt: skip
+_FIELDS = frozenset({"cmd", "macros", "proxy", "aliases", "env", "ttl", "useModelName", "checkEndpoint"})
 _OURS_WITH_VALUE = frozenset(
     {"--host", "--port", "--api-key", "--api-key-file", "--log-file", "--path", "--api-prefix"}
 )
@@ -48,7 +49,10 @@ def read_llama_swap(path: Path) -> Imported:
     models = config.get("models")
     if not isinstance(models, dict) or not models:
         raise ImportFailed(f"{path} names no models.")
-    for name in sorted(map(str, set(config) - {"models", "macros", "groups", "hooks", "startPort"})):
+    idle_s = config.get("globalTTL")
+    if isinstance(idle_s, int) and not isinstance(idle_s, bool) and idle_s > 0:
+        found.settings["IDLE_UNLOAD_S"] = idle_s
+    for name in sorted(map(str, set(config) - {"models", "macros", "groups", "hooks", "startPort", "globalTTL"})):
         found.skip("field", name, "has no counterpart here")
     preload = _list_of(config, "hooks", "on_startup", "preload")
     pinned = _find_persistent(config.get("groups"))
@@ -108,13 +112,16 @@ def _read_model(
         model = _read_command(found, name, words, _text(entry, "proxy"))
     if model is None:
         return None
-    named = [*_texts(entry.get("aliases")), name]
-    aliases = [alias for alias in named if alias != model_id and re.match(MODEL_ID_PATTERN, alias)]
+    for field in sorted(set(entry) - _FIELDS):
+        found.skip("field", f"{name}: {field}", "has no counterpart here")
+    # Who asks for a name as it was written is understood, too.
+    named = dict.fromkeys(map(id_from_name, [*_texts(entry.get("aliases")), name]))
+    aliases = [alias for alias in named if alias not in ("", model_id)]
     extra: dict[str, Any] = {"aliases": aliases} if aliases else {}
     env = dict(each.split("=", 1) for each in _texts(entry.get("env")) if "=" in each)
     extra |= {"env": env} if env else {}
     ttl = entry.get("ttl")
-    extra |= {"idle_unload_s": ttl} if isinstance(ttl, int) and not isinstance(ttl, bool) and ttl > 0 else {}
+    extra |= {"idle_unload_s": ttl} if isinstance(ttl, int) and not isinstance(ttl, bool) and ttl >= 0 else {}
     extra |= {"upstream_model": str(entry["useModelName"])} if entry.get("useModelName") else {}
     check = entry.get("checkEndpoint")
     if model.get("engine") == "command" and isinstance(check, str) and check.startswith("/"):

@@ -8,6 +8,7 @@ from typing import Any
 
 from stentor.runtime.downloads import require_space
 from stentor.runtime.origins import id_from_source
+from stentor.runtime.spec import id_from_name
 from stentor.runtime.wheels import GGUF_MAGIC
 from stentor.settings.imported import Imported, ImportFailed, free_id, read_json_object
 
@@ -67,7 +68,14 @@ def _read_manifest(found: Imported, store: Path, path: Path, copy_to: Path | Non
         model["mmproj"] = str(_placed(projector, model_id, ".mmproj", copy_to))
     if "template" in blobs:
         found.skip("template", full, "the model's own chat template is used")
-    found.models.append(model | _read_parameters(blobs.get("params"), store))
+    for kind in sorted({"system", "messages"} & set(blobs)):
+        found.skip(kind, full, "belongs into requests: send it with each")
+    # Names have their owner in them, and may have the registry.
+    owned = [] if len(place) < 2 or place[-2] == "library" else [place[-2:], place]
+    ends = [] if tag == "latest" else [tag]
+    aliases = dict.fromkeys(id_from_name("-".join([*words, *ends])) for words in owned)
+    extra = {"aliases": [alias for alias in aliases if alias != model_id]} if aliases else {}
+    found.models.append(model | extra | _read_parameters(found, full, blobs.get("params"), store))
 
 
 def _placed(blob: Path, model_id: str, mark: str, copy_to: Path | None) -> Path:
@@ -98,14 +106,18 @@ def _is_gguf(path: Path, store: Path) -> bool:
         return False
 
 
-def _read_parameters(path: Path | None, store: Path) -> dict[str, Any]:
+def _read_parameters(found: Imported, full: str, path: Path | None, store: Path) -> dict[str, Any]:
     """``num_ctx`` is the only parameter that is the server's; the others belong into requests."""
     if path is None or not _lies_inside(path, store):
         return {}
     try:
-        ctx = read_json_object(path).get("num_ctx")
+        parameters = read_json_object(path)
     except ImportFailed:
         return {}
+    others = ", ".join(sorted(name for name in parameters if name != "num_ctx"))
+    if others:
+        found.skip("parameters", full, f"{others[:200]}: belong into requests")
+    ctx = parameters.get("num_ctx")
     return {"ctx": ctx} if isinstance(ctx, int) and not isinstance(ctx, bool) and 128 <= ctx <= CTX_MAX else {}
 
 

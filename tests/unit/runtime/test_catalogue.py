@@ -39,6 +39,9 @@ def catalogue() -> Catalogue:
         ("Qwen3-32B-GGUF:Q4_K_M", "qwen3-32b"),
         ("32B", "qwen3-32b"),
         ("MINI", "minilm"),
+        ("qwen3:8b", "qwen3-8b"),
+        ("qwen3/32b", "qwen3-32b"),
+        ("fast:", "qwen3-8b"),
     ],
 )
 def test_names_resolve(catalogue: Catalogue, name: str, expected: str) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from stentor.cli.root import run
+from stentor.runtime.catalogue import Catalogue
+from stentor.runtime.spec import read_spec
 from stentor.settings.import_gateway import read_gateway_config, read_model_configs
 from stentor.settings.import_llama_swap import read_llama_swap, split_command
 from stentor.settings.import_ollama import read_ollama_store
@@ -120,6 +122,7 @@ def test_model_configs_name_files_or_repositories(tmp_path: Path):
 SWAP = r"""
 healthCheckTimeout: 500
 startPort: 5800
+globalTTL: 900
 macros:
   server: /opt/llama-server --port ${PORT} --host 127.0.0.1 ${tuned}
   tuned: --no-webui -fa on
@@ -133,6 +136,7 @@ models:
     ttl: 300
     useModelName: qwen
     env: ["CUDA_VISIBLE_DEVICES=0"]
+    filters: {stripParams: "temperature"}
   embed:
     cmd: ${server} -hf org/Embed-GGUF:Q8_0 --embedding --pooling mean -c 2048
   vllm:
@@ -163,7 +167,7 @@ def test_llama_swaps_commands_become_models(tmp_path: Path):
         "parallel": 4,
         "ctx": 4096,
         "arguments": ["--top-k", "20", "--slot-save-path", "/tmp/with space"],
-        "aliases": ["gpt-4o"],
+        "aliases": ["gpt-4o", "bad-name"],
         "env": {"CUDA_VISIBLE_DEVICES": "0"},
         "idle_unload_s": 300,
         "upstream_model": "qwen",
@@ -173,7 +177,10 @@ def test_llama_swaps_commands_become_models(tmp_path: Path):
     assert vllm["command"] == ["docker", "run", "-p", "${PORT}:8000", "vllm:1", "--name", "vllm"]
     assert (vllm["engine"], vllm["health_path"]) == ("command", "/v1/models")
     why = {skip.name: skip.detail for skip in found.skipped}
-    assert set(why) == {"healthCheckTimeout", "lost", "loop", "empty"}
+    assert set(why) == {"healthCheckTimeout", "lost", "loop", "empty", "qwen2.5:7b: filters"}
+    assert found.settings == {"IDLE_UNLOAD_S": 900}
+    catalogue = Catalogue(map(read_spec, found.models))
+    assert {catalogue.resolve(name, frozenset()).id for name in ("qwen2.5:7b", "bad name")} == {"qwen2.5-7b"}
     assert "name each other" in why["loop"]
     assert plan_file(tmp_path / "stentor.toml", found).text
 
@@ -210,8 +217,10 @@ def manifest(store: Path, name: str, **layers: bytes) -> None:
 def store(tmp_path: Path) -> Path:
     store = tmp_path / "ollama"
     tiny = write_tiny_gguf(tmp_path / "t.gguf").read_bytes()
-    params = json.dumps({"num_ctx": 4096, "stop": ["x"]}).encode()
-    manifest(store, "registry.example/library/llama3.2/latest", model=tiny, params=params, template=b"{{ . }}")
+    params = json.dumps({"num_ctx": 4096, "stop": ["x"], "temperature": 1}).encode()
+    manifest(
+        store, "registry.example/library/llama3.2/latest", model=tiny, params=params, template=b"{{ . }}", system=b"be"
+    )
     manifest(store, "registry.example/library/llama3.2/1b", model=tiny)
     manifest(store, "registry.example/me/llava/7b", model=tiny + b"\0", projector=GGUF)
     manifest(store, "registry.example/library/broken/latest", model=b"not gguf")
@@ -229,6 +238,16 @@ def test_ollamas_blobs_are_models(store: Path):
     assert Path(models["llama3.2"]["source"].removeprefix("file:")).parent == store / "blobs"
     assert Path(models["llava-7b"]["mmproj"]).read_bytes() == GGUF
     assert {skip.name for skip in found.skipped} == {"broken:latest", "cloud:latest", "bad:latest", "llama3.2:latest"}
+    said = {skip.kind: skip.detail for skip in found.skipped if skip.name == "llama3.2:latest"}
+    assert said["parameters"].startswith("stop, temperature: ")
+    assert set(said) == {"parameters", "system", "template"}
+    catalogue = Catalogue(map(read_spec, found.models))
+    for name, model in (
+        ("llama3.2:1b", "llama3.2-1b"),
+        ("me/llava:7b", "llava-7b"),
+        ("registry.example/me/llava:7b", "llava-7b"),
+    ):
+        assert catalogue.resolve(name, frozenset()).id == model
     with pytest.raises(ImportFailed, match="no store of Ollama's"):
         read_ollama_store(store / "blobs")
 
