@@ -39,6 +39,9 @@ class ModelFields(msgspec.Struct, omit_defaults=True):
     canary: bool | None = None
     upstream_model: str | None = None
     media_bound: int | None = None
+    matryoshka: bool | None = None
+    memory_mib: int | None = None
+    remote: Json | None = None
 
 
 class RegisterModelRequest(ModelFields, omit_defaults=True):
