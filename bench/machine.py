@@ -17,7 +17,6 @@ ROOT = Path(__file__).resolve().parent.parent
 
 SERVER_CORE = 0
 LOAD_CORE = 1
-TICKS = os.sysconf("SC_CLK_TCK")
 GONE = (psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError, ProcessLookupError, PermissionError)
 
 

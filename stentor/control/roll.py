@@ -126,7 +126,7 @@ class Roll:
         if mates:
             account.join(mates[0])
         else:
-            self._count_recent(dossier, [entry for entry in dossier.recent if entry.key_id in dossier.line], account)
+            self._count_recent([entry for entry in dossier.recent if entry.key_id in dossier.line], account)
         mates.append(account)
         self.keys[key_id] = account
         return account
@@ -136,7 +136,7 @@ class Roll:
         meter = Meter("insufficient_balance", "balance", dossier.user.id, balance.credited_nano, balance.charged_nano)
         meter.held = self._held_back.get(dossier.user.id, 0)
         user = UserAccount(user_terms(dossier.user, dossier.tier), meter)
-        self._count_recent(dossier, dossier.recent, user)
+        self._count_recent(dossier.recent, user)
         self.users[dossier.user.id] = user
         return user
 
@@ -150,7 +150,7 @@ class Roll:
         self.projects[project_id] = project
         return project
 
-    def _count_recent(self, dossier: Dossier, recent: list[RecentUse], account: UserAccount | KeyAccount) -> None:
+    def _count_recent(self, recent: list[RecentUse], account: UserAccount | KeyAccount) -> None:
         """Bring the minute windows up to what the last minute saw before this process."""
         steady_s = self._clock.monotonic_s()
         now_us = self._clock.now_us()

@@ -7,7 +7,7 @@ import msgspec
 
 from stentor.runtime.gguf_head import Head, InvalidGguf, Value, read_head
 
-__all__ = ["CacheShape", "GgufHeader", "InvalidGguf", "count_kv_elements", "read_header", "read_projector"]
+__all__ = ["CacheShape", "GgufHeader", "InvalidGguf", "describe_cache", "read_header", "read_projector"]
 
 _MOST = 1 << 31
 _SOUND_FRAMES = 1500  # half a minute, as encoders of sound take it in
@@ -39,21 +39,19 @@ class CacheShape(msgspec.Struct, frozen=True):
 
 
 class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """``trained_ctx`` is the longest context the model was trained for, ``kv_elements`` the cache's numbers per token,
-    ``file_bytes`` the size of the weights with all shards; 0 where the file doesn't say. ``has_pooling``: it says how
-    to pool, ``pools``: into one vector, ``pools_last``: into the last token's; ``ranks``: it has a classifier's output;
-    ``encodes``: it reads and never generates. ``width`` is the length of its vectors, ``inner`` the widest layer,
-    ``heads`` those of its attention, ``words`` and ``merges`` what its tokenizer knows; ``numbers`` are those of all
-    its tensors, in ``blocks`` layers and ``tables`` of words beside them. ``sees`` and ``hears`` are said by projectors
-    (architecture ``clip``), whose vectors have ``projected`` numbers, made of so many ``patches`` of an image.
-    ``parameters`` and ``size_label`` say how large the model is, ``file_type`` how it is quantized (-1: unsaid), as
-    llama.cpp counts.
+    """``trained_ctx`` is the longest context the model was trained for, ``file_bytes`` the size of the weights with all
+    shards; 0 where the file doesn't say. ``has_pooling``: it says how to pool, ``pools``: into one vector,
+    ``pools_last``: into the last token's; ``ranks``: it has a classifier's output; ``encodes``: it reads and never
+    generates. ``width`` is the length of its vectors, ``inner`` the widest layer, ``heads`` those of its attention,
+    ``words`` and ``merges`` what its tokenizer knows; ``numbers`` are those of all its tensors, in ``blocks`` layers
+    and ``tables`` of words beside them. ``sees`` and ``hears`` are said by projectors (architecture ``clip``), whose
+    vectors have ``projected`` numbers, made of so many ``patches`` of an image. ``parameters`` and ``size_label`` say
+    how large the model is, ``file_type`` how it is quantized (-1: unsaid), as llama.cpp counts.
     """
 
     architecture: str
     name: str
     trained_ctx: int
-    kv_elements: int
     file_bytes: int
     has_pooling: bool = False
     pools: bool = False
@@ -95,7 +93,6 @@ def read_header(path: Path, *, quick: bool = False) -> GgufHeader:
         size_label=str(pairs.get("general.size_label", "")),
         file_type=file_type if isinstance(file_type, int) else -1,
         trained_ctx=_integer(pairs, f"{architecture}.context_length"),
-        kv_elements=count_kv_elements(architecture, pairs),
         file_bytes=_all_shards(path, pairs, head.file_bytes),
         has_pooling=pooling is not None,
         pools=pooling in (1, 2, 3),
@@ -110,7 +107,7 @@ def read_header(path: Path, *, quick: bool = False) -> GgufHeader:
         numbers=numbers,
         blocks=_integer(pairs, f"{architecture}.block_count"),
         tables=2 if "output.weight" in head.shapes else 1,
-        cache=_describe_cache(architecture, pairs),
+        cache=describe_cache(architecture, pairs),
     )
 
 
@@ -140,7 +137,6 @@ def _describe_projector(head: Head) -> GgufHeader:
         architecture="clip",
         name=str(pairs.get("general.name", "")),
         trained_ctx=0,
-        kv_elements=0,
         file_bytes=head.file_bytes,
         sees=sees,
         hears=hears,
@@ -152,16 +148,8 @@ def _describe_projector(head: Head) -> GgufHeader:
     )
 
 
-def count_kv_elements(architecture: str, pairs: dict[str, Value]) -> int:
-    """Numbers in the cache per token: Σ over layers of KV heads × (key length + value length).
-
-    A missing KV head count means one per head, missing lengths embedding length / heads, as llama.cpp reads them.
-    """
-    key, value = _lengths(architecture, pairs)
-    return sum(_kv_heads(architecture, pairs)) * (key + value)
-
-
 def _lengths(architecture: str, pairs: dict[str, Value]) -> tuple[int, int]:
+    """Of a head's key and value; missing ones are embedding length / heads, as llama.cpp reads them."""
     heads = max(1, _first(pairs.get(f"{architecture}.attention.head_count")))
     head_size = _integer(pairs, f"{architecture}.embedding_length") // heads
     key = _integer(pairs, f"{architecture}.attention.key_length") or head_size
@@ -169,7 +157,7 @@ def _lengths(architecture: str, pairs: dict[str, Value]) -> tuple[int, int]:
 
 
 def _kv_heads(architecture: str, pairs: dict[str, Value]) -> list[int]:
-    """KV heads of each layer."""
+    """KV heads of each layer; where their count is missing, one per head."""
     layers = min(_integer(pairs, f"{architecture}.block_count"), 1 << 16)
     given = pairs.get(f"{architecture}.attention.head_count_kv")
     if isinstance(given, list):
@@ -178,7 +166,8 @@ def _kv_heads(architecture: str, pairs: dict[str, Value]) -> list[int]:
     return [max(0, _first(given)) or heads] * layers
 
 
-def _describe_cache(architecture: str, pairs: dict[str, Value]) -> CacheShape:
+def describe_cache(architecture: str, pairs: dict[str, Value]) -> CacheShape:
+    """What a model of this head keeps: over its layers, KV heads × the length of a key, and of a value."""
     if architecture in _ENCODERS or pairs.get(f"{architecture}.attention.causal") is False:
         return CacheShape()
     key, value = _lengths(architecture, pairs)

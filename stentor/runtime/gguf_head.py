@@ -27,7 +27,6 @@ _KEPT_BYTES_MAX = 1 << 24
 _OBJECT_BYTES = 64
 _HEAD_MAX_BYTES = 1 << 28
 _READ_BYTES = 1 << 18
-_ALIGNMENT = 32
 
 Scalar = int | float | str | bool
 Value = Scalar | list[int]
@@ -39,12 +38,11 @@ class InvalidGguf(StentorError):
 
 class Head(msgspec.Struct, frozen=True):
     """``pairs`` are the values by key, without lists of texts and long lists; ``lengths`` how long those lists are;
-    ``shapes`` the tensors' dimensions by name, the fastest first; ``data_offset`` where their numbers begin."""
+    ``shapes`` the tensors' dimensions by name, the fastest first."""
 
     pairs: dict[str, Value]
     lengths: dict[str, int]
     shapes: dict[str, tuple[int, ...]]
-    data_offset: int
     file_bytes: int
 
 
@@ -67,10 +65,7 @@ def read_head(path: Path, *, quick: bool = False) -> Head:
                 break
             _read_value(reader, key, pairs, lengths)
         shapes = {} if quick else dict(_read_tensor(reader) for _ in range(tensors))
-    given = pairs.get("general.alignment")
-    alignment = given if isinstance(given, int) and 0 < given <= 1 << 20 else _ALIGNMENT
-    offset = -(-reader.position // alignment) * alignment
-    return Head(pairs, lengths, shapes, offset, path.stat().st_size)
+    return Head(pairs, lengths, shapes, path.stat().st_size)
 
 
 class _Reader:

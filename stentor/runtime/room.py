@@ -284,7 +284,7 @@ class Room:
                 # Who has just got room holds it like the others: whoever comes next can wait for it.
                 others = [each for each in self._describe(now_s) if each.instance not in gone]
             elif step.hopeless or demand.is_late or not (demand.is_wanted or self._comes_free(step)):
-                self._refuse(claim, demand, space, step)
+                self._refuse(claim, demand, space)
             else:
                 kept.update(step.victims)
                 self._make_room(claim, step, others, space)
@@ -321,7 +321,7 @@ class Room:
         claim.tenant.say("")
         claim.granted.set_result(Berth(port, plan))
 
-    def _refuse(self, claim: _Claim, demand: Demand, space: Space, step: Step) -> None:
+    def _refuse(self, claim: _Claim, demand: Demand, space: Space) -> None:
         needed, text = claim.plans[-1].needed_bytes, self._describe_space(space)
         if not demand.is_wanted:
             failure = NoRoom("there was no room for it", f"not started: needs {describe_bytes(needed)}; {text}")

@@ -89,10 +89,10 @@ def _read_slot(found: Imported, port: str, slot: dict[str, Any], folder: Path, p
             found.skip("slot", port, f"its projector {projector} is not there")
         else:
             model["mmproj"] = str(beside)
-    found.models.append({**model, **_read_performance(found, performance), "preload": True})
+    found.models.append({**model, **_read_performance(performance), "preload": True})
 
 
-def _read_performance(found: Imported, performance: Any) -> dict[str, Any]:
+def _read_performance(performance: Any) -> dict[str, Any]:
     if not isinstance(performance, dict):
         return {}
     fields: dict[str, Any] = {}

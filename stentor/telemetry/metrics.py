@@ -13,13 +13,12 @@ from typing import Literal
 
 import msgspec
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from stentor.core.books import Close, Grant, Settled
 
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 Kind = Literal["counter", "gauge", "histogram"]
 Samples = Iterable[tuple[tuple[str, ...], float]]
 
@@ -227,7 +226,7 @@ class Metrics(Collector):
         self._callbacks[self._specs[name].name] = read
 
     def render(self) -> bytes:
-        """The text exposition, to be sent as :data:`CONTENT_TYPE`."""
+        """The text exposition, format 0.0.4."""
         return generate_latest(self._registry)
 
     def describe(self) -> Iterator[Metric]:

@@ -38,7 +38,6 @@ AnyRow = Row[*tuple[Any, ...]]
 
 BLOCK = 2000
 
-COLUMNS = tuple(column.name for column in usage_events.columns)
 SUBJECTS = ("user_id", "project_id", "key_id", "model", "status")
 FOLDED_BY = ("day_us", "user_id", "project_id", "key_id", "model")
 
@@ -311,7 +310,7 @@ def _runs(numbers: Iterable[int]) -> list[tuple[int, int]]:
 
 
 def list_events(connection: Connection, filters: Filters, before_id: int | None, limit: int) -> list[AnyRow]:
-    """Events in the order of :data:`COLUMNS`, newest first; ``before_id`` is the id of the last one seen."""
+    """Events with all columns, newest first; ``before_id`` is the id of the last one seen."""
     found: list[AnyRow] = []
     for first, end in _candidate_ranges(connection, filters, before_id):
         query = select(usage_events).where(_between(first, end), *_matching_events(filters))

@@ -15,7 +15,7 @@ from stentor.core.errors import Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId
 from stentor.runtime.breaker import Breaker, BreakerPolicy
 from stentor.runtime.estimate import CACHE_BYTES
-from stentor.runtime.gguf import GgufHeader, InvalidGguf, count_kv_elements, read_header
+from stentor.runtime.gguf import CacheShape, GgufHeader, InvalidGguf, describe_cache, read_header
 from stentor.runtime.launchers.base import LaunchRefused, choose_environment
 from stentor.runtime.memory import (
     MIB,
@@ -199,7 +199,7 @@ def test_engines_that_come_up_and_fall_again_open_it_too() -> None:
 
 
 def header(**fields: Any) -> GgufHeader:
-    base = {"architecture": "llama", "name": "m", "trained_ctx": 4096, "kv_elements": 256, "file_bytes": 100 * MIB}
+    base = {"architecture": "llama", "name": "m", "trained_ctx": 4096, "file_bytes": 100 * MIB}
     return GgufHeader(**{**base, **fields})
 
 
@@ -267,10 +267,10 @@ def test_cache_size_follows_heads_and_lengths() -> None:
         "llama.attention.head_count_kv": 3,
         "llama.embedding_length": 576,
     }
-    assert count_kv_elements("llama", pairs) == 30 * 3 * 128
+    assert describe_cache("llama", pairs) == CacheShape(keys=30 * 3 * 64, values=30 * 3 * 64)
     pairs["llama.attention.head_count_kv"] = [3, 0, 1]
-    assert count_kv_elements("llama", pairs) == 4 * 128
-    assert count_kv_elements("llama", {}) == 0
+    assert describe_cache("llama", pairs) == CacheShape(keys=4 * 64, values=4 * 64)
+    assert describe_cache("llama", {}) == CacheShape()
 
 
 @given(st.binary(max_size=400), st.booleans())

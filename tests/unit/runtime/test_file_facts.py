@@ -10,7 +10,7 @@ from stentor.runtime.gguf import GgufHeader
 
 
 def header(**fields: object) -> GgufHeader:
-    base = {"architecture": "qwen3", "name": "", "trained_ctx": 4096, "kv_elements": 0, "file_bytes": 5_000}
+    base = {"architecture": "qwen3", "name": "", "trained_ctx": 4096, "file_bytes": 5_000}
     return GgufHeader(**{**base, **fields})  # type: ignore[arg-type]
 
 

@@ -23,7 +23,7 @@ def spec(**fields: Any) -> ModelSpec:
 
 
 def header(**fields: Any) -> GgufHeader:
-    base = {"architecture": "llama", "name": "m", "trained_ctx": 4096, "kv_elements": 256, "file_bytes": 100 * MIB}
+    base = {"architecture": "llama", "name": "m", "trained_ctx": 4096, "file_bytes": 100 * MIB}
     return GgufHeader(**{**base, **fields})
 
 

@@ -48,7 +48,6 @@ def tree(*rows: dict[str, Any]) -> dict[str, Any]:
     return {"json": [{"type": "file", "oid": "e" * 40, "size": 1, **row} for row in rows]}
 
 
-PACKED = {"html": "x", "type": "application/json"}
 LIES: dict[str, tuple[list[dict[str, Any]], str]] = {
     "an answer without end": ([{"endless": b" "}], "over 16777216 bytes"),
     "a packed answer": ([{"json": {}, "headers": {"Content-Encoding": "gzip"}}], "packed"),
