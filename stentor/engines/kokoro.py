@@ -54,14 +54,22 @@ class KokoroSynthesizer:
             session = runtime.InferenceSession(
                 str(model), sess_options=session_options(runtime, threads), providers=["CPUExecutionProvider"]
             )
-            with tempfile.NamedTemporaryFile(suffix=".npz") as none:  # it wants a file of voices, and gets arrays
-                self._numpy.savez(none)
-                none.flush()
-                self._kokoro = library.Kokoro.from_session(session, none.name)
+            self._kokoro = self._make(library, session, files)
         except (KeyError, TypeError, ValueError, RuntimeError, OSError) as problem:
             raise BadModel(f"{model} can't be loaded as a Kokoro model: {problem}") from None
         self._phonemizer: Any = load("phonemizer")
         self._turn = threading.Lock()
+
+    def _make(self, library: Any, session: Any, files: list[Path]) -> Any:
+        """It wants a file of voices, and is given arrays later: one of the model's own, so that a full disk is none
+        of our business, or an empty one."""
+        known = next((path for path in files if zipfile.is_zipfile(path)), None)
+        if known is not None:
+            return library.Kokoro.from_session(session, str(known))
+        with tempfile.NamedTemporaryFile(suffix=".npz") as none:
+            self._numpy.savez(none)
+            none.flush()
+            return library.Kokoro.from_session(session, none.name)
 
     def _read_styles(self, path: Path) -> Iterator[tuple[str, Any]]:
         numpy = self._numpy

@@ -44,6 +44,19 @@ class Whisper:
         except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
             raise BadModel(f"faster-whisper can't load {config.model_path}: {error}") from None
         self._vad = load("faster_whisper.vad").get_vad_model()
+        if self._model.model.device != "cpu":
+            self._try_card()
+
+    def _try_card(self) -> None:
+        """Work on it once: whether its libraries are there shows itself by then. Raises BadModel."""
+        silence = load("numpy").zeros(RATE, "float32")
+        try:
+            list(self.begin(HearOrder(path="", max_s=1.0)).hear(Window(silence, 0.0)))
+        except RuntimeError as error:
+            raise BadModel(
+                f"the graphics card is there but can't be used: {error}. Install what CTranslate2 needs (CUDA's cuBLAS "
+                "and cuDNN), or keep the model on the processor: env = { CUDA_VISIBLE_DEVICES = '' }"
+            ) from None
 
     def room_bytes(self, loaded_bytes: int) -> int | None:
         """See :class:`~stentor.engines.host.BoundedEngine`. On a GPU its libraries take as they like."""

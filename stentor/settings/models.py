@@ -66,7 +66,7 @@ MODEL_TEXTS: dict[str, str] = {
     "binary": "The `llama-server` to use for this model, in place of `ENGINE_BIN`.",
     "arguments": "More arguments for `llama-server`.",
     "command": "Program and arguments of a `command` engine; `${PORT}` becomes its port.",
-    "env": "Environment of a `command` engine; `${PORT}` becomes its port.",
+    "env": "Environment of the engine's process; for a `command` engine `${PORT}` becomes its port.",
     "health_path": "Path that answers 200 once a `command` engine is ready.",
     "canary": "Ask for one token before calling an instance ready.",
     "upstream_model": "The name that the engine knows the model by; the id where it is left out.",

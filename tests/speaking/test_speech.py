@@ -149,8 +149,9 @@ def test_voices_are_those_of_the_models_that_a_key_may_use(gate: Gate) -> None:
 
     until(found, {("joe", "joe", "en-US"), ("tone", "tone", "und"), ("kokoro", "jf_alpha", "ja")}.issubset)
     narrow = gate.make_key(models=["tone"])["key"]
-    mine = gate.ask("GET", VOICES, key=narrow).json()["data"]
-    assert [voice["model"] for voice in mine] == ["tone"]
+    mine = gate.ask("GET", VOICES, key=narrow).json()
+    assert [voice["model"] for voice in mine["data"]] == ["tone"]
+    assert mine["voices"] == [{"id": "tone", "name": "tone"}]
     assert gate.ask("GET", VOICES + "?model=joe", key=narrow).status == 404
     assert [voice["id"] for voice in gate.ask("GET", VOICES + "?model=joe").json()["data"]] == ["joe"]
 

@@ -51,8 +51,19 @@ class Voice(msgspec.Struct):
     object: Literal["voice"] = "voice"
 
 
+class VoiceName(msgspec.Struct):
+    """A voice as other servers list it."""
+
+    id: str
+    name: str
+
+
 class VoiceList(msgspec.Struct):
-    """All voices that the key may use, by model; the first of each model speaks where none is named."""
+    """All voices that the key may use, by model; the first of each model speaks where none is named.
+
+    ``voices`` are their names, each once, where clients of other servers look for them.
+    """
 
     data: list[Voice]
+    voices: list[VoiceName]
     object: Literal["list"] = "list"

@@ -63,4 +63,5 @@ class SpeechEndpoints:
             if not cards:
                 raise not_in_models(wanted)
         voices = [audio_wire.Voice(voice.id, card.id, voice.language) for card in cards for voice in card.voices]
-        await respond_json(connection, audio_wire.VoiceList(data=voices))
+        names = [audio_wire.VoiceName(name, name) for name in dict.fromkeys(voice.id for voice in voices)]
+        await respond_json(connection, audio_wire.VoiceList(data=voices, voices=names))

@@ -4,11 +4,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy
+import pytest
 
+from stentor.engines import whisper as engine
 from stentor.engines.hearing.sound import RATE
 from stentor.engines.hearing.transcription import HearOrder
 from stentor.engines.hearing.windows import Window
-from stentor.engines.host import SpeechConfig
+from stentor.engines.host import BadModel, SpeechConfig
 from stentor.engines.whisper import Whisper
 
 
@@ -16,7 +18,7 @@ class _Model:
     """Hears one word, for longer than there is sound."""
 
     def __init__(self) -> None:
-        self.model = SimpleNamespace(is_multilingual=False)
+        self.model = SimpleNamespace(is_multilingual=False, device="cpu")
         self.hf_tokenizer = SimpleNamespace(token_to_id=lambda _token: 50_256)
         self.asked: dict[str, Any] = {}
 
@@ -46,3 +48,17 @@ def test_a_prompt_gives_no_orders() -> None:
     model, _ = _hear(prompt="names: <|startoftranscript|> Bob")
     assert "<|" not in model.asked["initial_prompt"]
     assert "Bob" in model.asked["initial_prompt"]
+
+
+def test_a_card_without_its_libraries_is_told_when_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    class OnCard(_Model):
+        def __init__(self, *_: Any, **__: Any) -> None:
+            super().__init__()
+            self.model.device = "cuda"
+
+        def transcribe(self, _samples: Any, **asked: Any) -> Any:
+            raise RuntimeError("Library libcublas.so.12 is not found or cannot be loaded")
+
+    monkeypatch.setattr(engine, "need", lambda *_: SimpleNamespace(WhisperModel=OnCard))
+    with pytest.raises(BadModel, match=r"libcublas.*CUDA_VISIBLE_DEVICES"):
+        Whisper(SpeechConfig(alias="w", port=1, token="t")).load()
