@@ -37,8 +37,9 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput[_FILE] = str(_make_path())
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """In a worker: write them."""
+    """In a worker: write them, before it says that it has collected its tests."""
     told = getattr(session.config, "workerinput", {}).get(_FILE)
     if told:
         fresh = Path(f"{told}.{os.getpid()}")
