@@ -36,8 +36,8 @@ def list_piper_voices(place: Path) -> tuple[VoiceCard, ...]:
 
 
 def find_kokoro_files(folder: Path) -> tuple[Path, list[Path]]:
-    """The model and the files of its voices, in a folder or in ``voices`` below it. Raises NoVoice."""
-    models = sorted(folder.glob("*.onnx"))
+    """The model and the files of its voices, in a folder or below it in ``onnx`` and ``voices``. Raises NoVoice."""
+    models = sorted(folder.glob("*.onnx")) or sorted(folder.glob("onnx/*.onnx"))
     if len(models) != 1:
         raise NoVoice(f"{folder} holds {len(models)} files *.onnx; a Kokoro model is one.")
     voices = sorted(path for where in (folder, folder / "voices") for path in where.glob("*") if _holds_voices(path))

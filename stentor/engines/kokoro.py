@@ -4,6 +4,7 @@ import io
 import tempfile
 import threading
 import zipfile
+import zlib
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from stentor.core.lazy import load
 from stentor.core.voice_files import NoVoice, find_kokoro_files, list_kokoro_voices
 from stentor.core.voices import VoiceCard, kokoro_language
 from stentor.engines.host import BadModel, SpeechConfig, need, run
-from stentor.engines.onnx import session_options
+from stentor.engines.onnx import open_session
 from stentor.engines.speaking.phonemes import plain_marks, respell
 from stentor.engines.speaking.sentences import Pace
 from stentor.engines.speaking.synthesis import SpeakingEngine
@@ -30,6 +31,7 @@ PACE = Pace(first=20, growth=2.0, most=400, gather=True)
 _ENDS, _CLAUSES = frozenset(".!?…。！？｡‥"), frozenset(",;:—–،、，；：")
 _CLOSERS = "\"'”’»›)]}」』）】》"
 _STYLE = (-1, 1, 256)
+_UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class KokoroSynthesizer:
@@ -44,18 +46,17 @@ class KokoroSynthesizer:
         library = need("kokoro_onnx", _EXTRA)
         try:
             model, files = find_kokoro_files(folder)
+            self.voices = list_kokoro_voices(folder)
         except NoVoice as problem:
             raise BadModel(str(problem)) from None
-        self.voices = list_kokoro_voices(folder)
-        runtime: Any = load("onnxruntime")
+        except _UNREADABLE as problem:
+            raise BadModel(f"the voices in {folder} can't be read: {problem}") from None
         self._numpy: Any = load("numpy")
+        session = open_session(load("onnxruntime"), model, threads)
         try:
             self._styles = {name: style for path in files for name, style in self._read_styles(path)}
-            session = runtime.InferenceSession(
-                str(model), sess_options=session_options(runtime, threads), providers=["CPUExecutionProvider"]
-            )
             self._kokoro = self._make(library, session, files)
-        except (KeyError, TypeError, ValueError, RuntimeError, OSError) as problem:
+        except (KeyError, TypeError, ValueError, RuntimeError, *_UNREADABLE) as problem:
             raise BadModel(f"{model} can't be loaded as a Kokoro model: {problem}") from None
         self._phonemizer: Any = load("phonemizer")
         self._turn = threading.Lock()

@@ -12,7 +12,7 @@ from stentor.core.lazy import load
 from stentor.core.voice_files import NoVoice, find_piper_files
 from stentor.core.voices import VoiceCard, read_piper_voices
 from stentor.engines.host import BadModel, SpeechConfig, need, run
-from stentor.engines.onnx import session_options
+from stentor.engines.onnx import open_session
 from stentor.engines.speaking.sentences import PACE
 from stentor.engines.speaking.synthesis import SpeakingEngine
 
@@ -59,14 +59,11 @@ class PiperSynthesizer:
 
 
 def _load_voice(library: Any, model: Path, description: bytes, threads: int) -> Any:
-    runtime: Any = load("onnxruntime")
     try:
         config = load("piper.config").PiperConfig.from_dict(msgspec.json.decode(description))
-        session = runtime.InferenceSession(
-            str(model), sess_options=session_options(runtime, threads), providers=["CPUExecutionProvider"]
-        )
-    except (KeyError, TypeError, ValueError, RuntimeError) as problem:
+    except (KeyError, TypeError, ValueError) as problem:
         raise BadModel(f"{model} can't be loaded as a Piper voice: {problem}") from None
+    session = open_session(load("onnxruntime"), model, threads)
     return library.PiperVoice(session=session, config=config)
 
 

@@ -59,7 +59,10 @@ _WANTED: dict[EngineKind, _Wanted] = {
         (("model*.onnx",), ("tokens.txt",)), "a folder with model.onnx (or model.int8.onnx) and tokens.txt"
     ),
     "piper": _Wanted((("*.onnx",), ("*.onnx.json",)), "a voice.onnx and the voice.onnx.json that belongs to it"),
-    "kokoro": _Wanted((("*.onnx",), ("voices*", "*.npz")), "an .onnx file and its voices (voices.npz or voices*.bin)"),
+    "kokoro": _Wanted(
+        (("*.onnx", "onnx/*.onnx"), ("*.npz", "*.bin", "voices/*.npz", "voices/*.bin")),
+        "an .onnx file and its voices (voices.npz, voices*.bin or voices/*.bin)",
+    ),
     "listen": _Wanted((("silero*.onnx",),), "a folder with silero_vad.onnx, and smart-turn*.onnx to tell turns"),
 }
 
@@ -96,7 +99,7 @@ def _list_voices(engine: EngineKind, path: Path, folder: Path) -> tuple[VoiceCar
 
 def _list_files(path: Path) -> list[Path]:
     if path.is_dir():
-        return [file for file in path.iterdir() if file.is_file()]
+        return [file for file in path.rglob("*") if file.is_file()]
     return [path, *path.parent.glob(f"{path.name}.json")]
 
 
