@@ -17,7 +17,7 @@ DESCRIPTION = (
 def test_a_piper_voice_that_is_none(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "voice.onnx").write_bytes(content)
     (tmp_path / "voice.onnx.json").write_bytes(DESCRIPTION)
-    with pytest.raises(BadModel, match="voice.onnx"):
+    with pytest.raises(BadModel, match=r"voice\.onnx"):
         PiperSynthesizer(tmp_path, 1)
 
 
@@ -25,7 +25,7 @@ def test_a_piper_voice_that_is_none(tmp_path: Path, content: bytes) -> None:
 def test_a_description_that_says_nothing(tmp_path: Path, description: bytes) -> None:
     (tmp_path / "voice.onnx").write_bytes(b"x")
     (tmp_path / "voice.onnx.json").write_bytes(description)
-    with pytest.raises(BadModel, match="voice.onnx"):
+    with pytest.raises(BadModel, match=r"voice\.onnx"):
         PiperSynthesizer(tmp_path, 1)
 
 
@@ -33,5 +33,5 @@ def test_a_description_that_says_nothing(tmp_path: Path, description: bytes) -> 
 def test_a_kokoro_model_that_is_none(tmp_path: Path, voice: bytes) -> None:
     (tmp_path / "model.onnx").write_bytes(b"<html>not found</html>")
     (tmp_path / "af_heart.bin").write_bytes(voice)
-    with pytest.raises(BadModel, match="model.onnx"):
+    with pytest.raises(BadModel, match=r"model\.onnx"):
         KokoroSynthesizer(tmp_path, 1)
