@@ -29,7 +29,7 @@ _MANY = 500  # names in one statement
 
 
 class WebhookRow(NamedTuple):
-    """Whom to tell; ``events`` separated by blanks."""
+    """Whom to tell; ``url`` is what may be shown of it, ``events`` are separated by blanks."""
 
     name: str
     url: str
@@ -122,7 +122,6 @@ class DueRow(NamedTuple):
 
     alert_id: str
     webhook: str
-    url: str
     event: str
     body: str
     created_us: int
@@ -138,7 +137,6 @@ def list_due(connection: Connection, now_us: int, per_hook: int) -> list[DueRow]
         select(
             first.c.alert_id,
             first.c.webhook,
-            webhooks.c.url,
             alerts.c.event,
             alerts.c.body,
             alerts.c.created_us,

@@ -1,7 +1,11 @@
-"""Hooks: whom to tell of what. What signs the messages is sealed in the vault and shown once, when it was made here."""
+"""Hooks: whom to tell of what. What signs the messages is sealed in the vault and shown once, when it was made here.
+
+So is a hook's address, whose path is all that some services ask for: what is shown of it is its host.
+"""
 
 import secrets as random
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import msgspec
 from sqlalchemy import Connection
@@ -11,7 +15,15 @@ from stentor.alerts.outbox import Delivery
 from stentor.alerts.values import EVENTS, AlertEvent
 from stentor.core.errors import Refused
 from stentor.vault.keyring import Keyring
-from stentor.vault.secrets import WEBHOOK, check_name, check_secret, delete_secret, find_secret, set_secret
+from stentor.vault.secrets import (
+    WEBHOOK,
+    WEBHOOK_ADDRESS,
+    check_name,
+    check_secret,
+    delete_secret,
+    find_secret,
+    set_secret,
+)
 
 SECRET_MIN_CHARS = 16
 SECRET_BYTES = 32
@@ -27,11 +39,18 @@ class NewWebhook(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     secret: str | None = None
 
     def __repr__(self) -> str:
-        return f"NewWebhook(name={self.name!r}, url={self.url!r})"
+        return f"NewWebhook(name={self.name!r}, url={shown_address(self.url)!r})"
+
+
+class Door(NamedTuple):
+    """Where a hook's messages go, and what signs them."""
+
+    url: str
+    secret: str
 
 
 class Webhook(msgspec.Struct, frozen=True):
-    """A hook as people see it: how much waits to be sent, and what became of what was sent last."""
+    """A hook as people see it: its address's host, how much waits to be sent, and what became of what was sent last."""
 
     name: str
     url: str
@@ -61,10 +80,11 @@ def add_webhook(connection: Connection, keyring: Keyring, new: NewWebhook, now_u
     if len(table.list_webhooks(connection)) >= WEBHOOKS_MAX:
         raise Refused("conflict", f"There are {WEBHOOKS_MAX} webhooks already; remove one first.")
     events = tuple(event for event in EVENTS if not new.events or event in new.events)
-    if not table.add_webhook(connection, table.WebhookRow(new.name, new.url, " ".join(events), now_us)):
+    if not table.add_webhook(connection, table.WebhookRow(new.name, shown_address(new.url), " ".join(events), now_us)):
         raise Refused("conflict", f"There is a webhook '{new.name}' already; remove it first.", param="name")
     made = None if new.secret is not None else "whsec_" + random.token_urlsafe(SECRET_BYTES)
     set_secret(connection, keyring, WEBHOOK, new.name, made or new.secret or "", now_us)
+    set_secret(connection, keyring, WEBHOOK_ADDRESS, new.name, new.url, now_us)
     return get_webhook(connection, new.name), made
 
 
@@ -73,6 +93,7 @@ def remove_webhook(connection: Connection, name: str) -> Webhook:
     gone = get_webhook(connection, name)
     table.delete_webhook(connection, name)
     delete_secret(connection, WEBHOOK, name)
+    delete_secret(connection, WEBHOOK_ADDRESS, name)
     return gone
 
 
@@ -90,9 +111,17 @@ def list_webhooks(connection: Connection) -> list[Webhook]:
     return [_describe(connection, row, pending) for row in table.list_webhooks(connection)]
 
 
-def find_signing_secret(connection: Connection, keyring: Keyring, name: str) -> str | None:
-    """What signs the messages to a hook; None if the hook is gone. Raises StentorError if it can't be opened."""
-    return find_secret(connection, keyring, WEBHOOK, name)
+def find_door(connection: Connection, keyring: Keyring, name: str) -> Door | None:
+    """How a hook is told; None if it is gone. Raises StentorError if that can't be opened."""
+    url = find_secret(connection, keyring, WEBHOOK_ADDRESS, name)
+    secret = find_secret(connection, keyring, WEBHOOK, name)
+    return None if url is None or secret is None else Door(url, secret)
+
+
+def shown_address(url: str) -> str:
+    """What may be shown of an address: its scheme and host, and whether there is more."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}/" + ("…" if parts.path not in ("", "/") or parts.query else "")
 
 
 def _describe(connection: Connection, row: table.WebhookRow, pending: dict[str, int]) -> Webhook:

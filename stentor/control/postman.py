@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from stentor.alerts.outbox import Attempt, Due, list_due, note_attempt
 from stentor.alerts.values import TEST, message_body, message_headers
-from stentor.alerts.webhooks import find_signing_secret, get_webhook
+from stentor.alerts.webhooks import find_door, get_webhook
 from stentor.core.clock import Clock
 from stentor.core.errors import NotLeader, StentorError, StoreUnavailable
 from stentor.core.ids import new_uuid7
@@ -64,7 +64,7 @@ class Postman:
     async def _deliver_in_order(self, mine: Sequence[Due]) -> None:
         for due in mine:
             try:
-                attempt = await self._try(due.webhook, due.url, due.alert_id, due.body)
+                attempt = await self._try(due.webhook, due.alert_id, due.body)
             except StoreUnavailable:
                 return  # nothing was sent: it stays due
             except StentorError as error:  # the secret can't be opened
@@ -83,15 +83,15 @@ class Postman:
         parts.log.event(f"alert_{state}", level=level, subject=due.alert_id, name=due.webhook, reason=reason)
         return True
 
-    async def _try(self, name: str, url: str, alert_id: str, body: str) -> Attempt:
+    async def _try(self, name: str, alert_id: str, body: str) -> Attempt:
         parts = self._parts
-        secret = await parts.database.read(lambda connection: find_signing_secret(connection, parts.keyring, name))
-        if secret is None:
+        door = await parts.database.read(lambda connection: find_door(connection, parts.keyring, name))
+        if door is None:
             return Attempt(None, "the webhook was removed")
-        headers = message_headers(secret, parts.clock.now_us() // 1_000_000, alert_id, body)
+        headers = message_headers(door.secret, parts.clock.now_us() // 1_000_000, alert_id, body)
         try:
             async with asyncio.timeout(DEADLINE_S):
-                return await self._send(url, headers, body.encode())
+                return await self._send(door.url, headers, body.encode())
         except TimeoutError:
             return Attempt(None, f"it did not answer within {DEADLINE_S:.0f} s")
         except EgressRefused as refusal:
@@ -114,8 +114,8 @@ class Postman:
 
     async def send_test(self, name: str) -> tuple[str, Attempt]:
         """Send a hook a message that means nothing, now and once; its id, and what came of it. Raises ``not_found``."""
-        hook = await self._parts.database.read(lambda connection: get_webhook(connection, name))
+        await self._parts.database.read(lambda connection: get_webhook(connection, name))
         alert_id = new_uuid7()
         text = f"This is a test of the webhook '{name}'."
         body = message_body(alert_id, TEST, text, {}, self._parts.clock.now_us())
-        return alert_id, await self._try(name, hook.url, alert_id, body)
+        return alert_id, await self._try(name, alert_id, body)

@@ -11,6 +11,7 @@ from stentor.store.ring_schema import client_logs, conversation_templates, conve
 
 AnyRow = Row[*tuple[Any, ...]]
 Values = Mapping[str, Any]
+_PART = 1_000_000_000
 _IS_CERTIFIED = exists(
     select(literal(1)).where(
         receipt_items.c.project_id == client_logs.c.project_id,
@@ -250,17 +251,17 @@ def list_logs(
     return list(connection.execute(query.limit(limit).offset(offset)))
 
 
-def sum_logs(connection: Connection, project_id: str, since_us: int, until_us: int) -> list[AnyRow]:
+def sum_logs(connection: Connection, project_id: str, since_us: int, until_us: int) -> list[tuple[Any, ...]]:
     """Sums by UTC day (days since 1970), model, origin, alias: then requests, cost, input, output."""
     day = (client_logs.c.created_us // DAY_US).label("day")
     by = (day, client_logs.c.model, client_logs.c.origin, client_logs.c.alias)
+    # In two parts, since what clients say may be so much that SQLite's sum of it would overflow.
+    summed = (client_logs.c.cost_nano, client_logs.c.input_tokens, client_logs.c.output_tokens)
     query = (
         select(
             *by,
             func.count(),
-            func.sum(client_logs.c.cost_nano),
-            func.sum(client_logs.c.input_tokens),
-            func.sum(client_logs.c.output_tokens),
+            *(part for column in summed for part in (func.sum(column // _PART), func.sum(column % _PART))),
         )
         .where(
             client_logs.c.project_id == project_id,
@@ -269,4 +270,5 @@ def sum_logs(connection: Connection, project_id: str, since_us: int, until_us: i
         )
         .group_by(*by)
     )
-    return list(connection.execute(query))
+    rows = connection.execute(query)
+    return [(*row[:5], *(int(row[at]) * _PART + int(row[at + 1]) for at in (5, 7, 9))) for row in rows]

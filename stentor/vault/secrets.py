@@ -16,6 +16,7 @@ from stentor.vault.keyring import Keyring
 HUB_TOKEN = "hf_token"  # noqa: S105  # the kind, not a token
 PROVIDER = "provider"
 WEBHOOK = "webhook"
+WEBHOOK_ADDRESS = "webhook_address"
 _TABLE = "secrets"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _TEXT = re.compile(r"[!-~]{1,4096}")

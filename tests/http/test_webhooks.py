@@ -31,10 +31,12 @@ def test_webhooks_are_managed_with_an_audit(each: Gate) -> None:
     made = each.ask("POST", "/admin/api/webhooks", body).json()
     assert made["secret"].startswith("whsec_")
     assert made["events"] == ["absorbed_cost"]
+    assert made["url"] == "https://hooks.example.org/…"
     assert each.ask("POST", "/admin/api/webhooks", body).status == 409
     (hook,) = each.ask("GET", "/admin/api/webhooks").json()["data"]
     assert hook == {name: value for name, value in made.items() if name != "secret"}
     assert each.ask("GET", "/admin/api/alerts").json() == {"data": [], "next": None}
+    assert CANARY.encode() not in b"".join(path.read_bytes() for path in each.server.data_dir.glob("stentor.db*"))
     assert each.ask("DELETE", "/admin/api/webhooks/ops").json()["name"] == "ops"
     assert each.ask("DELETE", "/admin/api/webhooks/ops").status == 404
     changes = each.ask("GET", "/admin/api/audit?subject_kind=webhook&limit=2").json()["data"]

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from sqlalchemy import Connection
 
 from stentor.control.ring.talks import RingTalks
 from stentor.control.ring.tenants import Tenants
@@ -12,7 +13,8 @@ from stentor.control.ring.usage import RingUsage
 from stentor.core.ids import KeyId, ProjectId, TierId, UserId
 from stentor.core.principal import Principal
 from stentor.core.ring import RingCall
-from stentor.history.values import Conversation, LoggingLevel
+from stentor.history.logs import UsageGroup, add_log, sum_logs
+from stentor.history.values import Conversation, LoggingLevel, UsageLogRequest
 from stentor.registry.registry import Registry
 from stentor.registry.settings import RegistrySettings
 from stentor.store.database import Database
@@ -36,6 +38,35 @@ def make(database: Database, clock: HeldClock) -> Iterator[Callable[..., RingTal
     tenants = Tenants()
     usage = RingUsage(database, Registry(database, RegistrySettings(), None, nothing, clock, log), tenants, clock)
     yield partial(RingTalks, database, usage, tenants, clock)
+    log.close()
+
+
+async def test_sums_of_what_clients_say_are_exact_however_much_it_is(database: Database, clock: HeldClock) -> None:
+    many = UsageLogRequest("m", "p", 2**53 - 1, 7)
+
+    def work(connection: Connection) -> list[UsageGroup]:
+        for number in range(1200):
+            add_log(connection, "p", "k", many, 10**18 - number, clock.now_us())
+        return sum_logs(connection, "p", 0, 2**62)
+
+    (group,) = await database.write(work)
+    cost_nano = 1200 * 10**18 - sum(range(1200))
+    assert (group.cost_nano, group.input_tokens, group.output_tokens) == (cost_nano, 1200 * (2**53 - 1), 8400)
+
+
+async def test_what_no_price_can_make_of_it_is_kept_as_the_most(
+    database: Database, clock: HeldClock, monkeypatch
+) -> None:
+    log = Log(TelemetrySettings(log_level="ERROR"))
+    registry = Registry(database, RegistrySettings(), None, dict, clock, log)  # type: ignore[arg-type]
+
+    async def find_cost(*_: object) -> int:
+        return 10**30
+
+    monkeypatch.setattr(registry, "find_cost", find_cost)
+    usage = RingUsage(database, registry, Tenants(), clock)
+    body = {"model": "m", "provider": "p", "input_tokens": 2**53 - 1, "output_tokens": 0}
+    assert (await usage.log(RingCall(ANN, {}, body, {}))).content.cost == 1e9
     log.close()
 
 

@@ -91,7 +91,7 @@ class Certified:
                 return [item_of_event(event) for event in find_events(connection, selection, most)]
             return [item_of_log(log) for log in logs.list_logs(connection, selection.project_id, selection.where, most)]
 
-        return await self._database.read(work)
+        return await self._database.study(work)
 
 
 def _filter(wanted: GenerateRequest) -> logs.LogFilter:

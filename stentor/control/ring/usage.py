@@ -30,6 +30,8 @@ METERS = ("client", "stentor", "all")
 WINDOW_US = 30 * DAY_US
 OWN_ORIGIN = "stentor"
 OFFSET_MOST = 10_000
+NEAR = 1_000  # what reads more than so many rows waits for its turn, as reports do
+COST_MOST_NANO = 10**18  # as much as a client may say itself
 
 
 class Selection(NamedTuple):
@@ -115,7 +117,7 @@ class RingUsage:
             return to_nano(wanted.cost)
         cached = min(wanted.cached_input_tokens, wanted.input_tokens)
         tokens = (wanted.input_tokens, cached, wanted.output_tokens)
-        return await self._registry.find_cost(wanted.provider, wanted.model, tokens)
+        return min(await self._registry.find_cost(wanted.provider, wanted.model, tokens), COST_MOST_NANO)
 
     async def logs(self, call: RingCall) -> RingAnswer:
         """A page of logs, newest first."""
@@ -146,7 +148,8 @@ class RingUsage:
                 entries = sorted([*entries, *map(entry_of_log, own)], key=lambda one: one.logged_at, reverse=True)
             return entries[offset : offset + limit]
 
-        return await self._database.read(work)
+        far = offset + limit > NEAR
+        return await (self._database.study(work) if far else self._database.read(work))
 
     async def stats(self, call: RingCall) -> RingAnswer:
         """Sums, by default over the last thirty days."""
@@ -166,7 +169,7 @@ class RingUsage:
                 groups += [logs.UsageGroup(day, model, OWN_ORIGIN, model, *sums) for day, model, *sums in rows]
             return groups
 
-        return RingAnswer(summarize(await self._database.read(work), period))
+        return RingAnswer(summarize(await self._database.study(work), period))
 
 
 def find_events(connection: Connection, selection: Selection, most: int) -> list[UsageEvent]:

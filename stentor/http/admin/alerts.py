@@ -23,7 +23,7 @@ class Delivery(msgspec.Struct):
 
 
 class Webhook(msgspec.Struct):
-    """Whom alerts are sent to: how many wait, and what became of the last attempt."""
+    """Whom alerts are sent to: how many wait, and what became of the last attempt. Of the address the host is shown."""
 
     name: str
     url: str
