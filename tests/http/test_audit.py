@@ -16,6 +16,7 @@ ELSEWHERE = {
     "download_model", "change_model", "delete_model", "update_model", "cancel_download", "retry_download", "load_slot",
     "unload_slot", "drain_slot", "rotate_master_key", "rotate_receipt_key", "pass_on", "user_logout", "admin_logout",
     "user_password", "end_own_session", "admin_password", "reject_signup", "approve_signup",
+    "swap_unload",
 }  # fmt: skip
 
 
