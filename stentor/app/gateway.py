@@ -38,7 +38,7 @@ from stentor.http.openai.transcriptions import TranscriptionEndpoints, UploadBou
 from stentor.http.passage import EnginePassageEndpoints
 from stentor.http.public import PublicEndpoints
 from stentor.http.ring.bridge import Bridge
-from stentor.http.spool import Spool
+from stentor.http.spool import Spool, sweep_dead
 from stentor.telemetry.logs import Log
 from stentor.telemetry.trace import Tracer
 from stentor.version import VERSION
@@ -96,7 +96,9 @@ class GatewayParts:
         """What is said written down, and texts spoken aloud."""
         settings = self._settings
         heard, spoken = self._media(HearingAttempt), self._media(SpeechAttempt)
-        spool = Spool(Path(settings.spool_dir))
+        spool_dir = Path(settings.spool_dir)
+        sweep_dead(spool_dir)  # the worker whose place this one may have taken had no time for it
+        spool = Spool(spool_dir)
         bounds = UploadBounds(settings.audio_max_bytes, settings.audio_max_s, settings.upload_least_bytes_per_s)
         hearing = TranscriptionEndpoints(heard, spool, bounds)
         speech = SpeechEndpoints(spoken, self._scheduler, settings.body_max_bytes)

@@ -79,7 +79,7 @@ class Spool:
         """A new upload, removed at the end whatever happens. Raises Refused where it can't be made."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            upload = Upload(self._folder / f"{PREFIX}{secrets.token_hex(16)}")
+            upload = Upload(self._folder / f"{PREFIX}{os.getpid()}-{secrets.token_hex(16)}")
         except OSError as error:
             raise Refused(
                 "overloaded", f"The server can't take uploads now: {error.strerror}.", retry_after_s=30.0
@@ -95,6 +95,25 @@ def sweep(folder: Path) -> None:
     for path in folder.glob(f"{PREFIX}*"):
         with contextlib.suppress(OSError):
             path.unlink()
+
+
+def sweep_dead(folder: Path) -> None:
+    """Remove what workers that were killed left behind, while others go on."""
+    for path in folder.glob(f"{PREFIX}*"):
+        owner = path.name.removeprefix(PREFIX).partition("-")[0]
+        if owner.isdigit() and not _is_running(int(owner)):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True  # somebody else's
+    return True
 
 
 def _write_all(handle: int, data: bytes) -> bool:
