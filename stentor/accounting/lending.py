@@ -195,6 +195,7 @@ def give_back_leases(
     connection: Connection, node_id: str, amounts: dict[BucketKey, int], over: Sequence[BucketKey] = ()
 ) -> None:
     """Return what a node has borrowed and doesn't need; of what is ``over``, all that it has."""
-    table.post_shared(connection, node_id, {key: (0, -amount) for key, amount in amounts.items()})
     if over:
-        table.end_leases(connection, node_id, over)
+        amounts = amounts | table.list_leases(connection, node_id, over)
+    # All in one statement, which takes the buckets in order, so that two nodes never wait for each other.
+    table.post_shared(connection, node_id, {key: (0, -amount) for key, amount in amounts.items()})

@@ -84,22 +84,18 @@ def post_shared(connection: Connection, node_id: str, posts: Mapping[BucketKey, 
         raw_of(connection).link.fetch(_POST_SHARED, (*zip(*rows, strict=True), node_id))
 
 
-_END_LEASES = """
-WITH gone AS (
-    DELETE FROM leases WHERE node_id = $5 AND (kind, subject, "window", window_start) IN
-        (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]))
-    RETURNING kind, subject, "window", window_start, amount
-)
-UPDATE bucket SET leased = bucket.leased - gone.amount FROM gone
-WHERE bucket.kind = gone.kind AND bucket.subject = gone.subject
-AND bucket."window" = gone."window" AND bucket.window_start = gone.window_start
+_LIST_LEASES = """
+SELECT kind, subject, "window", window_start, amount FROM leases
+WHERE node_id = $5 AND amount <> 0 AND (kind, subject, "window", window_start) IN
+    (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::bigint[]))
 """
 
 
-def end_leases(connection: Connection, node_id: str, keys: Sequence[BucketKey]) -> None:
-    """Return all that a node has borrowed of these buckets."""
+def list_leases(connection: Connection, node_id: str, keys: Sequence[BucketKey]) -> dict[BucketKey, int]:
+    """What a node has borrowed of these buckets."""
     columns = tuple(zip(*sorted(keys), strict=True))
-    raw_of(connection).link.fetch(_END_LEASES, (*columns, node_id))
+    rows = raw_of(connection).link.fetch(_LIST_LEASES, (*columns, node_id))[1]
+    return {tuple(row[:4]): row[4] for row in rows}
 
 
 _LOCK_SHARED = """
