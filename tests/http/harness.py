@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from jsonschema import Draft202012Validator
 
+from tests.scripted.process import ScriptedEngine
 from tests.scripted_engine import script
 from tests.serving import Answer, Server
 
@@ -182,28 +183,8 @@ class Stream:
         self._connection.close()
 
 
-class Engine:
+class Engine(ScriptedEngine):
     """The scripted engine behind one model."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-
-    def _ask(self, method: str, path: str, body: Any = None) -> Any:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request(method, path, None if body is None else json.dumps(body))
-            return json.loads(connection.getresponse().read())
-        finally:
-            connection.close()
-
-    def log(self) -> list[Any]:
-        """What it received so far, oldest first."""
-        entries: list[Any] = self._ask("GET", "/log")
-        return entries
-
-    def control(self, **changes: Any) -> None:
-        """Change how it behaves: see ``/control`` there."""
-        self._ask("POST", "/control", changes)
 
     def entries(self, mark: str) -> list[Json]:
         """The requests that carried ``mark``, oldest first."""
@@ -220,21 +201,21 @@ class Engine:
         return found[0]
 
     def running(self) -> int:
-        return int(self._ask("GET", "/state")["running"])
+        return int(self.ask("GET", "/state")["running"])
 
     @contextlib.contextmanager
     def answering(self, **default: Any) -> Iterator[None]:
         """Meanwhile messages that hold no script are answered by this one."""
-        self._ask("POST", "/control", {"default": default})
+        self.ask("POST", "/control", {"default": default})
         try:
             yield
         finally:
-            self._ask("POST", "/control", {})
+            self.ask("POST", "/control", {})
 
     def whole_answer(self, body: Json) -> Json:
         """What the engine itself answers to ``body`` when it isn't asked to stream."""
         path = CHAT if "messages" in body else COMPLETIONS
-        answer: Json = self._ask("POST", path, {**body, "stream": False})
+        answer: Json = self.ask("POST", path, {**body, "stream": False})
         return answer
 
 

@@ -141,10 +141,10 @@ def test_logprobs(each):
 
 
 def test_preloading_asks_nothing(client, each):
-    before = len(each.engine()._ask("GET", "/log"))
+    before = len(each.engine().log())
     assert client.generate("scripted").done_reason == "load"
     assert client.chat("scripted", [], keep_alive=-1).done_reason == "load"
-    assert len(each.engine()._ask("GET", "/log")) == before
+    assert len(each.engine().log()) == before
     with pytest.raises(ollama.ResponseError):
         client.generate("nothing-like-it")
 

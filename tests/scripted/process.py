@@ -17,7 +17,32 @@ from tests.scripted.script import Json
 PROGRAM = Path(__file__).parents[1] / "scripted_engine.py"
 
 
-class EngineProcess:
+class ScriptedEngine:
+    """A scripted engine on a port of 127.0.0.1, as a test looks at it and steers it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    def ask(self, method: str, path: str, body: Any = None) -> Any:
+        """Send one request on a connection of its own; the decoded JSON answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        try:
+            connection.request(method, path, None if body is None else json.dumps(body))
+            return json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+
+    def log(self) -> list[Json]:
+        """What the engine received so far, oldest first."""
+        entries: list[Json] = self.ask("GET", "/log")
+        return entries
+
+    def control(self, **changes: Any) -> None:
+        """Change how the engine behaves from now on: ``health=503``, ``default={"do": [...]}``."""
+        self.ask("POST", "/control", changes)
+
+
+class EngineProcess(ScriptedEngine):
     """A scripted engine in a process of its own, on a free port of 127.0.0.1."""
 
     def __init__(self, *arguments: str, token: str | None = None, stdin: str = "", stderr: int | None = None) -> None:
@@ -37,26 +62,8 @@ class EngineProcess:
         if not line.startswith("ready "):
             self.stop()
             raise RuntimeError(f"the scripted engine did not start: {line!r}")
-        self.port = int(line.rsplit(":", 1)[1])
+        super().__init__(int(line.rsplit(":", 1)[1]))
         self.url = f"http://127.0.0.1:{self.port}"
-
-    def ask(self, method: str, path: str, body: Any = None) -> Any:
-        """Send one request on a connection of its own; the decoded JSON answer."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
-        try:
-            connection.request(method, path, None if body is None else json.dumps(body))
-            return json.loads(connection.getresponse().read())
-        finally:
-            connection.close()
-
-    def log(self) -> list[Json]:
-        """What the engine received so far, oldest first."""
-        entries: list[Json] = self.ask("GET", "/log")
-        return entries
-
-    def control(self, **changes: Any) -> None:
-        """Change how the engine behaves from now on: ``health=503``, ``default={"do": [...]}``."""
-        self.ask("POST", "/control", changes)
 
     def wait_log(self, number: int, *, ended: bool = True, timeout_s: float = 30.0) -> Json:
         """The entry of the request with this number (from 0), once it is there and, if ``ended``, over."""

@@ -91,7 +91,7 @@ def test_an_image_is_fetched_and_handed_over_inside_the_request(eyes: Gate, pict
     url = f"{pictures[0]}/dot.png"
     answer = look(eyes, url, url, f"{pictures[0]}/to/{url}")
     assert answer.status == 200, answer.body
-    body = eyes.engine("eyes")._ask("GET", "/log")[-1]["body"]
+    body = eyes.engine("eyes").log()[-1]["body"]
     sent = [part["image_url"]["url"] for part in body["messages"][0]["content"][1:]]
     assert sent == [f"data:image/png;base64,{base64.b64encode(PNG).decode()}"] * 3
     assert eyes.event(answer.request_id)["status"] == "completed"
@@ -115,13 +115,13 @@ def test_an_image_is_fetched_and_handed_over_inside_the_request(eyes: Gate, pict
 def test_what_is_no_image_or_leads_astray_is_refused_and_costs_nothing(
     eyes: Gate, pictures: tuple[str, Path], path: str, words: str
 ) -> None:
-    before = len(eyes.engine("eyes")._ask("GET", "/log"))
+    before = len(eyes.engine("eyes").log())
     answer = look(eyes, pictures[0] + path)
     assert (answer.status, answer.json()["error"]["param"]) == (400, "messages")
     assert words in answer.json()["error"]["message"]
     event = eyes.event(answer.request_id)
     assert (event["status"], event["cost_nano"]) == ("failed", 0)
-    assert len(eyes.engine("eyes")._ask("GET", "/log")) == before
+    assert len(eyes.engine("eyes").log()) == before
 
 
 @pytest.mark.parametrize(
