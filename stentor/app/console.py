@@ -22,6 +22,7 @@ from stentor.control.people.management import Management
 from stentor.control.people.operations import PeopleOperations
 from stentor.control.people.session_operations import SessionOperations
 from stentor.control.people.sessions import Sessions
+from stentor.control.people.signup_operations import SignupOperations
 from stentor.control.people.signups import Signups
 from stentor.control.postman import Postman, PostParts
 from stentor.core.clock import Clock
@@ -82,7 +83,8 @@ def add_console(operations: Operations, parts: ConsoleParts) -> Console:
         PeopleOperations(management, changes, plans).table(),
         MoneyOperations(plans).table(),
         SessionOperations(sessions).table(),
-        ReportOperations(reports, management, signups, configuration_rows(settings)).table(),
+        ReportOperations(reports, management, configuration_rows(settings)).table(),
+        SignupOperations(signups).table(),
         AccountOperations(account, management, changes, reports, parts.scheduler).table(),
         SlotOperations(parts.scheduler, management, shelf, machine).table(),
         AlertOperations(post, postman).table(),

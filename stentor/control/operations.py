@@ -5,10 +5,9 @@ from typing import Any
 
 import msgspec
 
-from stentor.accounting.usage import UsageFilter
 from stentor.audit.log import Actor
 from stentor.control.people.management import Management
-from stentor.control.people.wanted import Finding, KeyAsk, UserAsk
+from stentor.control.people.wanted import Finding, KeyAsk, Rotation, UserAsk
 from stentor.control.reading import (
     Operation,
     Query,
@@ -19,6 +18,7 @@ from stentor.control.reading import (
     page_of,
     read_body,
     text_of,
+    usage_filter,
 )
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
@@ -26,10 +26,6 @@ from stentor.core.operator import Task
 from stentor.core.scheduler import ModelCard, Scheduler
 
 INSTANCES_MAX = 64
-
-
-class _Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    grace_s: int = 0
 
 
 class _TopUp(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,7 +94,7 @@ class Operations:
 
     async def rotate_key(self, actor: Actor, key_id: str, body: Any, creator: str | None = None) -> Row:
         """Replace a key."""
-        grace_s = read_body(body, _Rotation).grace_s
+        grace_s = read_body(body, Rotation).grace_s
         made = await self._management.rotate_key(actor, key_id, grace_s=grace_s, creator=creator)  # type: ignore[arg-type]
         return made.row()
 
@@ -120,16 +116,7 @@ class Operations:
 
     async def list_usage(self, query: Query) -> Row:
         """Usage events, newest first."""
-        where = UsageFilter(
-            user_id=text_of(query, "user"),
-            project_id=text_of(query, "project"),
-            key_id=text_of(query, "key"),
-            model=text_of(query, "model"),
-            request_id=text_of(query, "request_id"),
-            status=text_of(query, "status"),
-            since_us=number_of(query, "since_us"),
-            until_us=number_of(query, "until_us"),
-        )
+        where = msgspec.structs.replace(usage_filter(query), request_id=text_of(query, "request_id"))
         page = await self._management.list_usage(where, before=number_of(query, "after"), limit=limit_of(query))
         after = str(page.next) if page.next is not None else None
         return page_of([msgspec.to_builtins(event) for event in page.events], after)

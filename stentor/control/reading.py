@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from stentor.accounting.usage import UsageFilter
 from stentor.audit.log import Actor
 from stentor.core.errors import Refused
 from stentor.core.operator import Task
@@ -42,6 +43,19 @@ def number_of(query: Query, name: str) -> int | None:
     if not _INTEGER.fullmatch(text):
         raise Refused("invalid_request", f"'{name}' is '{text[:40]}'; it must be a whole number.", param=name)
     return int(text)
+
+
+def usage_filter(query: Query) -> UsageFilter:
+    """Which usage events a request is about. Raises Refused."""
+    return UsageFilter(
+        user_id=text_of(query, "user"),
+        project_id=text_of(query, "project"),
+        key_id=text_of(query, "key"),
+        model=text_of(query, "model"),
+        status=text_of(query, "status"),
+        since_us=number_of(query, "since_us"),
+        until_us=number_of(query, "until_us"),
+    )
 
 
 def limit_of(query: Query) -> int:

@@ -10,7 +10,7 @@ from stentor.control.money.reports import ReportRow, Reports
 from stentor.control.people.account import Account
 from stentor.control.people.changes import Changes, KeyChange
 from stentor.control.people.management import Management
-from stentor.control.people.wanted import KeyAsk
+from stentor.control.people.wanted import KeyAsk, Rotation
 from stentor.control.reading import Operation, Row, actor_of, limit_of, number_of, page_of, read_body, text_of
 from stentor.core.errors import Refused
 from stentor.core.operator import Task
@@ -29,10 +29,6 @@ class _OwnKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     endpoints: tuple[str, ...] = ()
     limits: KeyLimits | None = None
     expires_us: int | None = None
-
-
-class _Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    grace_s: int = 0
 
 
 class AccountOperations:
@@ -161,7 +157,7 @@ class AccountOperations:
     async def rotate_key(self, task: Task) -> Row:
         """Replace one of the caller's keys."""
         await self._account.check_own_key(task.user_id, task.params["id"])
-        grace_s = read_body(task.body, _Rotation).grace_s
+        grace_s = read_body(task.body, Rotation).grace_s
         made = await self._management.rotate_key(
             actor_of(task),
             task.params["id"],

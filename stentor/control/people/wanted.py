@@ -20,6 +20,12 @@ class KeyAsk(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires_us: int | None = None
 
 
+class Rotation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A key to be replaced; the old one works for ``grace_s`` more."""
+
+    grace_s: int = 0
+
+
 def check_within(creator: ApiKey, ask: KeyAsk | ApiKey) -> None:
     """Raises Refused if ``ask`` would allow what the creator's own key doesn't."""
     for field in ("scopes", "models", "endpoints"):
