@@ -1,6 +1,7 @@
 """Which models there are, and which one a name means."""
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from stentor.core.errors import Refused
@@ -17,6 +18,8 @@ from stentor.runtime.spec import (
 
 AUTOMATIC_NAMES = frozenset({"", "auto", "default"})
 _NEAREST = 3
+# As other servers write names: owner, model and tag. Nothing else is taken for an id.
+_FOREIGN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@ +-]{0,254}[A-Za-z0-9]")
 
 
 class Catalogue:
@@ -159,7 +162,7 @@ def choose_model(name: str, specs: Mapping[ModelId, ModelSpec]) -> ModelId | Non
     if name in AUTOMATIC_NAMES:
         hits = [model for model, spec in specs.items() if spec.kind == "text" and spec.remote is None]
         return hits[0] if len(hits) == 1 else None
-    written = id_from_name(name)
+    written = id_from_name(name) if _FOREIGN_NAME.fullmatch(name) else name
     hits = [model for model, spec in specs.items() if written in (spec.id, *spec.aliases)]
     if len(hits) == 1:
         return hits[0]

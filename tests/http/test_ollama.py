@@ -435,4 +435,5 @@ def test_what_llama_swaps_clients_ask_of_models(tmp_path, workers):
         assert gate.ask("GET", "/unload").body == b"OK"
         assert running() == {}
         assert gate.ask("POST", "/api/models/unload").status == 200
+        assert [row["action"] for row in gate.admin("GET", "/audit")["data"]].count("model_stop") == 3
         assert gate.ask("POST", "/v1/chat/completions", {"model": "one", "messages": said()}).status == 200

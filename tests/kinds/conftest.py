@@ -51,9 +51,7 @@ def _gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
             ),
             model_table(id="wrong", source=f"file:{tiny}", type="reranker", ctx=256),
             model_table(id="tiny", source=f"file:{tiny}", ctx=512, parallel=2, threads=1),
-            model_table(
-                id="picky", source=f"file:{tiny}", ctx=512, parallel=1, threads=1, chat_template=TEMPLATE, canary=False
-            ),
+            model_table(id="picky", source=f"file:{tiny}", ctx=512, parallel=1, threads=1, chat_template=TEMPLATE),
             model_table(
                 id="gazer",
                 source=f"file:{seeing[0]}",

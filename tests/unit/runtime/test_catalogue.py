@@ -41,14 +41,15 @@ def catalogue() -> Catalogue:
         ("MINI", "minilm"),
         ("qwen3:8b", "qwen3-8b"),
         ("qwen3/32b", "qwen3-32b"),
-        ("fast:", "qwen3-8b"),
     ],
 )
 def test_names_resolve(catalogue: Catalogue, name: str, expected: str) -> None:
     assert catalogue.resolve(name, ALL).id == expected
 
 
-@pytest.mark.parametrize("name", ["qwen3", "nothing-like-it", "", "auto", "default", "x" * 5000])
+@pytest.mark.parametrize(
+    "name", ["qwen3", "nothing-like-it", "", "auto", "default", "x" * 5000, "fast:", "qwen3-8b\0", "qwen3\n8b"]
+)
 def test_ambiguous_and_unknown_names_are_refused(catalogue: Catalogue, name: str) -> None:
     with pytest.raises(Refused) as refusal:
         catalogue.resolve(name, ALL)
