@@ -15,6 +15,7 @@ from sqlalchemy import Connection
 from stentor.audit.log import Actor, record_change
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused, StentorError
+from stentor.egress.targets import check_base
 from stentor.runtime.hub import HubSettings
 from stentor.runtime.remotes import Address
 from stentor.runtime.remotes import Provider as KnownProvider
@@ -93,6 +94,7 @@ class Credentials:
 
     async def add_provider(self, actor: Actor, new: NewProvider) -> Provider:
         """Make a provider. Raises Refused, also for an address that isn't public and wasn't allowed."""
+        check_base(new.base_url)
         self._check(new.base_url)
 
         def work(connection: Connection, now_us: int) -> tuple[Provider, dict[str, Any] | None]:
@@ -103,6 +105,7 @@ class Credentials:
     async def change_provider(self, actor: Actor, name: str, change: ProviderChange) -> Provider:
         """Change a provider; requests from now on use it as it is now."""
         if change.base_url is not None:
+            check_base(change.base_url)
             self._check(change.base_url)
 
         def work(connection: Connection, now_us: int) -> tuple[Provider, dict[str, Any] | None]:

@@ -79,6 +79,15 @@ def read_target(url: str, schemes: tuple[str, ...] = ("http", "https")) -> Targe
     return Target(scheme, host, port, (parts["path"] or "/") + (parts["query"] or ""), literal)
 
 
+def check_base(url: str) -> None:
+    """Raises EgressRefused for an address that no path can be put behind; a credential in a query is sealed nowhere."""
+    read_target(url)
+    if "?" in url or "#" in url:
+        raise EgressRefused(
+            "The address goes on after its path ('?' or '#'), but paths are put behind it. A credential is said apart."
+        )
+
+
 def _read_host(text: str) -> tuple[str, Address | None]:
     try:
         if text.startswith("["):

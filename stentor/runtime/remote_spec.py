@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from stentor.core.remote import RemoteKind, RemoteTerms
-from stentor.egress.targets import EgressRefused, read_target
+from stentor.egress.targets import EgressRefused, check_base
 
 _USD = Annotated[float, msgspec.Meta(ge=0, le=1_000_000)]
 _SECONDS = Annotated[float, msgspec.Meta(gt=0, le=3600)]
@@ -72,7 +72,7 @@ def find_remote_problem(remote: RemoteSpec) -> str | None:
         return "remote names neither base_url nor provider, so nobody knows where to ask."
     if remote.base_url:
         try:
-            read_target(remote.base_url)
+            check_base(remote.base_url)
         except EgressRefused as refusal:
             return f"remote.base_url can't be used. {refusal.message}"
     price = remote.price

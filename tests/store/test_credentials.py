@@ -111,8 +111,12 @@ async def test_a_credential_is_not_sent_to_another_address(vault: Vaulted) -> No
 
 
 @pytest.mark.parametrize(
-    "url", ["http://127.0.0.1:8000", "http://169.254.169.254/", "ftp://x", "http://u:p@x.example/"]
-)
+    "url",
+    [
+        "http://127.0.0.1:8000", "http://169.254.169.254/", "ftp://x", "http://u:p@x.example/",
+        f"https://a.example/v1?key={CANARY}", "https://a.example/v1#x",
+    ],
+)  # fmt: skip
 async def test_an_api_names_no_address_inside(vault: Vaulted, url: str) -> None:
     held = await vault.open()
     with pytest.raises(Refused):
