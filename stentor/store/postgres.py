@@ -22,6 +22,7 @@ from stentor.store.settings import StoreSettings
 # Advisory locks are pairs of numbers that hold within one database: this one, and the schema's name hashed.
 LOCK_CLASS = 0x53746E74
 MIGRATE_S = 600.0
+MIGRATE_IDLE_S = 60
 OLDEST_SERVER = 14
 IDLE_IN_TRANSACTION_S = 3.0
 
@@ -172,6 +173,8 @@ def open_schema(settings: StoreSettings) -> None:
     engine = writer_engine(settings, MIGRATE_S)
     try:
         with engine.begin() as connection:
+            # What makes the tables is loaded in between, which a machine that is busy takes its time for.
+            connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{MIGRATE_IDLE_S}s'"))
             lock = text("SELECT pg_advisory_xact_lock(:class, hashtext(:name))")
             connection.execute(lock, {"class": LOCK_CLASS, "name": schema})
             current = find_revision(connection, settings)

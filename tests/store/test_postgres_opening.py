@@ -1,6 +1,7 @@
 """PostgreSQL: whose schema it is, what is said when it can't be used, and that nothing foreign is touched."""
 
 import concurrent.futures
+import time
 from pathlib import Path
 
 import msgspec
@@ -77,6 +78,19 @@ def test_a_newer_schema_is_refused(store_settings: StoreSettings) -> None:
     run(store_settings, "UPDATE alembic_version SET version_num = '9999'")
     with pytest.raises(StentorError, match=r"newer Stentor \(schema 9999"):
         Database.open(store_settings)
+
+
+def test_a_busy_machine_has_time_to_make_the_schema(store_settings: StoreSettings, monkeypatch) -> None:
+    real = postgres.load
+
+    def slowly(name: str):
+        time.sleep(0.5)
+        return real(name)
+
+    monkeypatch.setattr(postgres, "IDLE_IN_TRANSACTION_S", 0.1)
+    monkeypatch.setattr(postgres, "load", slowly)
+    postgres.open_schema(store_settings)
+    assert dump(store_settings)
 
 
 def test_servers_that_start_at_once_make_one_schema(store_settings: StoreSettings, tmp_path: Path) -> None:
