@@ -10,7 +10,18 @@ import psutil
 import pytest
 
 from stentor.accounting.tokens import count_tokens
-from tests.http.harness import CHAT, Gate, RawConnection, chat_body, marked, price, raw_request, until
+from tests.http.harness import (
+    CHAT,
+    Gate,
+    RawConnection,
+    Stream,
+    chat_body,
+    check_quick,
+    marked,
+    price,
+    raw_request,
+    until,
+)
 from tests.scripted_engine import DEFAULT_TEXT, script
 
 CANCEL_S = 0.5
@@ -38,7 +49,7 @@ def test_leaving_in_the_queue_books_nothing(each: Gate, stream):
     waiting = each.send(chat_body(text, model="narrow", stream=stream), key=key["key"])
     until(lambda: each.metric("stentor_queue_depth"), lambda depth: depth == 1)
     waiting.close()
-    until(lambda: each.metric("stentor_queue_depth"), lambda depth: depth == 0, 2.0)
+    until(lambda: each.metric("stentor_queue_depth"), lambda depth: depth == 0)
     holder.leave()
     assert each.chat("next", model="narrow").status == 200
     assert each.events_of_key(key["id"]) == []
@@ -48,6 +59,11 @@ def test_leaving_in_the_queue_books_nothing(each: Gate, stream):
 @pytest.mark.parametrize("reset", [False, True], ids=["fin", "reset"])
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_leaving_before_the_first_byte_costs_the_prompt(each: Gate, stream, reset):
+    check_quick(lambda: leave_before_the_first_byte(each, stream, reset), CANCEL_S)
+
+
+def leave_before_the_first_byte(each: Gate, stream: bool, reset: bool) -> float:
+    """Leave; how long the engine doesn't hear of it."""
     key = each.make_key()
     text, mark = marked({"sleep": 30}, {"say": SPOKEN}, at={"after_headers": {"sleep": 30}})
     connection = each.send(chat_body(text, stream=stream), key=key["key"])
@@ -58,28 +74,39 @@ def test_leaving_before_the_first_byte_costs_the_prompt(each: Gate, stream, rese
     connection.close()
     entry = each.engine().wait_entry(mark)
     assert entry["ended"] == "client_left"
-    assert entry["closed_early_at"] - left_at < CANCEL_S
     (event,) = until(lambda: each.events_of_key(key["id"]))
     assert (event["status"], event["reason"]) == ("cancelled", "client_left")
     assert (event["input_tokens"], event["output_tokens"]) == (count_tokens(text), 0)
     assert event["cost_nano"] == price(count_tokens(text), 0)
+    return float(entry["closed_early_at"]) - left_at
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 def test_leaving_in_the_middle_costs_the_prompt_and_what_was_made(each: Gate, stream):
+    check_quick(lambda: leave_in_the_middle(each, stream), CANCEL_S)
+
+
+def leave_in_the_middle(each: Gate, stream: bool) -> float:
+    """Leave; how long the engine doesn't hear of it."""
     key = each.make_key()
     text, mark = marked({"say": SPOKEN}, {"hang": True})
     connection = each.send(chat_body(text, stream=stream), key=key["key"])
     until(lambda: each.engine().entries(mark), lambda entries: bool(entries) and entries[0]["frames"] >= 4)
-    time.sleep(0.1)
+    if stream:
+        answer = Stream(connection, connection.getresponse())
+        while SPOKEN.split()[-1] not in answer.content():
+            pass
+    else:
+        time.sleep(0.5)  # nobody says how much the server has heard of what it doesn't pass on yet
     left_at = time.time()
+    connection.sock.shutdown(socket.SHUT_RDWR)
     connection.close()
     entry = each.engine().wait_entry(mark)
-    assert entry["closed_early_at"] - left_at < CANCEL_S
     (event,) = until(lambda: each.events_of_key(key["id"]))
     assert (event["status"], event["reason"], event["estimated"]) == ("cancelled", "client_left", True)
     assert (event["input_tokens"], event["output_tokens"]) == (count_tokens(text), count_tokens(SPOKEN))
     assert event["cost_nano"] == price(count_tokens(text), count_tokens(SPOKEN))
+    return float(entry["closed_early_at"]) - left_at
 
 
 def test_one_who_has_read_the_end_has_not_left(each: Gate):
@@ -97,7 +124,7 @@ def test_half_a_closed_connection_counts_as_left(each: Gate):
         connection.send(request_to(each, chat_body(text, stream=True)))
         assert connection.head()[0] == 200
         connection.socket.shutdown(socket.SHUT_WR)
-        assert each.engine().wait_entry(mark, timeout_s=2.0)["ended"] == "client_left"
+        assert each.engine().wait_entry(mark)["ended"] == "client_left"
 
 
 # -- sending
@@ -246,15 +273,16 @@ def open_files(gate: Gate) -> int:
     return sum(process.num_fds() for process in server_processes(gate))
 
 
-def test_a_thousand_who_come_and_go_leave_nothing_behind(each: Gate):
+def test_hundreds_who_come_and_go_leave_nothing_behind(each: Gate):
+    """A thousand with all three servers together."""
     each.chat("hello")
     before = open_files(each)
 
     def come_and_go(number: int) -> None:
         body = chat_body(script({"tokens": 500, "delay_s": 0.001}), stream=number % 2 == 0)
         data = request_to(each, body)
-        for turn in range(250):
-            with socket.create_connection(("127.0.0.1", each.port), timeout=10) as client:
+        for turn in range(85):
+            with socket.create_connection(("127.0.0.1", each.port), timeout=60) as client:
                 kind = turn % 5
                 if kind:
                     client.sendall(data[: len(data) * kind // 4])
