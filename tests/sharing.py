@@ -13,13 +13,22 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# Folders with a server for all of their tests, and the fixture that starts it.
-SERVERS = {"tests/kinds": "_gate", "tests/speaking": "_gate", "tests/speech": "_hearing", "tests/upstreams": "_wide"}
+# Fixtures that start a server for many modules of a folder. tests/http is too much for one worker: there each server
+# but the simplest keeps to one.
+SERVERS = {
+    ("tests/kinds", "_gate"),
+    ("tests/speaking", "_gate"),
+    ("tests/speech", "_hearing"),
+    ("tests/upstreams", "_wide"),
+    ("tests/http", "_strict"),
+    ("tests/http", "double"),
+    ("tests/http", "triple"),
+}
 _FILE = "groups_file"
 
 
 def find_group(item: pytest.Item) -> str:
-    """What its mark says, or its folder or module where that has started something for several tests; or nothing."""
+    """What its mark says, or the server that it shares, or its module if that starts something for all; or nothing."""
     mark = item.get_closest_marker("xdist_group")
     if mark is not None:
         return str(mark.args[0])
@@ -27,8 +36,9 @@ def find_group(item: pytest.Item) -> str:
     folder = module.rpartition("/")[0]
     info = getattr(item, "_fixtureinfo", None)
     fixtures = {} if info is None else info.name2fixturedefs
-    if SERVERS.get(folder) in fixtures:
-        return folder
+    shared = next((name for name in fixtures if (folder, name) in SERVERS), "")
+    if shared:
+        return f"{folder}:{shared}"
     return module if any(each[-1].scope == "module" for each in fixtures.values()) else ""
 
 

@@ -198,7 +198,7 @@ async def test_a_broken_model_does_not_hold_up_the_others(make_scheduler: Any, t
     assert states == {"missing": "failed", "damaged": "failed", "fake": "ready"}
     assert str(garbage) in (await instance_of(scheduler, "damaged")).reason
     await scheduler.shutdown(0.0)
-    await asyncio.wait_for(running, 1)
+    await asyncio.wait_for(running, 30)
 
 
 async def test_shutdown_waits_for_running_work_and_refuses_the_rest(make_scheduler: Any) -> None:
@@ -209,7 +209,7 @@ async def test_shutdown_waits_for_running_work_and_refuses_the_rest(make_schedul
     waiting = asyncio.create_task(take(scheduler, "fake"))
     await until(lambda: scheduler.count_waiting() == 1)
     ports = [card.port for card in await scheduler.list_instances()]
-    ending = asyncio.create_task(scheduler.shutdown(10.0))
+    ending = asyncio.create_task(scheduler.shutdown(60.0))
     with pytest.raises(Refused) as refusal:
         await waiting
     assert refusal.value.code == "server_shutdown"
@@ -219,7 +219,7 @@ async def test_shutdown_waits_for_running_work_and_refuses_the_rest(make_schedul
     await asyncio.sleep(0.1)
     assert not ending.done()
     give(scheduler, place)
-    await asyncio.wait_for(ending, 5)
+    await asyncio.wait_for(ending, 30)
     assert {stat.pid for stat in list_children()} <= before
     assert all(is_port_free(port) for port in ports)
 
@@ -229,7 +229,7 @@ async def test_shutdown_ends_work_that_outlasts_the_drain_time(make_scheduler: A
     await take(scheduler, "fake")
     began = time.monotonic()
     await scheduler.shutdown(0.3)
-    assert 0.25 < time.monotonic() - began < 4
+    assert 0.25 < time.monotonic() - began < 20
 
 
 async def test_a_place_costs_microseconds(make_scheduler: Any) -> None:

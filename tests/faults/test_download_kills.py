@@ -48,8 +48,8 @@ def _gone(process: psutil.Process) -> bool:
 
 
 def test_a_download_killed_at_twenty_random_points_resumes_and_verifies(tmp_path: Path) -> None:
-    seed = int(os.environ.get("STENTOR_TEST_SEED", "0")) or random.SystemRandom().randrange(1 << 32)
-    print(f"seed {seed}: STENTOR_TEST_SEED={seed} repeats it")
+    seed = int(os.environ.get("STENTOR_TEST_SEED", "20261"))
+    print(f"STENTOR_TEST_SEED={seed}")
     chance = random.Random(seed)
     files = {
         "t-Q8_0-00001-of-00002.gguf": b"GGUF" + chance.randbytes(SIZE // 2),

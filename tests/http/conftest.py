@@ -63,7 +63,7 @@ def _strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
 
 
 def _on_one_worker(name: str) -> Any:
-    return pytest.param(name, marks=pytest.mark.xdist_group(f"http-{name}"))
+    return pytest.param(name, marks=pytest.mark.xdist_group(f"tests/http:{name}"))
 
 
 @pytest.fixture(params=["single", _on_one_worker("double"), _on_one_worker("triple")])

@@ -39,7 +39,7 @@ async def send(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
     for part in parts:
         writer.write(part)
         await asyncio.sleep(pause_s)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         answer = await reader.read()
     writer.close()
     return answer
@@ -90,7 +90,7 @@ CHUNKED = HEAD.replace(b"GET", b"POST") + b"Transfer-Encoding: chunked\r\n\r\n"
 async def feed(port: int, begin: bytes, more: bytes, pause_s: float) -> None:
     """Send ``more`` for as long as the server takes it. Raises TimeoutError where it never has enough."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         writer.write(begin)
         while not writer.is_closing():
             try:

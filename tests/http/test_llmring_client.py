@@ -148,7 +148,7 @@ async def test_decorated_calls_are_logged(url: str, key: str, home: Path, whole:
         async for _ in stream(messages=said):
             pass
     async with ServerClient(base_url=url, api_key=key) as client:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(logs := await client.get("/api/v1/logs", params={"origin": origin})) < 2:
                 await asyncio.sleep(0.05)
         assert {row["output_tokens"] for row in logs} == {answer.usage.completion_tokens}

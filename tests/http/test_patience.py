@@ -118,14 +118,14 @@ class Here:
 
     async def events(self, count: int = 1) -> list[UsageEvent]:
         """The usage events, once there are ``count``."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(events := (await self.management.list_usage(UsageFilter())).events) < count:
                 await asyncio.sleep(0.01)
         assert len(events) == count
         return sorted(events, key=lambda event: event.attempt)
 
     async def at_rest(self) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while self.books.running() or self.places.taken or len(self.parts.calls):
                 await asyncio.sleep(0.01)
 
@@ -223,7 +223,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(here: Here, monkeypat
     monkeypatch.setattr(connection_module, "BODY_TIMEOUT_S", 0.3)
     reader, writer = await here.connect()
     writer.write(here.request(b"", **{"Content-Length": "1000"}) + b'{"model"')
-    status = await asyncio.wait_for(reader.readline(), 5)
+    status = await asyncio.wait_for(reader.readline(), 30)
     assert status.startswith(b"HTTP/1.1 400")
     writer.close()
     assert (await here.management.list_usage(UsageFilter())).events == []

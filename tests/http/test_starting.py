@@ -27,7 +27,7 @@ async def asked(port: int, method: str, path: str, body: bytes = b"") -> tuple[b
     """Head and body of an answer, read to the end of the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(raw_request(method, path, {"Host": "localhost", "Content-Length": str(len(body))}, body))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         head, _, rest = (await reader.read()).partition(b"\r\n\r\n")
     writer.close()
     await writer.wait_closed()

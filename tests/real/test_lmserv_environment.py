@@ -3,12 +3,8 @@
 import subprocess
 from pathlib import Path
 
-import pytest
-
-from tests.serving import ROOT, Server
-
-CACHE = ROOT / ".cache" / "models"
-STARTER = "SmolLM2-135M-Instruct.Q4_1.gguf"
+from tests.kinds.models import STARTER, fetch
+from tests.serving import Server
 
 
 class LmservServer(Server):
@@ -21,24 +17,14 @@ class LmservServer(Server):
         return {**super().environ, **self.lmserv}
 
 
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The starter model's file, fetched if it isn't there."""
-    found = next(CACHE.rglob(STARTER), None)
-    if found is None:
-        with Server(tmp_path_factory.mktemp("fetch"), "", MODEL_CACHE=str(CACHE), DEFAULT_THREADS="1"):
-            found = next(CACHE.rglob(STARTER))
-    return found
-
-
-def test_the_quick_start_of_lmserv(tmp_path: Path, weights: Path) -> None:
+def test_the_quick_start_of_lmserv(tmp_path: Path) -> None:
     (tmp_path / "build").mkdir()
     client = tmp_path / "build" / "llama-cli"
     client.write_text("#!/bin/sh\n")
     client.chmod(0o755)
     server = LmservServer(tmp_path, "", DEFAULT_THREADS="1")
     server.lmserv = {
-        "LLM_MODEL_PATH": str(weights),
+        "LLM_MODEL_PATH": str(fetch(STARTER)),
         "LLM_BIN_PATH": str(client),  # no llama-server beside it: the embedded engine serves
         "LLM_WORKERS": "2",
         "API_KEY": "secret123",

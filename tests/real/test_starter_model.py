@@ -12,15 +12,15 @@ from typing import Any
 import openai
 import pytest
 
-from tests.serving import ROOT, Server, free_ports
+from tests.kinds.models import CACHE, STARTER, fetch
+from tests.serving import Server, free_ports
 
-CACHE = ROOT / ".cache" / "models"
 QUESTION = [{"role": "user", "content": "Name the capital of France in one word."}]
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    CACHE.mkdir(parents=True, exist_ok=True)
+    fetch(STARTER)
     with Server(tmp_path_factory.mktemp("real"), "", MODEL_CACHE=str(CACHE), DEFAULT_THREADS="1") as running:
         yield running
 
@@ -116,7 +116,7 @@ def _without_chance(answer: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def starter_engine(server: Server) -> Iterator[tuple[int, str]]:
     """The embedded engine with the same weights, started directly: (port, token)."""
-    weights = next(CACHE.rglob("SmolLM2-135M-Instruct.Q4_1.gguf"))
+    weights = fetch(STARTER)
     port, token = free_ports(1), "a-token-of-this-test"
     config = {
         "model_path": str(weights), "alias": server.ready["model"], "port": port, "token": token,

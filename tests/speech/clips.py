@@ -1,5 +1,6 @@
 """Sound for tests: the twenty sentences as a real voice speaks them, and files of every kind and defect."""
 
+import fcntl
 import hashlib
 import io
 import os
@@ -43,11 +44,18 @@ def speak(text: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"steady-joe-{hashlib.sha256(text.encode()).hexdigest()[:16]}.wav"
     if not path.exists():
-        fresh = path.with_suffix(f".{os.getpid()}.new")
-        with wave.open(str(fresh), "wb") as file:
-            _voice().synthesize_wav(text, file, STEADY)
-        fresh.replace(path)
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two workers of pytest needn't speak the same
+            if not path.exists():
+                _speak(text, path)
     return path
+
+
+def _speak(text: str, path: Path) -> None:
+    fresh = path.with_suffix(f".{os.getpid()}.new")
+    with wave.open(str(fresh), "wb") as file:
+        _voice().synthesize_wav(text, file, STEADY)
+    fresh.replace(path)
 
 
 def samples_of(path: Path) -> "numpy.ndarray[Any, numpy.dtype[numpy.int16]]":

@@ -10,7 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stentor.runtime.offers import OFFERS
 from tests.http.harness import until
+from tests.kinds.models import fetch
 from tests.serving import model_table
 from tests.speech import clips
 from tests.speech.conftest import TRANSCRIPTIONS, Hearing, form, start
@@ -21,6 +23,7 @@ MIB = 1 << 20
 @pytest.fixture
 def roomy(tmp_path: Path) -> Iterator[Hearing]:
     """A server for large uploads."""
+    fetch(OFFERS["whisper-tiny.en"].source)
     yield from start(
         tmp_path,
         model_table(id="tiny", source="whisper-tiny.en", parallel=4, threads=1),

@@ -239,7 +239,7 @@ async def test_an_utterance_that_never_ends_is_ended(gate: Inside) -> None:
 
 async def noted(log: Path, prompt: str, streams: int) -> list[Any]:
     """What the engine got in the streams with this prompt, once it has noted so many."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while True:
             # What follows the last line's end is being written.
             lines = [json.loads(line) for line in log.read_text().split("\n")[:-1]]

@@ -266,7 +266,7 @@ async def test_a_commit_that_fails_charges_nothing_and_frees_the_place(house, ke
     assert (account.user.balance.free(), account.user.balance.held) == (USD, 0)
     assert await house.books.find_problem() is not None
     other.run("COMMIT")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while await house.books.find_problem() is not None:
             await asyncio.sleep(0.01)
     assert await events(house) == []
@@ -291,7 +291,7 @@ async def test_a_caller_that_leaves_during_the_commit_changes_nothing(house, key
             other.run("COMMIT")
         await asyncio.sleep(0.5)
         other.end()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while await house.books.find_problem() is not None:
                 await asyncio.sleep(0.01)
         assert account.user.balance.free() == await house.balance("ann")

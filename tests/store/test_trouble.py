@@ -162,7 +162,7 @@ async def main():
             refused += 1
             problem = problem or database.problem()
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while database.problem():
             await asyncio.sleep(0.01)
     kept.append(await lane.submit("t-after"))

@@ -409,7 +409,7 @@ def test_a_whole_answer_is_played_on_after_the_client_left_as_llama_server_does(
 def test_dies_when_told() -> None:
     with EngineProcess() as engine:
         assert not stream(engine, {"say": "one"}, {"die": True}).whole
-        assert engine.process.wait(timeout=5) == 1
+        assert engine.process.wait(timeout=30) == 1
 
 
 def test_a_script_that_cannot_be_played_closes_the_connection() -> None:
@@ -496,7 +496,7 @@ def test_a_script_file_is_the_default(tmp_path: Path) -> None:
 
 def test_exits_by_itself_when_asked() -> None:
     with EngineProcess("--exit-after-s", "0.05", "--exit-status", "7") as engine:
-        assert engine.process.wait(timeout=5) == 7
+        assert engine.process.wait(timeout=30) == 7
 
 
 def test_fails_at_once_when_asked() -> None:
@@ -507,7 +507,7 @@ def test_fails_at_once_when_asked() -> None:
 def test_ends_on_sigterm_unless_told_to_ignore_it() -> None:
     with EngineProcess() as engine:
         engine.process.terminate()
-        assert engine.process.wait(timeout=5) == 0
+        assert engine.process.wait(timeout=30) == 0
     with EngineProcess("--ignore-sigterm") as engine:
         engine.process.terminate()
         assert engine.ask("GET", "/health") == {"status": "ok"}

@@ -124,7 +124,7 @@ async def names(*addresses: str) -> AsyncIterator[tuple[Dns, Callable[[str, int]
         name = b"".join(bytes([len(label)]) + label.encode() for label in host.split(".")) + b"\0"
         question = os.urandom(2) + struct.pack(">HHHHH", 0x0100, 1, 0, 0, 0) + name + struct.pack(">HH", 1, 1)
         asking, ask = await loop.create_datagram_endpoint(lambda: Ask(question), remote_addr=place)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             data = await ask.answer
         asking.close()
         records = data[len(question) :]
