@@ -1,6 +1,7 @@
 """A real Stentor in a process of its own, for tests that speak to it as its users do."""
 
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -37,13 +38,25 @@ _given_ports = 0
 _held_ports: set[int] = set()  # where something may yet be started
 
 
+@functools.cache
+def _take_region() -> tuple[int, socket.socket]:
+    """The first port of a region that no other worker of pytest uses, and what shows that to them while it lives."""
+    sign, own = socket.socket(socket.AF_UNIX), os.getpid() % _PORTS_REGIONS
+    for number in range(_PORTS_REGIONS):
+        region = (own + number) % _PORTS_REGIONS
+        with contextlib.suppress(OSError):
+            sign.bind(f"\0stentor-tests-{region}")  # a name without a file, free again when the process ends
+            return _PORTS_FIRST + region * _PORTS_EACH, sign
+    return _PORTS_FIRST + own * _PORTS_EACH, sign
+
+
 def free_ports(count: int, holder: object = None) -> int:
     """The first of ``count`` ports in a row that were free a moment ago, away from the ephemeral range.
 
     What was given is not given again soon, and never while its ``holder`` lives: engines take their ports later.
     """
     global _given_ports
-    region = _PORTS_FIRST + os.getpid() % _PORTS_REGIONS * _PORTS_EACH
+    region, _ = _take_region()
     for _ in range(2 * _PORTS_EACH):
         offset = _given_ports % _PORTS_EACH
         if offset + count > _PORTS_EACH:
