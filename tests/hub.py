@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
+from tests.answering import Answering
+
 TREE_PAGE = 4
 
 
@@ -114,8 +116,7 @@ def running_hub() -> Iterator[Hub]:
         hub.close()
 
 
-class _Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Answering):
     owner: Hub
     _routes = (
         (re.compile(r"/api/models"), "_search"),
@@ -124,9 +125,6 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         (re.compile(r"/cdn/(?P<repo>.+)/(?P<revision>[0-9a-f]{40})/(?P<path>.+)"), "_cdn"),
         (re.compile(r"/(?P<repo>.+)/resolve/(?P<revision>[^/]+)/(?P<path>.+)"), "_resolve"),
     )
-
-    def log_message(self, *_arguments: Any) -> None:
-        pass
 
     def do_GET(self) -> None:
         headers = {name.lower(): value for name, value in self.headers.items()}
@@ -287,13 +285,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if "endless" in mishap:
             self._say_endlessly(mishap["endless"])
         elif "to" in mishap:
-            self._answer(302, b"", {"Location": mishap["to"]})
+            self.answer(302, b"", {"Location": mishap["to"]})
         elif "json" in mishap:
             self._json(mishap["json"], mishap.get("headers"))
         elif "html" in mishap:
-            self._answer(200, mishap["html"].encode(), {"Content-Type": mishap.get("type", "text/html; charset=utf-8")})
+            self.answer(200, mishap["html"].encode(), {"Content-Type": mishap.get("type", "text/html; charset=utf-8")})
         elif "status" in mishap:
-            self._answer(mishap["status"], b"no", mishap.get("headers", {}))
+            self.answer(mishap["status"], b"no", mishap.get("headers", {}))
         else:
             return False
         return True
@@ -307,16 +305,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.wfile.write(piece * 65536)
 
     def _fail(self, status: int, code: str) -> None:
-        self._answer(status, b'{"error":"no"}', {"X-Error-Code": code, "Content-Type": "application/json"})
+        self.answer(status, b'{"error":"no"}', {"X-Error-Code": code, "Content-Type": "application/json"})
 
     def _json(self, value: Any, headers: dict[str, str] | None = None) -> None:
-        self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})
-
-    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        self.answer(200, json.dumps(value).encode(), {"Content-Type": "application/json", **(headers or {})})

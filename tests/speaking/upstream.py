@@ -2,12 +2,13 @@
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
 from stentor.engines.speaking.encoding import make_encoder
 from stentor.engines.tone import speak_tones
+from tests.answering import Answering
 
 TOKEN = "canary-hub-token-77aa01"
 
@@ -18,17 +19,16 @@ def flac_of(text: str) -> bytes:
     return b"".join(encoder.feed(samples) for samples in speak_tones(text)) + encoder.finish()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Answering):
     server: "_Server"
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.seen.append((self.path, self.headers.get("authorization", ""), body))
         if self.path == "/models/org/voice":
-            self._whole(200, "audio/flac", flac_of(body["inputs"]))
+            self.answer(200, flac_of(body["inputs"]), {"Content-Type": "audio/flac"})
         elif self.path == "/models/org/cold":
-            self._whole(503, "application/json", b'{"error":"Model org/cold is currently loading","estimated_time":20}')
+            self.answer(503, b'{"error":"Model org/cold is currently loading","estimated_time":20}')
         elif body.get("voice") == "breaks":
             self.send_response(200)
             self.send_header("content-type", "audio/mpeg")
@@ -39,21 +39,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.may_break.wait(30)
             self.close_connection = True
         elif body.get("voice") == "words":
-            self._whole(200, "application/json", b"{}")
+            self.answer(200, b"{}")
         else:
-            self._whole(
-                400, "application/json", b'{"error":{"message":"no such voice","type":"invalid_request_error"}}'
-            )
-
-    def _whole(self, status: int, kind: str, data: bytes) -> None:
-        self.send_response(status)
-        self.send_header("content-type", kind)
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing is written."""
+            self.answer(400, b'{"error":{"message":"no such voice","type":"invalid_request_error"}}')
 
 
 class _Server(ThreadingHTTPServer):

@@ -1,14 +1,14 @@
 """A server that transcribes by OpenAI's protocol, and by that of the hub's inference service."""
 
-import json
 import threading
 import time
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
 from stentor.http.multipart import MultipartReader, PartEnd, PartHead
+from tests.answering import Answering
 
 
 @dataclass
@@ -41,8 +41,7 @@ def read_form(media_type: str, body: bytes, question: Question) -> None:
     question.filename = body.split(b'filename="', 1)[1].split(b'"', 1)[0].decode()
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Answering):
     server: "_Server"
 
     def do_POST(self) -> None:
@@ -50,7 +49,7 @@ class _Handler(BaseHTTPRequestHandler):
         question = Question(self.path, self.headers.get("authorization", ""), media_type)
         size = int(self.headers["content-length"])
         if self.server.refuse_early:
-            self._answer(401, {"error": {"message": "who are you?"}})
+            self.answer_json(401, {"error": {"message": "who are you?"}})
             self.close_connection = True
             return
         if self.server.only_count:
@@ -62,24 +61,13 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.seen.append(question)
         self.server.arrived.set()
         self.server.may_answer.wait(60)
-        self._answer(*self.server.next_answer)
+        self.answer_json(*self.server.next_answer)
 
     def _count(self, size: int) -> None:
         """Read slowly enough that a sender which doesn't wait piles it up."""
         while size:
             size -= len(self.rfile.read(min(size, 1 << 20)))
             time.sleep(0.005)
-
-    def _answer(self, status: int, body: Any) -> None:
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header("content-type", "application/json")
-        self.send_header("content-length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing is written."""
 
 
 class _Server(ThreadingHTTPServer):

@@ -5,9 +5,11 @@ import json
 import struct
 import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
+
+from tests.answering import JSON, Answering
 
 Json = dict[str, Any]
 VECTORS = {
@@ -57,9 +59,7 @@ class AnthropicUpstream:
         self.reset()
         upstream = self
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(Answering):
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 upstream.seen.append(
@@ -68,13 +68,7 @@ class AnthropicUpstream:
                 upstream.play(self)
 
             def do_GET(self) -> None:
-                self.send_response(200)
-                self.send_header("Content-Length", "2")
-                self.end_headers()
-                self.wfile.write(b"{}")
-
-            def log_message(self, *_: object) -> None:
-                """Nothing."""
+                self.answer_json(200, {})
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -104,19 +98,13 @@ class AnthropicUpstream:
             raise AssertionError(f"{sorted(extra)}: Extra inputs are not permitted")
         return {"input_tokens": len(json.dumps(body["messages"]).split()) + 3}
 
-    def play(self, handler: BaseHTTPRequestHandler) -> None:
+    def play(self, handler: Answering) -> None:
         if handler.path.endswith("/count_tokens"):
             self.body = self.count(self.seen[-1][1]) if self.status == 200 else self.body
         vectors = handler.path.endswith("/embeddings")
         if self.status != 200 or vectors or handler.path.endswith("/count_tokens"):
-            data = json.dumps(VECTORS if vectors and self.status == 200 else self.body).encode()
-            handler.send_response(self.status)
-            for name, text in self.headers.items():
-                handler.send_header(name, text)
-            handler.send_header("Content-Type", "application/json")
-            handler.send_header("Content-Length", str(len(data)))
-            handler.end_headers()
-            handler.wfile.write(data)
+            value = VECTORS if vectors and self.status == 200 else self.body
+            handler.answer_json(self.status, value, {**self.headers, **JSON})
             return
         handler.send_response(200)
         handler.send_header("Content-Type", "text/event-stream; charset=utf-8")

@@ -1,6 +1,5 @@
 """A stand-in for a running server: its lock on the data folder, and its admin socket with answers that a test sets."""
 
-import http.server
 import json
 import os
 import socketserver
@@ -12,6 +11,7 @@ import pytest
 
 from stentor.cli.root import run
 from stentor.store.lock import LOCK_NAME, DataLock
+from tests.answering import Answering
 
 
 class Call:
@@ -31,16 +31,11 @@ class AdminSocket:
         self.calls: list[Call] = []
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
+        class Handler(Answering):
             def address_string(self) -> str:
                 return "socket"
 
-            def log_message(self, *_arguments: Any) -> None:
-                pass
-
-            def _answer(self) -> None:
+            def _play(self) -> None:
                 size = int(self.headers.get("Content-Length", 0))
                 body = json.loads(self.rfile.read(size)) if size else None
                 outer.calls.append(Call(self.command, self.path, body, self.headers))
@@ -49,12 +44,9 @@ class AdminSocket:
                 )
                 status, document = answer(self.path) if callable(answer) else answer
                 data = document if isinstance(document, bytes) else json.dumps(document).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                self.answer(status, data, {})
 
-            do_GET = do_POST = _answer
+            do_GET = do_POST = _play
 
         path.parent.mkdir(parents=True)
         folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
