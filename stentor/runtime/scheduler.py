@@ -115,7 +115,7 @@ class LocalScheduler(SchedulerViews):
 
         ``timeout_s`` None means the server's queue timeout. Raises Refused: ``overloaded`` (queue full, waited too
         long), ``model_unavailable`` (its engine doesn't come up), ``server_shutdown``, ``model_not_found``. A
-        cancelled wait holds nothing. ``request_id`` names the request in what operators see of it.
+        cancelled wait holds nothing. Lines are ordered by key, not by ``request_id``.
         """
         if self._closing:
             raise refuse_shutdown()

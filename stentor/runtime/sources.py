@@ -81,7 +81,7 @@ class Sources:
         return present if present is not None else await self._join(source, parsed, progress)
 
     async def update(self, source: str, progress: Progress | None = None) -> Path:
-        """As :meth:`fetch`, but what ``source`` means is asked anew; files of before stay until :meth:`drop_old`."""
+        """As :meth:`fetch`, but what ``source`` means is asked anew; files of before stay."""
         parsed = parse_source(source)
         if isinstance(parsed, FileSource):
             return await asyncio.to_thread(check_file, parsed.path)
