@@ -13,16 +13,13 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# Fixtures that start a server for many modules of a folder. tests/http is too much for one worker: there each server
-# but the simplest keeps to one.
+# Fixtures that start a server for many modules of a folder. Those of tests/http have work for every worker.
 SERVERS = {
     ("tests/kinds", "_gate"),
     ("tests/speaking", "_gate"),
     ("tests/speech", "_hearing"),
     ("tests/upstreams", "_wide"),
     ("tests/http", "_strict"),
-    ("tests/http", "double"),
-    ("tests/http", "triple"),
 }
 _FILE = "groups_file"
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -62,11 +61,7 @@ def _strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
     yield from _start(tmp_path_factory.mktemp("strict"), models, **settings)
 
 
-def _on_one_worker(name: str) -> Any:
-    return pytest.param(name, marks=pytest.mark.xdist_group(f"tests/http:{name}"))
-
-
-@pytest.fixture(params=["single", _on_one_worker("double"), _on_one_worker("triple")])
+@pytest.fixture(params=["single", "double", "triple"])
 def each(request: pytest.FixtureRequest) -> Iterator[Gate]:
     """Each server: for what passes through the worker's line, and into each kind of database."""
     yield from at_rest(request.getfixturevalue(request.param))
