@@ -50,6 +50,7 @@ class AuthorityClient:
         self._revoked: list[Callable[[KeyId], None]] = []
         self._lost: list[Callable[[], None]] = []
         self._drain: list[Callable[[float], None]] = []
+        self._drain_s: float | None = None
         self._hello: asyncio.Future[bytes] | None = None
 
     async def connect(self, sock: socket.socket) -> bytes:
@@ -76,12 +77,16 @@ class AuthorityClient:
         return self._line is None or self._line.lost
 
     def on_lost(self, listener: Callable[[], None]) -> None:
-        """Call ``listener`` when the authority is gone."""
+        """Call ``listener`` when the authority is gone; at once if it is."""
         self._lost.append(listener)
+        if self._line is not None and self._line.lost:
+            listener()
 
     def on_drain(self, listener: Callable[[float], None]) -> None:
-        """Call ``listener`` with the seconds left when this worker is to finish and exit."""
+        """Call ``listener`` with the seconds left when this worker is to finish and exit; at once if that was said."""
         self._drain.append(listener)
+        if self._drain_s is not None:
+            listener(self._drain_s)
 
     def on_revoked(self, listener: Callable[[KeyId], None]) -> None:
         """See ``Books.on_revoked``."""
@@ -117,8 +122,9 @@ class AuthorityClient:
             for listener in self._revoked:
                 listener(key_id)
         elif name == "drain":
+            self._drain_s = _decode_seconds(payload)
             for wait in self._drain:
-                wait(_decode_seconds(payload))
+                wait(self._drain_s)
 
     def _on_lost(self) -> None:
         waiting, self._waiting = self._waiting, {}

@@ -1,6 +1,7 @@
 """Gateway workers: spawned with their line and their listening socket, and replaced when they die."""
 
 import asyncio
+import contextlib
 import signal
 import socket
 from collections.abc import Callable
@@ -70,7 +71,8 @@ class Workers:
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._generations = 0
-        self._closing = False
+        self._drain_s: float | None = None  # once it is over
+        self._over = asyncio.Event()
         self._missing = 0
         self._all_ready = asyncio.Event()
         self._hurried = asyncio.Event()
@@ -106,17 +108,19 @@ class Workers:
     async def _keep(self, number: int, host: str, port: int) -> None:
         loop = asyncio.get_running_loop()
         wait_s = RESPAWN_FIRST_S
-        while not self._closing:
+        while not self._over.is_set():
             born = loop.time()
             try:
                 await self._run_once(number, host, port)
             except OSError as error:  # no file handle or memory left for another process: try again later
                 self._log.event("worker_not_started", level="error", worker=number, cause=error)
-            if self._closing:
+            if self._over.is_set():
                 return
             wait_s = RESPAWN_FIRST_S if loop.time() - born > HEALTHY_AFTER_S else min(wait_s * 2, RESPAWN_MAX_S)
             self._log.event("worker_died", level="error", worker=number, delay_s=wait_s)
-            await asyncio.sleep(wait_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._over.wait()
 
     async def _run_once(self, number: int, host: str, port: int) -> None:
         self._generations += 1
@@ -141,6 +145,8 @@ class Workers:
         ours.setblocking(False)
         await desk.begin(ours, self._hello)
         self._desks[number] = desk
+        if self._drain_s is not None:  # it came too late to be told with the others
+            desk.tell_drain(0.0 if self._hurried.is_set() else self._drain_s)
         await process.wait()
         desk.close()
         await desk.lost.wait()
@@ -154,12 +160,12 @@ class Workers:
 
     async def shutdown(self, drain_s: float) -> None:
         """Have every worker finish what it runs, at most ``drain_s`` long; then all are gone."""
-        self._closing = True
+        self._drain_s = drain_s
+        self._over.set()
         for desk in self._desks.values():
             desk.tell_drain(drain_s)
-        running = [process for process in self._processes.values() if process.returncode is None]
-        await self._wait_gone(running, drain_s)
-        for process in running:
+        await self._wait_gone(drain_s)
+        for process in self._processes.values():
             if process.returncode is None:
                 self._log.event("worker_killed", level="warning", pid=process.pid)
                 process.send_signal(signal.SIGKILL)
@@ -168,8 +174,9 @@ class Workers:
             keeper.cancel()
         await asyncio.gather(*self._keepers, return_exceptions=True)
 
-    async def _wait_gone(self, running: list[asyncio.subprocess.Process], drain_s: float) -> None:
-        gone = asyncio.ensure_future(asyncio.gather(*(process.wait() for process in running)))
+    async def _wait_gone(self, drain_s: float) -> None:
+        """Until all have ended, those that are being started as well."""
+        gone = asyncio.create_task(asyncio.wait(self._keepers))
         hurried = asyncio.create_task(self._hurried.wait())
         waits: list[asyncio.Future[Any]] = [gone, hurried]
         try:
