@@ -26,7 +26,7 @@ from bench.process import POLL_S, Process, free_port, stop
 from stentor.core.lazy import load
 from stentor.core.voice_files import find_kokoro_files, find_piper_files
 from stentor.engines.kokoro import PACE, choose_pause_s
-from stentor.engines.onnx import session_options
+from stentor.engines.onnx import open_session
 from stentor.engines.speaking.sentences import split_sentences
 from stentor.runtime.offers import OFFERS
 from stentor.runtime.sources import Sources
@@ -68,14 +68,14 @@ def piper(folder: Path, threads: int) -> Callable[[], Iterator[float]]:
     """Speaks the English text by piper-tts; gives the seconds of each piece of sound."""
     model, description = find_piper_files(folder)
     config = load("piper.config").PiperConfig.from_dict(json.loads(description.read_bytes()))
-    voice = load("piper").PiperVoice(session=open_session(model, threads), config=config)
+    voice = load("piper").PiperVoice(session=open_session(load("onnxruntime"), model, threads), config=config)
     return lambda: (len(chunk.audio_int16_bytes) / 2 / chunk.sample_rate for chunk in voice.synthesize(ENGLISH))
 
 
 def kokoro(folder: Path, threads: int) -> Callable[[], Iterator[float]]:
     """Speaks the Japanese text by kokoro-onnx, in the pieces by which the first sound is there soon."""
     model, (voices, *_) = find_kokoro_files(folder)
-    library = load("kokoro_onnx").Kokoro.from_session(open_session(model, threads), str(voices))
+    library = load("kokoro_onnx").Kokoro.from_session(open_session(load("onnxruntime"), model, threads), str(voices))
     voice = sorted(library.get_voices())[0]
     pieces = list(split_sentences(JAPANESE, PACE))
 
@@ -85,13 +85,6 @@ def kokoro(folder: Path, threads: int) -> Callable[[], Iterator[float]]:
             yield len(samples) / rate + choose_pause_s(piece)
 
     return speak
-
-
-def open_session(model: Path, threads: int) -> Any:
-    """A model in ONNX Runtime."""
-    runtime = load("onnxruntime")
-    options = session_options(runtime, threads)
-    return runtime.InferenceSession(str(model), sess_options=options, providers=["CPUExecutionProvider"])
 
 
 TEXTS = {"piper-joe": ENGLISH, "kokoro": JAPANESE}

@@ -35,6 +35,16 @@ def find_container(head: bytes) -> Container | None:
     return None
 
 
+def skip_tag(head: bytes) -> int:
+    """How many bytes of notes (ID3v2, as MP3 files have them) a file begins with, by its first ten."""
+    if not head.startswith(b"ID3"):
+        return 0
+    size = 0
+    for byte in head[6:10]:
+        size = size << 7 | byte & 0x7F
+    return 10 + size
+
+
 def wav_head(rate_hz: int, data_bytes: int | None = None) -> bytes:
     """The 44 bytes before mono s16 samples; ``data_bytes`` None where their number isn't known yet."""
     size = UNKNOWN_LENGTH if data_bytes is None else data_bytes

@@ -11,6 +11,7 @@ import struct
 from typing import NamedTuple
 
 from stentor.core.errors import Refused
+from stentor.core.sound import skip_tag
 
 FILE_MAX_BYTES = 20 * 1024 * 1024
 PIXELS_MAX = 64_000_000
@@ -189,16 +190,6 @@ def _measure_mp3(data: bytes) -> float:
         raise _Unreadable("is no MP3 file")
     # Decoders skip what follows until something looks like a frame again: the worst that it can be.
     return max(claimed, counted + max(0, len(data) - at) / _MP3_LEAST_BYTES_PER_S)
-
-
-def skip_tag(data: bytes) -> int:
-    """How many bytes of notes stand before the first frame of an MP3 file, by its first ten."""
-    if not data.startswith(b"ID3"):
-        return 0
-    size = 0
-    for byte in data[6:10]:
-        size = size << 7 | byte & 0x7F
-    return 10 + size
 
 
 def read_mp3_frame(data: bytes, at: int) -> tuple[int, int, int]:

@@ -9,7 +9,8 @@ import os
 import struct
 from typing import BinaryIO, NamedTuple
 
-from stentor.flows.media import claimed_frames, read_mp3_frame, skip_tag
+from stentor.core.sound import skip_tag
+from stentor.flows.media import claimed_frames, read_mp3_frame
 
 _STEP_BYTES = 64 * 1024
 _TAIL_BYTES = 1 << 20

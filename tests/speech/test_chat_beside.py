@@ -97,7 +97,7 @@ def test_chat_is_answered_while_sound_is_worked_on(shared: Hearing, begin: Calla
     event = until(lambda: shared.find_events(other.request_id), timeout_s=60)[0]
     assert (event["status"], event["reason"]) == ("cancelled", "client_left")
     until(shared.running, lambda count: count == 0, 60)
-    assert shared.spooled() == []
+    shared.check_spool()
 
 
 def test_speech_transcription_and_chat_at_a_time(shared: Hearing) -> None:

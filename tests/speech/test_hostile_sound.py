@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.http.harness import until
 from tests.speech import clips
 from tests.speech.conftest import TRANSCRIPTIONS, Hearing, form
 from tests.speech.words import plain_words
@@ -252,3 +253,4 @@ def test_an_upload_that_is_given_up_leaves_nothing(gate: Hearing) -> None:
     ).encode()
     with socket.create_connection(("127.0.0.1", gate.port)) as line:
         line.sendall(head + body[:500_000])
+        until(gate.spooled, timeout_s=30)  # afterwards nothing may lie there

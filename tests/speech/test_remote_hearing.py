@@ -64,7 +64,7 @@ def far(_far: Hearing, upstream: HearingUpstream) -> Iterator[Hearing]:
     upstream.behave((200, {"text": "hello"}))
     yield _far
     until(lambda: _far.metric("stentor_open_requests"), lambda count: count == 0, 60)
-    assert _far.spooled() == []
+    _far.check_spool()
 
 
 # -- what is sent and answered

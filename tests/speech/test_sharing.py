@@ -81,7 +81,7 @@ def test_uploads_lie_on_the_disk_and_not_in_memory(roomy: Hearing, uploads: int,
     assert set(statuses) == {400}  # too long: each was received whole and measured
     # A few MiB each on their way, whatever their size.
     assert grown < (24 + 4 * uploads) * MIB, f"{grown / MIB:.0f} MiB more for {uploads} uploads"
-    assert roomy.spooled() == []
+    roomy.check_spool()
 
 
 def test_a_short_one_does_not_wait_for_a_long_one(gate: Hearing) -> None:

@@ -71,8 +71,8 @@ class Workers:
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._generations = 0
-        self._drain_s: float | None = None  # once it is over
         self._over = asyncio.Event()
+        self._drain_s = 0.0
         self._missing = 0
         self._all_ready = asyncio.Event()
         self._hurried = asyncio.Event()
@@ -145,7 +145,7 @@ class Workers:
         ours.setblocking(False)
         await desk.begin(ours, self._hello)
         self._desks[number] = desk
-        if self._drain_s is not None:  # it came too late to be told with the others
+        if self._over.is_set():  # it came too late to be told with the others
             desk.tell_drain(0.0 if self._hurried.is_set() else self._drain_s)
         await process.wait()
         desk.close()

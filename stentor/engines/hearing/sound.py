@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from stentor.core.lazy import load
-from stentor.core.sound import HEARD_FORMATS, Container, find_container
+from stentor.core.sound import HEARD_FORMATS, Container, find_container, skip_tag
 from stentor.engines.host import Problem
 
 RATE = 16_000
 _HEAD_BYTES = 64
-_NOTE_BYTES = 10  # an ID3v2 note's own head
 _READ_BYTES = 1 << 16
 _RATES = range(4_000, 384_001)
 _CHANNELS_MAX = 8
@@ -76,11 +75,8 @@ class Sound:
     def _read_head(self) -> bytes:
         """How it begins; behind the note that people's programs put before FLAC and AAC, too, as they do with MP3."""
         head = self._file.read(_HEAD_BYTES)
-        if head[:3] == b"ID3" and len(head) >= _NOTE_BYTES:
-            size = 0
-            for byte in head[6:_NOTE_BYTES]:
-                size = size << 7 | byte & 0x7F
-            self._file.seek(_NOTE_BYTES + size)
+        if notes_bytes := skip_tag(head):
+            self._file.seek(notes_bytes)
             behind = self._file.read(_HEAD_BYTES)
             head = behind if find_container(behind) in ("flac", "aac") else head
         self._file.seek(0)
