@@ -6,6 +6,9 @@ newer processors than the machine has). Format: https://github.com/ggml-org/ggml
 It says small letters alone, however it is asked: made-up weights that may say anything say, on some processors, what
 llama-server's own parser of answers refuses with status 500. For that the first number of every vector is always 1, no
 layer changes it, and whatever isn't a letter gets a score that is far below zero from it.
+
+Where answers have to last, however quick the processor is, ``idle`` makes each token cost work: that many more numbers
+in the layer's middle, all of them zero, which change nothing of what is said.
 """
 
 import struct
@@ -36,7 +39,7 @@ def _list(key: str, kind: int, items: list[bytes]) -> bytes:
     return _pair(key, _ARRAY, struct.pack("<IQ", kind, len(items)) + b"".join(items))
 
 
-def _metadata(trained_ctx: int) -> list[bytes]:
+def _metadata(trained_ctx: int, idle: int) -> list[bytes]:
     kinds = [_UNKNOWN, _CONTROL, _CONTROL, *([_BYTE] * 256), _NORMAL]
     return [
         _pair("general.architecture", _STRING, _string("llama")),
@@ -44,7 +47,7 @@ def _metadata(trained_ctx: int) -> list[bytes]:
         _u32("llama.context_length", trained_ctx),
         _u32("llama.embedding_length", _WIDTH),
         _u32("llama.block_count", 1),
-        _u32("llama.feed_forward_length", _HIDDEN),
+        _u32("llama.feed_forward_length", _HIDDEN + idle),
         _u32("llama.attention.head_count", _HEADS),
         _u32("llama.attention.head_count_kv", _HEADS),
         _u32("llama.rope.dimension_count", _WIDTH // _HEADS),
@@ -59,8 +62,8 @@ def _metadata(trained_ctx: int) -> list[bytes]:
     ]
 
 
-def _tensors() -> list[tuple[str, tuple[int, ...]]]:
-    square, up, down = (_WIDTH, _WIDTH), (_WIDTH, _HIDDEN), (_HIDDEN, _WIDTH)
+def _tensors(idle: int) -> list[tuple[str, tuple[int, ...]]]:
+    square, up, down = (_WIDTH, _WIDTH), (_WIDTH, _HIDDEN + idle), (_HIDDEN + idle, _WIDTH)
     return [
         ("token_embd.weight", (_WIDTH, len(_TOKENS))),
         ("output_norm.weight", (_WIDTH,)),
@@ -81,6 +84,8 @@ def _weights(name: str, shape: tuple[int, ...]) -> bytes:
     if name.endswith("norm.weight"):
         return struct.pack("<f", 1.0) * shape[0]
     columns, rows = shape
+    if name.startswith("blk.0.ffn_") and _HIDDEN not in shape:
+        return _with_zeros(name, columns, rows)
     numbers = [((index * 2654435761) % 997) / 4985 - 0.1 for index in range(columns * rows)]
     if name == "token_embd.weight":
         numbers[::columns] = [1.0] * rows
@@ -91,11 +96,22 @@ def _weights(name: str, shape: tuple[int, ...]) -> bytes:
     return struct.pack(f"<{len(numbers)}f", *numbers)
 
 
-def write_tiny_gguf(path: Path, trained_ctx: int = 2048) -> Path:
+def _with_zeros(name: str, columns: int, rows: int) -> bytes:
+    """A tensor of the layer's middle with as many more zeros as it is too large."""
+    number = struct.calcsize("<f")
+    if columns == _WIDTH:
+        whole = _weights(name, (columns, _HIDDEN))
+        return whole + b"\0" * (number * columns * (rows - _HIDDEN))
+    whole, length = _weights(name, (_HIDDEN, rows)), number * _HIDDEN
+    zeros = b"\0" * (number * (columns - _HIDDEN))
+    return b"".join(whole[at : at + length] + zeros for at in range(0, len(whole), length))
+
+
+def write_tiny_gguf(path: Path, trained_ctx: int = 2048, *, idle: int = 0) -> Path:
     """Write the model to ``path``, whose folder exists, and return it."""
-    metadata = _metadata(trained_ctx)
+    metadata = _metadata(trained_ctx, idle)
     infos, blobs, offset = [], [], 0
-    for name, shape in _tensors():
+    for name, shape in _tensors(idle):
         blob = _weights(name, shape)
         blob += b"\0" * (-len(blob) % _ALIGN)
         infos.append(
