@@ -11,6 +11,7 @@ from stentor.app.ring import Ring, RingParts
 from stentor.control.books import LocalBooks
 from stentor.control.credential_operations import CredentialOperations
 from stentor.control.credentials import Credentials
+from stentor.control.management import Management
 from stentor.control.models.book import ModelBook, open_registered
 from stentor.control.models.downloads import DemandedModels, Downloads
 from stentor.control.models.operations import ModelOperations
@@ -21,9 +22,8 @@ from stentor.control.nodes.shared import SharedBooks, start_books
 from stentor.control.observed import ObservedBooks
 from stentor.control.operations import Operations
 from stentor.control.people.first_run import ensure_first_run, ensure_fixed_key
-from stentor.control.people.management import Management
-from stentor.control.people.wanted import FirstRun
 from stentor.control.ring.keys import ReceiptKeys
+from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock, SystemClock
 from stentor.core.ids import ModelId
 from stentor.egress.outbound import Outbound

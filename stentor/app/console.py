@@ -8,6 +8,7 @@ from stentor.control.alarms import Alarms
 from stentor.control.alert_operations import AlertOperations
 from stentor.control.books import LocalBooks
 from stentor.control.jobs import Job, Jobs, Retention, StoreWatch, Uptime
+from stentor.control.management import Management
 from stentor.control.models.book import ModelBook
 from stentor.control.models.slot_operations import Shelf, SlotOperations
 from stentor.control.money.operations import MoneyOperations
@@ -18,7 +19,6 @@ from stentor.control.operations import Operations
 from stentor.control.people.account import Account
 from stentor.control.people.account_operations import AccountOperations
 from stentor.control.people.changes import Changes
-from stentor.control.people.management import Management
 from stentor.control.people.operations import PeopleOperations
 from stentor.control.people.session_operations import SessionOperations
 from stentor.control.people.sessions import Sessions

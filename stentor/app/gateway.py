@@ -28,7 +28,8 @@ from stentor.http.admin.logs import LogEndpoints
 from stentor.http.auth import Authenticator
 from stentor.http.dialects.handlers import dialect_handlers
 from stentor.http.dialects.service import DialectService
-from stentor.http.gateway import Callers, Gateway, Handler, HttpSettings
+from stentor.http.gateway import Callers, Gateway, HttpSettings
+from stentor.http.handler import Handler
 from stentor.http.open_streams import OpenStreams
 from stentor.http.openai.keeping import KeptChat
 from stentor.http.openai.models import ModelEndpoints

@@ -2,13 +2,14 @@
 
 from stentor.app.authority import Authority
 from stentor.http.admin.handlers import AdminEndpoints
-from stentor.http.gateway import Handler
+from stentor.http.handler import Handler
 from stentor.http.ring.handlers import RingEndpoints
+from stentor.http.surface import SURFACE
 
 
 def managed_handlers(authority: Authority) -> dict[str, Handler]:
     """By the surface's names."""
     return {
-        **AdminEndpoints(authority.operations).handlers(),
+        **AdminEndpoints(authority.operations, SURFACE).handlers(),
         **RingEndpoints(authority.ring.operations, authority.settings.body_max_bytes).handlers(),
     }

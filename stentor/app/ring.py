@@ -5,7 +5,6 @@ import contextlib
 from typing import Any, NamedTuple
 
 from stentor.control.books import LocalBooks
-from stentor.control.people.wanted import Finding
 from stentor.control.ring.certified import Certified
 from stentor.control.ring.models import RingRegistry
 from stentor.control.ring.operations import RingOperations
@@ -14,6 +13,7 @@ from stentor.control.ring.receipts import RingReceipts
 from stentor.control.ring.talks import RingTalks
 from stentor.control.ring.tenants import Tenants
 from stentor.control.ring.usage import RingUsage
+from stentor.control.wanted import Finding
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused, StentorError, StoreUnavailable
 from stentor.core.scheduler import Scheduler

@@ -155,7 +155,7 @@ def _models(settings: "Settings") -> Iterator[Finding]:
     cache = sources.Sources(settings.model_cache, settings.environ)
     for spec in settings.runtime.models:
         name = f"model {spec.id}"
-        library = load("stentor.runtime.speech").SPEECH_LIBRARIES.get(spec.engine, "")
+        library = load("stentor.runtime.spec").SPEECH_LIBRARIES.get(spec.engine, "")
         if library and find_spec(library) is None:
             extra = f"pip install 'stentor[{spec.engine}]'"
             yield Finding(name, "problem", f"its engine '{spec.engine}' is not installed.", f"Run: {extra}")

@@ -6,8 +6,7 @@ from typing import Any
 import msgspec
 
 from stentor.audit.log import Actor
-from stentor.control.people.management import Management
-from stentor.control.people.wanted import Finding, KeyAsk, Rotation, UserAsk
+from stentor.control.management import Management
 from stentor.control.reading import (
     Operation,
     Query,
@@ -20,6 +19,7 @@ from stentor.control.reading import (
     text_of,
     usage_filter,
 )
+from stentor.control.wanted import Finding, KeyAsk, Rotation, UserAsk
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId
 from stentor.core.operator import Task

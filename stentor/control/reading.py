@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from stentor.accounting.usage import UsageFilter
 from stentor.audit.log import Actor
@@ -74,3 +75,8 @@ def read_body(body: Any, kind: type[T]) -> T:
         return msgspec.convert({} if body is None else body, kind)
     except msgspec.ValidationError as error:
         raise Refused("invalid_request", f"The body can't be used: {error}.") from None
+
+
+def given(change: msgspec.Struct) -> dict[str, Any]:
+    """The fields of a change that are there."""
+    return {name: value for name in change.__struct_fields__ if (value := getattr(change, name)) is not UNSET}

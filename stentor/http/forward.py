@@ -5,7 +5,7 @@ from typing import Protocol
 from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
 from stentor.http.connection import BODY_SETTING, Connection
-from stentor.http.gateway import Handler
+from stentor.http.handler import Handler
 from stentor.http.surface import SURFACE
 
 LINE_BODY_MAX = 60 * 1024 * 1024  # with what comes along, a frame of the line holds no more

@@ -6,20 +6,20 @@ called. The server's own Unix socket carries no key: whoever may open it is the 
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 import msgspec
 
 from stentor.core.errors import Refused
-from stentor.core.ids import KeyId, ProjectId, TierId, UserId
-from stentor.core.principal import SCOPES, Principal
+from stentor.core.principal import Principal
 from stentor.core.sessions import SessionBook
 from stentor.http.auth import Authenticator, check_scope, find_token
 from stentor.http.connection import Connection
 from stentor.http.errors import Envelope, envelope_of, status_of
 from stentor.http.exchange import ClientGone, Exchange, Headers
 from stentor.http.guard import Cors, HostGuard
+from stentor.http.handler import ANONYMOUS, OPERATOR, Handler, Params
 from stentor.http.proxies import TrustedProxies
 from stentor.http.route import Route
 from stentor.http.sessions import SessionGate, check_sign_in, find_cookie, kind_of
@@ -28,12 +28,6 @@ from stentor.telemetry.logs import Log
 
 # Clients of these write a slash at the end, or not, as they like.
 _SLASHED = ("/api/v1/", "/conversations/", "/templates/", "/registry/")
-
-Params = dict[str, str]
-Handler = Callable[[Connection, Principal, Params], Awaitable[None]]
-
-ANONYMOUS = Principal(KeyId(""), UserId(""), ProjectId(""), TierId(""), frozenset())
-OPERATOR = Principal(KeyId("operator"), UserId("operator"), ProjectId(""), TierId(""), frozenset(SCOPES))
 
 
 class HttpSettings(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,7 +14,7 @@ from stentor.core.scheduler import Scheduler
 from stentor.egress.passage import EnginePassage, PassageFailed
 from stentor.http.connection import Connection
 from stentor.http.exchange import ClientGone
-from stentor.http.gateway import Params
+from stentor.http.handler import Params
 from stentor.http.open_streams import OpenStream, OpenStreams
 from stentor.telemetry.logs import Log
 

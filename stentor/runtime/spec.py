@@ -44,6 +44,15 @@ SPEECH_TYPES: dict[EngineKind, ModelType] = {
     "tone": "tts",
     "listen": "listen",
 }
+# The library that each engine needs, empty for none; the extra that brings it has the engine's name.
+SPEECH_LIBRARIES: dict[EngineKind, str] = {
+    "whisper": "faster_whisper",
+    "sense_voice": "sherpa_onnx",
+    "piper": "piper",
+    "kokoro": "kokoro_onnx",
+    "tone": "",
+    "listen": "pymicro_wakeword",
+}
 _NAME = Annotated[str, msgspec.Meta(pattern=MODEL_ID_PATTERN)]
 _COUNT = Annotated[int, msgspec.Meta(ge=1, le=1024)]
 

@@ -17,15 +17,6 @@ from stentor.core.voices import TONE, VoiceCard
 from stentor.runtime.launchers.base import LaunchRefused
 from stentor.runtime.spec import ABILITIES, SPEECH_TYPES, EngineKind, ModelSpec
 
-# The library that each engine needs, empty for none; the extra that brings it has the engine's name.
-SPEECH_LIBRARIES: dict[EngineKind, str] = {
-    "whisper": "faster_whisper",
-    "sense_voice": "sherpa_onnx",
-    "piper": "piper",
-    "kokoro": "kokoro_onnx",
-    "tone": "",
-    "listen": "pymicro_wakeword",
-}
 # Whisper's vocabulary has one word more where it knows more than English.
 _ENGLISH_WORDS = 51864
 _PROCESS_BYTES = 170 * MIB

@@ -13,7 +13,7 @@ import msgspec
 
 from stentor.app.authority import Authority
 from stentor.audit.log import Actor
-from stentor.control.people.wanted import KeyAsk, UserAsk
+from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.ids import TierId
 from stentor.people.values import Tier
 from stentor.settings import Settings, load_settings

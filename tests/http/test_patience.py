@@ -17,9 +17,9 @@ from stentor.app import gateway as app_gateway
 from stentor.app.gateway import GatewayParts
 from stentor.audit.log import Actor
 from stentor.control.books import LocalBooks
+from stentor.control.management import Management
 from stentor.control.nodes.shared import start_books
-from stentor.control.people.management import Management
-from stentor.control.people.wanted import KeyAsk, UserAsk
+from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.control.workers.workers import bind, start_listening
 from stentor.core.clock import SystemClock
 from stentor.core.errors import Refused

@@ -10,7 +10,7 @@ from stentor.accounting.usage import UsageEvent, UsageFilter
 from stentor.app.authority import Authority
 from stentor.app.gateway import GatewayParts
 from stentor.audit.log import Actor
-from stentor.control.people.wanted import KeyAsk, UserAsk
+from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.principal import Principal
 from stentor.flows.listening.stream import SoundStream
 from stentor.http.gateway import HttpSettings

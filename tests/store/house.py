@@ -11,10 +11,10 @@ import msgspec
 from stentor.accounting.settings import AccountingSettings
 from stentor.audit.log import Actor
 from stentor.control.books import LocalBooks
+from stentor.control.management import Management
 from stentor.control.nodes.shared import start_books
 from stentor.control.people.changes import Changes, UserChange
-from stentor.control.people.management import Management
-from stentor.control.people.wanted import KeyAsk, UserAsk
+from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.books import Close, Grant, Open, Settled, Usage
 from stentor.core.errors import Refused
 from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId, new_request_id

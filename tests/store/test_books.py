@@ -9,7 +9,7 @@ from stentor.accounting.settings import AccountingSettings
 from stentor.accounting.usage import UsageEvent, UsageFilter
 from stentor.audit.log import Actor
 from stentor.control.nodes.shared import SharedBooks
-from stentor.control.people.wanted import KeyAsk
+from stentor.control.wanted import KeyAsk
 from stentor.core.books import Close, Open, Usage
 from stentor.core.errors import Refused, StoreUnavailable
 from stentor.core.ids import KeyId, RequestId, new_request_id
@@ -385,7 +385,7 @@ async def test_a_key_made_while_it_is_looked_up_is_found(house, monkeypatch: pyt
     """The read began before the key was there and ends after it was made."""
     await house.add_user("ann")
     read, made, text = house.database.read, [], "sk-" + "a" * 48
-    monkeypatch.setattr("stentor.control.people.management.new_key", lambda: text)
+    monkeypatch.setattr("stentor.control.management.new_key", lambda: text)
 
     async def slow(work):
         result = await read(work)

@@ -16,7 +16,7 @@ from stentor.accounting.tokens import count_tokens
 from stentor.accounting.usage import UsageEvent, UsageFilter
 from stentor.audit.log import Actor
 from stentor.control.observed import ObservedBooks
-from stentor.control.people.wanted import KeyAsk
+from stentor.control.wanted import KeyAsk
 from stentor.control.workers.client import AuthorityClient
 from stentor.control.workers.desk import Desk
 from stentor.core.books import Books, Close, Extend, Grant, Open, Settled, Usage

@@ -7,7 +7,7 @@ import pytest
 from stentor.audit.log import Actor
 from stentor.control.money.plans import Plans, PriceAsk, ProjectAsk, ProjectChange, TierAsk, TierChange
 from stentor.control.people.changes import Changes, KeyChange, LimitsChange, UserChange
-from stentor.control.people.wanted import KeyAsk, UserAsk
+from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.errors import Refused
 
 USD = 1_000_000_000

@@ -16,7 +16,7 @@ from stentor.control.people.account_operations import _OwnKey
 from stentor.control.people.changes import Changes, KeyChange, LimitsChange
 from stentor.control.people.first_run import ensure_first_run, ensure_fixed_key
 from stentor.control.people.operations import _UserKey
-from stentor.control.people.wanted import KeyAsk, UserAsk
+from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.errors import Refused, StentorError
 from stentor.core.ids import KeyId
 from stentor.people.signups import SignupAsk, add_signup

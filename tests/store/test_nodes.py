@@ -14,7 +14,7 @@ from stentor.accounting.usage import sum_up
 from stentor.control.jobs import Retention
 from stentor.control.people.changes import Changes, KeyChange, LimitsChange
 from stentor.control.people.sessions import Sessions
-from stentor.control.people.wanted import KeyAsk
+from stentor.control.wanted import KeyAsk
 from stentor.core.books import Grant
 from stentor.core.errors import Refused, StoreUnavailable
 from stentor.core.ids import KeyId, ModelId

@@ -10,7 +10,7 @@ from argon2 import PasswordHasher
 from stentor.audit.log import Actor
 from stentor.control.people.changes import Changes, UserChange
 from stentor.control.people.sessions import Sessions
-from stentor.control.people.wanted import KeyAsk, UserAsk
+from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.errors import Refused
 from stentor.people.values import KeyLimits
 
@@ -152,7 +152,7 @@ async def test_one_account_is_one_however_it_is_spelt(house, sessions, monkeypat
 
 async def test_a_flood_of_passwords_does_not_queue_for_ever(house, sessions, monkeypatch) -> None:
     let_go = threading.Event()
-    monkeypatch.setattr("stentor.control.people.passwords.is_password", lambda *_: let_go.wait(30) and False)
+    monkeypatch.setattr("stentor.control.passwords.is_password", lambda *_: let_go.wait(30) and False)
     tries = [asyncio.create_task(house.management.passwords.check("ann", "x")) for _ in range(200)]
     try:
         async with asyncio.timeout(30):

@@ -6,7 +6,7 @@ import pytest
 
 from stentor.control.people import signups as module
 from stentor.control.people.signups import Signups
-from stentor.control.people.wanted import UserAsk
+from stentor.control.wanted import UserAsk
 from stentor.core.errors import Refused
 from stentor.people.signups import SignupAsk
 from tests.store.house import OPERATOR

@@ -5,10 +5,10 @@ from typing import Any
 
 import msgspec
 
+from stentor.control.management import Management
 from stentor.control.models.book import OPERATORS_OWN, ModelBook, make_spec
 from stentor.control.models.downloads import Download, Downloads
 from stentor.control.models.remote import RemoteModels
-from stentor.control.people.management import Management
 from stentor.control.reading import Operation, Row, actor_of, number_of, page_of, read_body, text_of
 from stentor.core.errors import Refused, StentorError
 from stentor.core.ids import ModelId

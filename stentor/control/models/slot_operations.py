@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from stentor.control.management import Management
 from stentor.control.models.book import ModelBook, make_spec
-from stentor.control.people.management import Management
 from stentor.control.reading import Operation, Row, actor_of, number_of, page_of, read_body
 from stentor.core.errors import Refused
 from stentor.core.ids import ModelId

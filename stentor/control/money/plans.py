@@ -12,8 +12,8 @@ from stentor.accounting.price import Price
 from stentor.accounting.prices import PriceEntry, list_prices
 from stentor.audit.log import Actor, record_change
 from stentor.control.books import LocalBooks
-from stentor.control.people.changes import given
-from stentor.control.people.management import Management
+from stentor.control.management import Management
+from stentor.control.reading import given
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
 from stentor.core.ids import ProjectId, TierId

@@ -6,8 +6,8 @@ from typing import get_args
 import msgspec
 
 from stentor.audit.log import ChangeFilter
+from stentor.control.management import Management
 from stentor.control.money.reports import By, Reports
-from stentor.control.people.management import Management
 from stentor.control.reading import Operation, Row, limit_of, number_of, page_of, text_of, usage_filter
 from stentor.core.errors import Refused
 from stentor.core.operator import Task

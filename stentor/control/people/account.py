@@ -7,7 +7,7 @@ from stentor.accounting.ledger import find_balance
 from stentor.accounting.meters import Minute
 from stentor.accounting.price import Price
 from stentor.control.books import LocalBooks
-from stentor.control.people.wanted import KeyAsk
+from stentor.control.wanted import KeyAsk
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ModelId, ProjectId

@@ -6,12 +6,12 @@ from typing import Any
 import msgspec
 
 from stentor.accounting.usage import UsageFilter
+from stentor.control.management import Management
 from stentor.control.money.reports import ReportRow, Reports
 from stentor.control.people.account import Account
 from stentor.control.people.changes import Changes, KeyChange
-from stentor.control.people.management import Management
-from stentor.control.people.wanted import KeyAsk, Rotation
 from stentor.control.reading import Operation, Row, actor_of, limit_of, number_of, page_of, read_body, text_of
+from stentor.control.wanted import KeyAsk, Rotation
 from stentor.core.errors import Refused
 from stentor.core.operator import Task
 from stentor.core.scheduler import Scheduler

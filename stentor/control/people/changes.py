@@ -11,8 +11,9 @@ from stentor.accounting.ledger import LedgerEntry, clear_limit, find_balance, li
 from stentor.accounting.meters import calendar_window
 from stentor.audit.log import Actor, record_change
 from stentor.control.books import LocalBooks
-from stentor.control.people.management import Management
-from stentor.control.people.wanted import UserView, check_within
+from stentor.control.management import Management
+from stentor.control.reading import given
+from stentor.control.wanted import UserView, check_within
 from stentor.core.clock import Clock
 from stentor.core.ids import KeyId, TierId, UserId
 from stentor.people import api_keys, tiers, users
@@ -61,13 +62,8 @@ class KeyChange(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: LimitsChange | UnsetType = UNSET
 
 
-def given(change: msgspec.Struct) -> dict[str, Any]:
-    """The fields of a change that are there."""
-    return {name: value for name in change.__struct_fields__ if (value := getattr(change, name)) is not UNSET}
-
-
 class Changes:
-    """Lives on the books' event loop, as :class:`~stentor.control.people.management.Management` does."""
+    """Lives on the books' event loop, as :class:`~stentor.control.management.Management` does."""
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ import msgspec
 from sqlalchemy import Connection
 
 from stentor.audit.log import SYSTEM, record_change
-from stentor.control.people.wanted import FirstRun
+from stentor.control.wanted import FirstRun
 from stentor.core.clock import Clock
 from stentor.core.errors import StentorError
 from stentor.core.ids import TierId

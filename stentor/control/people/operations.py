@@ -2,10 +2,9 @@
 
 import msgspec
 
+from stentor.control.management import Management
 from stentor.control.money.plans import Plans, ProjectAsk, ProjectChange, TierAsk, TierChange
 from stentor.control.people.changes import Changes, KeyChange, UserChange
-from stentor.control.people.management import Management
-from stentor.control.people.wanted import KeyAsk
 from stentor.control.reading import (
     Operation,
     Row,
@@ -16,6 +15,7 @@ from stentor.control.reading import (
     read_body,
     text_of,
 )
+from stentor.control.wanted import KeyAsk
 from stentor.core.operator import Task
 from stentor.people.values import KeyLimits
 

@@ -8,8 +8,8 @@ from sqlalchemy import Connection
 
 from stentor.audit.log import Actor, record_change
 from stentor.control.books import LocalBooks
+from stentor.control.management import Management
 from stentor.control.nodes.following import Follower
-from stentor.control.people.management import Management
 from stentor.control.people.slowdown import ACCOUNT_FREE_TRIES, ACCOUNT_LONGEST_WAIT_S, Slowdown, network_of
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused, StoreUnavailable

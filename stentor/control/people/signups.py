@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from stentor.audit.log import Actor, record_change
 from stentor.control.books import LocalBooks
 from stentor.control.people.slowdown import FewPerHour, network_of
-from stentor.control.people.wanted import MadeKey
+from stentor.control.wanted import MadeKey
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
 from stentor.core.ids import TierId

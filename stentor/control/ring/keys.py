@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from stentor.control.people.management import Management
+from stentor.control.management import Management
 from stentor.control.reading import actor_of
 from stentor.core.errors import Refused
 from stentor.core.operator import Task

@@ -10,7 +10,7 @@ from stentor.core.operator import Operate, OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
 from stentor.http.admin.models import Download
 from stentor.http.connection import Connection
-from stentor.http.gateway import Params
+from stentor.http.handler import Params
 from stentor.http.open_streams import OpenStream, OpenStreams
 
 WAIT_S = 10

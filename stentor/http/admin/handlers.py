@@ -1,5 +1,6 @@
 """The management routes: JSON in, JSON out, everything else is the authority's."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 from urllib.parse import parse_qsl
 
@@ -11,10 +12,9 @@ from stentor.core.principal import Principal
 from stentor.core.sessions import SessionCard
 from stentor.http.admin.sessions import SessionView
 from stentor.http.connection import Connection
-from stentor.http.gateway import OPERATOR, Handler, Params
+from stentor.http.handler import OPERATOR, Handler, Params
 from stentor.http.route import Route
 from stentor.http.sessions import cookie_header, csrf_token, find_cookie, kind_of
-from stentor.http.surface import SURFACE
 from stentor.http.tables import CSV, columns_of, csv_of, wants_csv
 from stentor.http.texts import check_texts
 
@@ -38,12 +38,13 @@ class Operations(Protocol):
 class AdminEndpoints:
     """Handlers by the surface's names."""
 
-    def __init__(self, operations: Operations) -> None:
+    def __init__(self, operations: Operations, surface: Sequence[Route]) -> None:
         self._operations = operations
+        self._surface = surface
 
     def handlers(self) -> dict[str, Handler]:
         """One handler a managed route."""
-        return {route.handler: self._handler(route) for route in SURFACE if route.managed}
+        return {route.handler: self._handler(route) for route in self._surface if route.managed}
 
     def _handler(self, route: Route) -> Handler:
         columns = columns_of(route.response) if "text/csv" in route.also else ()

@@ -8,7 +8,7 @@ import msgspec
 from stentor.core.operator import Operate, OperatorAnswer, OperatorCall
 from stentor.core.principal import Principal
 from stentor.http.connection import Connection
-from stentor.http.gateway import Params
+from stentor.http.handler import Params
 from stentor.http.open_streams import OpenStream, OpenStreams
 
 WAIT_S = 10

@@ -8,7 +8,7 @@ from stentor.http.dialects.lmserv import LmservEndpoints
 from stentor.http.dialects.ollama import OllamaEndpoints
 from stentor.http.dialects.openai_responses import ResponsesEndpoints
 from stentor.http.dialects.service import DialectService
-from stentor.http.gateway import Handler
+from stentor.http.handler import Handler
 
 
 def dialect_handlers(service: DialectService, scheduler: Scheduler, operate: Operate) -> dict[str, Handler]:

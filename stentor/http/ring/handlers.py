@@ -9,7 +9,7 @@ from stentor.core.errors import Refused
 from stentor.core.principal import Principal
 from stentor.core.ring import RingAnswer, RingCall
 from stentor.http.connection import Connection
-from stentor.http.gateway import Handler, Params
+from stentor.http.handler import Handler, Params
 from stentor.http.ring.routes import ROUTES
 from stentor.http.texts import check_texts
 

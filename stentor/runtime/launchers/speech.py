@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import msgspec
 
 from stentor.runtime.launchers.base import Launch, LaunchOrder, LaunchRefused, choose_environment, new_token
-from stentor.runtime.speech import SPEECH_LIBRARIES
+from stentor.runtime.spec import SPEECH_LIBRARIES
 
 # What libraries take from the environment alone.
 _LIBRARIES = {

@@ -8,10 +8,11 @@ import pytest
 from stentor.alerts.webhooks import NewWebhook
 from stentor.control import credential_operations as credentials
 from stentor.control import operations as control
+from stentor.control import wanted
 from stentor.control.models import operations as model_operations
 from stentor.control.models import slot_operations
 from stentor.control.money import plans
-from stentor.control.people import changes, session_operations, signups, wanted
+from stentor.control.people import changes, session_operations, signups
 from stentor.control.people import operations as people_operations
 from stentor.http.admin import alerts, models, people, prices, reports, sessions, slots, wire
 from stentor.http.admin import credentials as credential_wire

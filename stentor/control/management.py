@@ -23,8 +23,8 @@ from stentor.accounting.prices import PriceEntry, add_price, list_prices
 from stentor.accounting.usage import Subject, UsageFilter, UsagePage, UsageTotal, list_usage, total_usage
 from stentor.audit.log import EVERY_CHANGE, Actor, Change, ChangeFilter, list_changes, record_change
 from stentor.control.books import LocalBooks
-from stentor.control.people.passwords import Passwords
-from stentor.control.people.wanted import Finding, KeyAsk, MadeKey, UserAsk, UserView, check_maker
+from stentor.control.passwords import Passwords
+from stentor.control.wanted import Finding, KeyAsk, MadeKey, UserAsk, UserView, check_maker
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ProjectId, TierId, UserId
