@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from stentor.core.books import Books
+from stentor.core.clock import SystemClock
 from stentor.core.operator import Operate
 from stentor.core.scheduler import Scheduler
 from stentor.core.sessions import SessionBook
@@ -127,7 +128,7 @@ class GatewayParts:
         public = PublicEndpoints(self._books, self._scheduler, render_metrics, VERSION)
         handlers: dict[str, Handler] = {
             **self._handlers,
-            **dialect_handlers(self._dialects, self._scheduler, operate),
+            **dialect_handlers(self._dialects, self._scheduler, operate, SystemClock()),
             "health": public.health,
             "root": public.root,
             "metrics": public.metrics,

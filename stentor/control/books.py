@@ -242,11 +242,7 @@ class LocalBooks:
     async def _wait(self, running: Running) -> Place:
         ask = running.ask
         place = await self._places.acquire(
-            running.model.id,
-            request_id=ask.request_id,
-            key_id=ask.key_id,
-            prefix_key=ask.prefix_key,
-            timeout_s=ask.queue_timeout_s,
+            running.model.id, key_id=ask.key_id, prefix_key=ask.prefix_key, timeout_s=ask.queue_timeout_s
         )
         if running.lost or not self._is_valid(running.account):
             self._places.release(place.instance, place.generation, suspect=False)

@@ -6,7 +6,7 @@ from typing import Protocol
 from stentor.accounting.prices import PriceList
 from stentor.core.books import Open
 from stentor.core.errors import Refused
-from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
+from stentor.core.ids import InstanceId, KeyId, ModelId
 from stentor.runtime.catalogue import AUTOMATIC_NAMES
 from stentor.runtime.keeping import KeepWish
 from stentor.runtime.place import Place
@@ -34,9 +34,7 @@ class Places(Protocol):
         """A free place if nobody waits for one; never waits."""
         ...
 
-    async def acquire(
-        self, model: ModelId, *, request_id: RequestId, key_id: KeyId, prefix_key: int, timeout_s: float | None
-    ) -> Place:
+    async def acquire(self, model: ModelId, *, key_id: KeyId, prefix_key: int, timeout_s: float | None) -> Place:
         """A place after waiting in the queue. Raises Refused; a cancelled wait leaves nothing taken."""
         ...
 

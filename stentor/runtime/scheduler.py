@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
-from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
+from stentor.core.ids import InstanceId, KeyId, ModelId
 from stentor.core.scheduler import InstanceCard
 from stentor.core.units import MIB
 from stentor.runtime.catalogue import Catalogue
@@ -108,14 +108,12 @@ class LocalScheduler(SchedulerViews):
             return self.remotes.try_acquire(model)
         return pool.try_take(prefix_key)
 
-    async def acquire(
-        self, model: ModelId, *, request_id: RequestId, key_id: KeyId, prefix_key: int, timeout_s: float | None
-    ) -> Place:
+    async def acquire(self, model: ModelId, *, key_id: KeyId, prefix_key: int, timeout_s: float | None) -> Place:
         """A place, after waiting in the model's queue and for its start where needed.
 
         ``timeout_s`` None means the server's queue timeout. Raises Refused: ``overloaded`` (queue full, waited too
         long), ``model_unavailable`` (its engine doesn't come up), ``server_shutdown``, ``model_not_found``. A
-        cancelled wait holds nothing. Lines are ordered by key, not by ``request_id``.
+        cancelled wait holds nothing. A model's line takes one of each key in turn.
         """
         if self._closing:
             raise refuse_shutdown()

@@ -9,7 +9,7 @@ from typing import Any
 
 import aiohttp
 
-from stentor.core.ids import KeyId, ModelId, RequestId
+from stentor.core.ids import KeyId, ModelId
 from stentor.runtime import procfs
 from stentor.runtime.place import Place
 from stentor.runtime.scheduler import LocalScheduler
@@ -60,9 +60,7 @@ def list_children(parent: int | None = None) -> list[procfs.Stat]:
 
 async def take(scheduler: LocalScheduler, model: str, key: str = "k1", timeout_s: float | None = None) -> Place:
     """``acquire`` with the arguments that don't matter filled in."""
-    return await scheduler.acquire(
-        ModelId(model), request_id=RequestId("r"), key_id=KeyId(key), prefix_key=0, timeout_s=timeout_s
-    )
+    return await scheduler.acquire(ModelId(model), key_id=KeyId(key), prefix_key=0, timeout_s=timeout_s)
 
 
 def give(scheduler: LocalScheduler, place: Place, suspect: bool = False) -> None:

@@ -124,7 +124,7 @@ class Day:
         try:
             async with asyncio.timeout(self.rng.uniform(0, 6) if give_up else None):
                 place = await self.scheduler.acquire(
-                    ModelId(name), request_id=RequestId("r"), key_id=KeyId(self.rng.choice("xyz")),
+                    ModelId(name), key_id=KeyId(self.rng.choice("xyz")),
                     prefix_key=self.rng.randint(0, 3), timeout_s=WAIT_S,
                 )  # fmt: skip
         except (Refused, TimeoutError):

@@ -35,7 +35,7 @@ class House:
         """A place for a request ``r-…`` that asks to keep the model for ``keep_s``."""
         request = RequestId(f"r-{key}")
         place = self.scheduler.try_acquire(ONE, 0) or await self.scheduler.acquire(
-            ONE, request_id=request, key_id=KeyId(key), prefix_key=0, timeout_s=60
+            ONE, key_id=KeyId(key), prefix_key=0, timeout_s=60
         )
         if keep_s is not None:
             wish = KeepWish(request, KeyId(key), keep_s, **fields)

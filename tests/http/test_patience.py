@@ -23,7 +23,7 @@ from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.control.workers.workers import bind, start_listening
 from stentor.core.clock import SystemClock
 from stentor.core.errors import Refused
-from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId
+from stentor.core.ids import InstanceId, KeyId, ModelId
 from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.core.scheduler import InstanceCard, ModelCard
 from stentor.egress.engines import EngineSettings
@@ -65,9 +65,7 @@ class OneEngine:
         self.taken += 1
         return self.place
 
-    async def acquire(
-        self, model: ModelId, *, request_id: RequestId, key_id: KeyId, prefix_key: int, timeout_s: float | None
-    ) -> Place:
+    async def acquire(self, model: ModelId, *, key_id: KeyId, prefix_key: int, timeout_s: float | None) -> Place:
         raise AssertionError("there is always a place")
 
     def release(self, place_instance: InstanceId, generation: int, *, suspect: bool) -> None:

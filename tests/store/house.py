@@ -17,7 +17,7 @@ from stentor.control.people.changes import Changes, UserChange
 from stentor.control.wanted import KeyAsk, UserAsk
 from stentor.core.books import Close, Grant, Open, Settled, Usage
 from stentor.core.errors import Refused
-from stentor.core.ids import InstanceId, KeyId, ModelId, RequestId, new_request_id
+from stentor.core.ids import InstanceId, KeyId, ModelId, new_request_id
 from stentor.people.key_text import digest_key
 from stentor.people.values import Tier
 from stentor.runtime.place import Place
@@ -74,9 +74,7 @@ class FewPlaces:
         self.free -= 1
         return Place(InstanceId("one"), 1, "http://127.0.0.1:1", "secret", 0)
 
-    async def acquire(
-        self, model: ModelId, *, request_id: RequestId, key_id: KeyId, prefix_key: int, timeout_s: float | None
-    ) -> Place:
+    async def acquire(self, model: ModelId, *, key_id: KeyId, prefix_key: int, timeout_s: float | None) -> Place:
         future: asyncio.Future[Place] = asyncio.get_running_loop().create_future()
         self.waiting.append(future)
         try:

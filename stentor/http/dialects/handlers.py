@@ -1,5 +1,6 @@
 """The handlers of the dialects' routes."""
 
+from stentor.core.clock import Clock
 from stentor.core.operator import Operate
 from stentor.core.scheduler import Scheduler
 from stentor.http.dialects.anthropic_messages import MessagesEndpoints
@@ -11,10 +12,12 @@ from stentor.http.dialects.service import DialectService
 from stentor.http.handler import Handler
 
 
-def dialect_handlers(service: DialectService, scheduler: Scheduler, operate: Operate) -> dict[str, Handler]:
+def dialect_handlers(
+    service: DialectService, scheduler: Scheduler, operate: Operate, clock: Clock
+) -> dict[str, Handler]:
     """By the names in ``routes.py``; ``operate`` has the node authority do what administrators ask for."""
     messages = MessagesEndpoints(service)
-    swap = LlamaSwapEndpoints(scheduler, operate)
+    swap = LlamaSwapEndpoints(scheduler, operate, clock)
     ollama = OllamaEndpoints(service, scheduler, operate)
     return {
         "create_response": ResponsesEndpoints(service).create,

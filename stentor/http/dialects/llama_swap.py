@@ -4,7 +4,7 @@ import asyncio
 
 import msgspec
 
-from stentor.core.clock import SystemClock
+from stentor.core.clock import Clock
 from stentor.core.ids import ModelId
 from stentor.core.operator import Operate
 from stentor.core.principal import Principal
@@ -43,15 +43,17 @@ class SwapRunningList(msgspec.Struct):
 class LlamaSwapEndpoints:
     """Lists, and unloads as administrators do: what runs ends first."""
 
-    def __init__(self, scheduler: Scheduler, operate: Operate) -> None:
+    def __init__(self, scheduler: Scheduler, operate: Operate, clock: Clock) -> None:
         self._scheduler = scheduler
         self._operate = operate
+        self._clock = clock
 
     async def running(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """GET /running"""
         found = await self._find_loaded()
         cards = [card for card in await self._scheduler.list_models() if card.id in found and may_use(principal, card)]
-        await respond_json(connection, SwapRunningList([_running(card.id, found[card.id]) for card in cards]))
+        now_us = self._clock.now_us()
+        await respond_json(connection, SwapRunningList([_running(card.id, found[card.id], now_us) for card in cards]))
 
     async def unload(self, connection: Connection, principal: Principal, params: dict[str, str]) -> None:
         """GET /unload, POST /api/models/unload and /api/models/unload/{model_name}: one model, or all of them."""
@@ -79,9 +81,9 @@ class LlamaSwapEndpoints:
         return loaded
 
 
-def _running(model: ModelId, instances: list[InstanceCard]) -> SwapRunning:
+def _running(model: ModelId, instances: list[InstanceCard], now_us: int) -> SwapRunning:
     states = {_STATES[instance.state] for instance in instances}
     times_us = [instance.leaves_us for instance in instances]
     last_us = max((time_us for time_us in times_us if time_us is not None), default=0)
-    left_s = 0 if None in times_us else max(1, (last_us - SystemClock().now_us()) // 1_000_000)
+    left_s = 0 if None in times_us else max(1, (last_us - now_us) // 1_000_000)
     return SwapRunning(model, min(states, key=_ORDER.index), left_s)
