@@ -5,7 +5,8 @@ never passes the capacity, whoever admits. When little is left it borrows exactl
 most requests need no trip to the database. Requests per minute are borrowed one by one and used in the same second.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from sqlalchemy import Connection
@@ -138,6 +139,23 @@ def find_missing(hold: Hold, cost_nano: int, tokens: int, now_us: int) -> list[W
     return wants
 
 
+@contextlib.contextmanager
+def as_if_lent(wants: Sequence[Want], second: int) -> Iterator[None]:
+    """Try something as if all of ``wants`` had been borrowed in this second of the steady clock."""
+    before = [(want.limit.lease, getattr(want.limit, "leased_s", 0)) for want in wants]
+    for want in wants:
+        want.limit.lease = (want.limit.lease or 0) + want.amount
+        if isinstance(want.limit, Minute):
+            want.limit.leased_s = second
+    try:
+        yield
+    finally:
+        for want, (lease, leased_s) in zip(wants, before, strict=True):
+            want.limit.lease = lease
+            if isinstance(want.limit, Minute):
+                want.limit.leased_s = leased_s
+
+
 def choose_grant(wanted: int, free: int, *, slab: bool, partly: bool) -> int:
     """How much of ``free`` is lent to who needs ``wanted``; 0: nothing."""
     if free < wanted:
@@ -158,10 +176,21 @@ class Grant(NamedTuple):
     second: int
 
 
-def borrow(connection: Connection, asks: Sequence[Sequence[Want]], node_id: str, second: int) -> list[Grant]:
-    """Lend to each of ``asks`` all that it wants, or nothing; ``second`` is now, UTC."""
+def borrow(
+    connection: Connection,
+    asks: Sequence[Sequence[Want]],
+    node_id: str,
+    second: int,
+    unused: Sequence[tuple[BucketKey, int, int]] = (),
+) -> list[Grant]:
+    """Lend to each of ``asks`` all that it wants, or nothing; ``second`` is now, UTC.
+
+    ``unused``: requests (bucket, second they were counted in, how many) that were lent and not made. Their buckets
+    must be among those asked for: who holds a bucket may change its seconds.
+    """
     keys = {want.key for ask in asks for want in ask}
     held = table.lock_shared(connection, list(keys))
+    _uncount(connection, node_id, unused, second - WINDOW_S)
     minutes = [(key[0], key[1]) for key in keys if key[2] == "minute"]
     spent = table.sum_minutes(connection, minutes, second - WINDOW_S) if minutes else {}
     used = {key: spent.get((key[0], key[1]), 0) if key[2] == "minute" else held[key][1] for key in keys}
@@ -189,6 +218,16 @@ def borrow(connection: Connection, asks: Sequence[Sequence[Want]], node_id: str,
                 posts.setdefault(want.key, [0, 0])[1] += amount
     table.post_shared(connection, node_id, posts)
     return grants
+
+
+def _uncount(
+    connection: Connection, node_id: str, unused: Sequence[tuple[BucketKey, int, int]], since_s: int
+) -> None:
+    posts: dict[BucketKey, list[int]] = {}
+    for key, second, amount in unused:
+        if second >= since_s:  # older ones are forgotten anyway
+            posts.setdefault((key[0], key[1], "minute", second), [0, 0])[0] -= amount
+    table.post_shared(connection, node_id, posts)
 
 
 def give_back_leases(

@@ -146,7 +146,8 @@ class Minute:
 
     def take_back(self, then_s: int, amount: int) -> None:
         """Undo an :meth:`add` of second ``then_s``; nothing to do once its cell was dropped."""
-        if self.lease is not None:
+        # A request borrowed in another second than what is lent now stays counted in the shared bucket.
+        if self.lease is not None and (self.unit != "requests" or then_s == self.leased_s):
             self.lease += amount
         for cell in reversed(self._cells):
             if cell[0] <= then_s:

@@ -5,13 +5,16 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, select, text
 
+from stentor.accounting import lending
 from stentor.accounting.price import Price
 from stentor.accounting.usage import sum_up
 from stentor.control.jobs import Retention
+from stentor.control.nodes import shared
 from stentor.control.people.changes import Changes, KeyChange, LimitsChange
 from stentor.control.people.sessions import Sessions
 from stentor.control.wanted import KeyAsk
@@ -197,6 +200,61 @@ async def test_a_minutes_requests_come_back_after_a_minute(pair, clock: HeldCloc
     for house in pair:
         with pytest.raises(Refused):
             await house.open(key)
+
+
+async def test_a_request_counts_once_though_the_second_turns_while_it_is_borrowed(pair, clock, monkeypatch) -> None:
+    first, second = pair
+    await first.add_user("ann", USD)
+    key = await first.add_key("ann", limits=KeyLimits(requests_per_minute=4))
+    turns: list[int] = []
+
+    def borrow_slowly(*parts: Any) -> list[lending.Grant]:
+        grants = lending.borrow(*parts)
+        if turns:
+            clock.advance(turns.pop())
+        return grants
+
+    monkeypatch.setattr(shared, "borrow", borrow_slowly)
+    for house, times in ((first, 1), (second, 3), (first, 2)):
+        turns.extend([1] * times)
+        await house.close(await house.open(key))
+    await second.close(await second.open(key))
+    for house in pair:
+        with pytest.raises(Refused):
+            await house.open(key)
+
+
+async def test_a_request_that_was_borrowed_and_not_served_does_not_count(pair, clock) -> None:
+    first, second = pair
+    await first.add_user("ann", USD)
+    key = await first.add_key("ann", limits=KeyLimits(requests_per_minute=2))
+    first.places.problem = Refused("overloaded", "no place")
+    for _ in range(3):
+        with pytest.raises(Refused, match="no place"):
+            await first.open(key)
+        clock.advance(1)
+    first.places.problem = None
+    await first.close(await first.open(key))
+    await second.close(await second.open(key))
+    for house in pair:
+        with pytest.raises(Refused, match="requests"):
+            await house.open(key)
+
+
+async def test_an_answer_that_is_cut_to_what_is_left_uses_up_one_request(pair) -> None:
+    first, second = pair
+    await first.set_tier("payg", prepaid=True)
+    await first.add_user("ann", 15 * PRICE)
+    key = await first.add_key("ann", limits=KeyLimits(requests_per_minute=13))
+    await first.close(await first.open(key))
+    await first.books.return_spare()
+    for _ in range(10):
+        await second.close(await second.open(key))
+    await second.books.return_spare()
+    await first.close(await first.open(key, asked=None), (10, 1))
+    await first.close(await first.open(key, asked=None), (10, 1))
+    with pytest.raises(Refused, match="requests"):
+        await first.open(key, asked=None)
 
 
 async def test_places_that_are_free_again_serve_the_other_node(pair, wait_until) -> None:

@@ -8,7 +8,7 @@ every commit; a node that was silent for longer has lost it, and finds out befor
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -21,6 +21,7 @@ from stentor.accounting.lending import (
     Grant,
     Limit,
     Want,
+    as_if_lent,
     borrow,
     bucket_key,
     find_missing,
@@ -28,7 +29,7 @@ from stentor.accounting.lending import (
     give_back_leases,
     held_of,
 )
-from stentor.accounting.meters import Minute, Moment
+from stentor.accounting.meters import WINDOW_S, Minute, Moment
 from stentor.accounting.plausible import is_plausible
 from stentor.accounting.price import Price, price_usage
 from stentor.accounting.prices import load_prices
@@ -37,6 +38,7 @@ from stentor.accounting.settlement import Settlement, write_shared
 from stentor.control.alarms import note_absorbed
 from stentor.control.books import LocalBooks, SettlementWork
 from stentor.control.nodes.following import Follower
+from stentor.control.nodes.lent_requests import LentRequests
 from stentor.control.nodes.neighbourhood import make_node_account
 from stentor.control.owned import Closing
 from stentor.control.places import Places
@@ -64,6 +66,7 @@ class _Short(Exception):
 class _Ask(NamedTuple):
     epoch: int
     wants: tuple[Want, ...]
+    unused: tuple[tuple[BucketKey, int, int], ...] = ()  # requests counted in a second in which they weren't made
 
 
 class _Return(NamedTuple):
@@ -71,20 +74,6 @@ class _Return(NamedTuple):
     amounts: dict[BucketKey, int]
     limits: dict[BucketKey, Limit]
     over: tuple[BucketKey, ...] = ()  # of windows that ended: all of it goes back
-
-
-@contextlib.contextmanager
-def _as_if_lent(wants: list[Want], second: int) -> Iterator[None]:
-    before = [want.limit.lease for want in wants]
-    for want in wants:
-        want.limit.lease = (want.limit.lease or 0) + want.amount
-        if isinstance(want.limit, Minute):
-            want.limit.leased_s = second
-    try:
-        yield
-    finally:
-        for want, lease in zip(wants, before, strict=True):
-            want.limit.lease = lease
 
 
 class SharedBooks(LocalBooks):
@@ -99,6 +88,7 @@ class SharedBooks(LocalBooks):
         self._lent: dict[BucketKey, Limit] = {}
         self._idle: dict[BucketKey, int] = {}
         self._dry: dict[BucketKey, tuple[int, float, float]] = {}
+        self._requests = LentRequests()
         self.follower: Follower | None = None
         self._node_account: KeyAccount | None = None
         self._beating = asyncio.get_running_loop().create_task(self._beat_on(), name="node-beat")
@@ -178,11 +168,12 @@ class SharedBooks(LocalBooks):
         if len(more) == len(wants) and not hopeless:
             raise _Short(wants)
         # Something has nothing left: let the rules say which, as if the rest had been borrowed.
-        with _as_if_lent(more, int(now.steady_s)):
+        with as_if_lent(more, int(now.steady_s)):
             hold = admit(account, demand, price, now)
+            if more:
+                give_back(hold)
         if not more:
             return hold  # what it has borrowed does, with a shorter answer
-        give_back(hold)
         raise _Short(more)
 
     def _is_dry(self, want: Want, steady_s: float) -> bool:
@@ -202,7 +193,8 @@ class SharedBooks(LocalBooks):
             return
         for want in wants:
             self._lent[want.key] = want.limit
-        grant = await self._borrowing.submit(_Ask(self._epoch, tuple(wants)))
+        unused = self._requests.take_unused(wants)
+        grant = await self._borrowing.submit(_Ask(self._epoch, tuple(wants), unused))
         for want in wants:
             if want.key in grant.lacking:
                 self._dry[want.key] = (want.limit.limit or 0, self._clock.monotonic_s(), time.monotonic())
@@ -210,7 +202,8 @@ class SharedBooks(LocalBooks):
     def _borrow(self, connection: Connection, asks: list[_Ask]) -> list[Grant]:
         self._check_epoch(asks)
         second = self._clock.now_us() // 1_000_000
-        return borrow(connection, [ask.wants for ask in asks], self._database.node_id, second)
+        unused = [each for ask in asks for each in ask.unused]
+        return borrow(connection, [ask.wants for ask in asks], self._database.node_id, second, unused)
 
     def _lent_out(self, asks: list[_Ask], outcome: list[Grant] | BaseException) -> None:
         if isinstance(outcome, LeasesLost):
@@ -223,10 +216,11 @@ class SharedBooks(LocalBooks):
                 continue  # lent in an earlier life, and taken back with all of it
             for want, amount in zip(ask.wants, grant.amounts, strict=True):
                 limit = want.limit
-                if bucket_key(limit) != want.key or (want.key[0] == "requests" and grant.second != second):
-                    continue  # too late: of a budget's window it goes back with a beat, requests stay counted
-                if isinstance(limit, Minute) and limit.unit == "requests" and steady_s != limit.leased_s:
-                    limit.lease, limit.leased_s = 0, steady_s
+                if bucket_key(limit) != want.key:
+                    continue  # too late: the window is over, and what was lent of it goes back with a beat
+                if isinstance(limit, Minute) and limit.unit == "requests":
+                    self._requests.lend(limit, want.key, amount, (grant.second, second, steady_s))
+                    continue
                 limit.lease = (limit.lease or 0) + amount
                 if amount:
                     self._lent[want.key] = limit  # a beat may have come by in between, when it had nothing
@@ -345,6 +339,7 @@ class SharedBooks(LocalBooks):
 
     def _collect_idle(self, *, at_once: bool = False) -> _Return:
         """What was neither used nor held since the last beat."""
+        self._requests.forget(self._clock.now_us() // 1_000_000 - WINDOW_S)
         amounts, limits, over = dict[BucketKey, int](), dict[BucketKey, Limit](), list[BucketKey]()
         for key, limit in list(self._lent.items()):
             ended = bucket_key(limit) != key  # then its lease is the next window's by now
