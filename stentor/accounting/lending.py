@@ -220,9 +220,7 @@ def borrow(
     return grants
 
 
-def _uncount(
-    connection: Connection, node_id: str, unused: Sequence[tuple[BucketKey, int, int]], since_s: int
-) -> None:
+def _uncount(connection: Connection, node_id: str, unused: Sequence[tuple[BucketKey, int, int]], since_s: int) -> None:
     posts: dict[BucketKey, list[int]] = {}
     for key, second, amount in unused:
         if second >= since_s:  # older ones are forgotten anyway

@@ -202,11 +202,9 @@ async def test_a_minutes_requests_come_back_after_a_minute(pair, clock: HeldCloc
             await house.open(key)
 
 
-async def test_a_request_counts_once_though_the_second_turns_while_it_is_borrowed(pair, clock, monkeypatch) -> None:
-    first, second = pair
-    await first.add_user("ann", USD)
-    key = await first.add_key("ann", limits=KeyLimits(requests_per_minute=4))
-    turns: list[int] = []
+def borrow_while_seconds_turn(clock: HeldClock, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Each trip to the database takes the next of these seconds away."""
+    turns: list[float] = []
 
     def borrow_slowly(*parts: Any) -> list[lending.Grant]:
         grants = lending.borrow(*parts)
@@ -215,6 +213,24 @@ async def test_a_request_counts_once_though_the_second_turns_while_it_is_borrowe
         return grants
 
     monkeypatch.setattr(shared, "borrow", borrow_slowly)
+    return turns
+
+
+async def test_ten_of_a_storm_are_admitted_though_seconds_turn(pair, clock, monkeypatch) -> None:
+    first, _ = pair
+    await first.add_user("ann", USD)
+    key = await first.add_key("ann", limits=KeyLimits(requests_per_minute=10))
+    borrow_while_seconds_turn(clock, monkeypatch).extend([1] * 4)
+    admitted, refusals = await storm(pair, key)
+    assert (len(admitted), {refusal.code for refusal in refusals}) == (10, {"rate_limit_exceeded"})
+    await settle(admitted)
+
+
+async def test_a_request_counts_once_though_the_second_turns_while_it_is_borrowed(pair, clock, monkeypatch) -> None:
+    first, second = pair
+    await first.add_user("ann", USD)
+    key = await first.add_key("ann", limits=KeyLimits(requests_per_minute=4))
+    turns = borrow_while_seconds_turn(clock, monkeypatch)
     for house, times in ((first, 1), (second, 3), (first, 2)):
         turns.extend([1] * times)
         await house.close(await house.open(key))

@@ -16,6 +16,10 @@ class LentRequests:
         self._counted: dict[BucketKey, int] = {}
         self._unused: dict[BucketKey, list[tuple[int, int]]] = {}
 
+    def __contains__(self, key: BucketKey) -> bool:
+        """Whether some of this bucket were too late: who asks it next gives them back."""
+        return key in self._unused
+
     def lend(self, limit: Minute, key: BucketKey, amount: int, seconds: tuple[int, int, int]) -> None:
         """``seconds``: UTC in which they were counted, UTC now, and now on the steady clock."""
         counted_s, now_s, steady_s = seconds
@@ -33,7 +37,7 @@ class LentRequests:
             limit.lease = 0
 
     def take_unused(self, wants: list[Want]) -> tuple[tuple[BucketKey, int, int], ...]:
-        """What to take out of the buckets that are asked again. Of a bucket that isn't asked, a minute later is soon."""
+        """What to take out of the buckets that are asked again; one that nobody asks forgets it after a minute."""
         for want in wants:
             if isinstance(want.limit, Minute) and want.limit.unit == "requests":
                 self._set_aside(want.limit, want.key)  # were it of this second, nobody would ask

@@ -178,7 +178,7 @@ class SharedBooks(LocalBooks):
 
     def _is_dry(self, want: Want, steady_s: float) -> bool:
         dry = self._dry.get(want.key)
-        if dry is None:
+        if dry is None or want.key in self._requests:
             return False
         limit, at_s, real_s = dry
         if limit == want.limit.limit and steady_s < at_s + DRY_S and time.monotonic() < real_s + DRY_S:
