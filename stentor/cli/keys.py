@@ -1,5 +1,6 @@
 """``stentor keys``: make, list, revoke and rotate API keys."""
 
+import time
 from typing import Any
 from urllib.parse import quote
 
@@ -8,7 +9,7 @@ import click
 from stentor.cli.backend import open_backend
 from stentor.cli.options import place_options, read_settings
 from stentor.cli.render import Row, json_option, money_of, plain, print_json, print_rows, show_row, show_rows, time_of
-from stentor.cli.values import Dollars, Moment, Span
+from stentor.cli.values import Dollars, KeyIdText, Moment, Span
 from stentor.core.principal import SCOPES
 
 DEFAULT_GRACE = "0s"
@@ -80,7 +81,7 @@ def list_keys(as_json: bool, **place: Any) -> None:
 
 
 @keys.command("limit")
-@click.argument("key_id")
+@click.argument("key_id", type=KeyIdText())
 @click.option("--token-limit", type=click.IntRange(min=-1), help="Tokens that it may ever use; -1 lifts it.")
 @click.option("--spending-limit", "spending_limit_nano", type=Dollars(), help="USD that it may ever spend.")
 @click.option("--budget-day", "budget_day_nano", type=Dollars(), help="USD a day, UTC.")
@@ -106,7 +107,7 @@ def limit(
 
 
 @keys.command("revoke")
-@click.argument("key_id")
+@click.argument("key_id", type=KeyIdText())
 @json_option
 @place_options
 def revoke(key_id: str, as_json: bool, **place: Any) -> None:
@@ -117,7 +118,7 @@ def revoke(key_id: str, as_json: bool, **place: Any) -> None:
 
 
 @keys.command("rotate")
-@click.argument("key_id")
+@click.argument("key_id", type=KeyIdText())
 @click.option(
     "--grace", type=Span(), default=DEFAULT_GRACE, show_default=True, help="How long the old key still works."
 )
@@ -140,6 +141,9 @@ def _show_new(row: Row, as_json: bool) -> None:
 def _state(row: Row) -> str:
     if row.get("revoked_us"):
         return "revoked"
+    expires_us = row.get("expires_us")
+    if expires_us is not None and expires_us <= time.time() * 1e6:
+        return "expired"
     return "ending" if row.get("grace_until_us") else "active"
 
 

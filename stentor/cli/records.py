@@ -5,10 +5,11 @@ from typing import Any
 from urllib.parse import quote
 
 import click
+import msgspec
 
 from stentor.cli.backend import open_backend
 from stentor.cli.options import place_options, read_settings
-from stentor.cli.render import Row, json_option, money_of, plain, print_json, show_row, show_rows, time_of
+from stentor.cli.render import Row, json_option, money_of, plain, print_json, printable, show_row, show_rows, time_of
 from stentor.cli.values import Span
 
 _US_PER_S = 1_000_000
@@ -128,7 +129,10 @@ def _now_us() -> int:
 
 
 def _change(row: Row) -> str:
-    return plain("after")(row) if row.get("after") else plain("before")(row)
+    """What was set, as JSON; of a change only the fields that differ."""
+    before, after = row.get("before") or {}, row.get("after") or {}
+    changed = {name: value for name, value in after.items() if not before or before.get(name) != value}
+    return printable(msgspec.json.encode(changed or before).decode())
 
 
 _REPORT_COLUMNS = (

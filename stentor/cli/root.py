@@ -12,6 +12,7 @@ from stentor.cli.configuration import config_command
 from stentor.cli.credentials import providers, secrets, vault
 from stentor.cli.database import db
 from stentor.cli.doctor import doctor
+from stentor.cli.group import RootGroup
 from stentor.cli.importing import import_command
 from stentor.cli.keys import keys
 from stentor.cli.model_files import COMMANDS as MODEL_COMMANDS
@@ -37,7 +38,11 @@ def _tell_version(context: click.Context, option: click.Parameter, wanted: bool)
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=RootGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Begin with `stentor up`. `stentor COMMAND --help` says more, `stentor doctor` looks at what is wrong.",
+)
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_tell_version, help="Print the version."
 )

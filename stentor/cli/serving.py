@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import click
 import msgspec
 
-from stentor.cli.options import read_settings, setting_options
+from stentor.cli.options import MORE_OPTIONS, read_settings, setting_options
 from stentor.cli.progress import fetch_model
 from stentor.core.errors import StentorError
 from stentor.core.lazy import load
@@ -41,7 +41,7 @@ def model_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return model(instances(command))
 
 
-@click.command()
+@click.command(epilog=MORE_OPTIONS)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line when ready, and go on serving.")
 @click.option("--admin-key", is_flag=True, help="Make the first API key an admin key.")
 @model_options
@@ -53,7 +53,7 @@ def up(as_json: bool, admin_key: bool, **overrides: Any) -> int:
     return _run(settings, announce_json if as_json else _announcer(settings), admin_key)
 
 
-@click.command()
+@click.command(epilog=MORE_OPTIONS)
 @model_options
 @setting_options
 def serve(**overrides: Any) -> int:

@@ -53,7 +53,7 @@ def create(name: str, as_json: bool, config: str | None, data_dir: str | None, *
     show_row(row, f"User {name} is made (id {row.get('id')}, tier {tier}).", as_json)
 
 
-@users.command("topup")
+@users.command("topup", context_settings={"ignore_unknown_options": True})  # or -5 is taken for an option
 @click.argument("user")
 @click.argument("amount", type=Dollars(negative=True))
 @click.option("--note", default="", help="Why, for the books.")

@@ -66,3 +66,15 @@ class Moment(click.ParamType[int]):
         if moment_us <= now_us:
             self.fail(f"{value!r} is in the past", param, ctx)
         return moment_us
+
+
+class KeyIdText(click.ParamType[str]):
+    """A key's id. Who gives the key itself is told, and it isn't repeated."""
+
+    name = "KEY_ID"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value)
+        if text.startswith("sk-"):
+            self.fail("that is a key, not its id: `stentor keys list` has the id beside its last letters", param, ctx)
+        return text

@@ -158,7 +158,25 @@ def plain_source(source: str, cwd: Path) -> str:
         return OFFERS[source].source
     if re.match(r"[a-z]+:", source) and not source.startswith("file:"):
         return source
-    return f"file:{(cwd / Path(source.removeprefix('file:')).expanduser()).absolute()}"
+    path = (cwd / Path(source.removeprefix("file:")).expanduser()).absolute()
+    if _is_a_name(source) and not path.exists():
+        raise SettingsError(_explain_name(source))
+    return f"file:{path}"
+
+
+def _is_a_name(source: str) -> bool:
+    """Whether somebody may have meant the name of a model, not a file."""
+    return Path(source).suffix not in (".gguf", ".onnx") and not source.startswith((".", "/", "~", "file:"))
+
+
+def _explain_name(source: str) -> str:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+(:[\w.-]+)?", source):
+        return f"'{source}' is no file here. A repository of the hub is written hf:{source}."
+    word = source.partition(":")[0]
+    return (
+        f"'{source}' is neither a file here nor a short name ({', '.join(OFFERS)}){nearest(source, OFFERS)}. "
+        f"`stentor models search {word}` finds it on the hub; a model from there is written hf:org/repo:Q4_K_M."
+    )
 
 
 def choose_models(

@@ -130,3 +130,20 @@ def test_a_bare_path_means_a_file(tmp_path):
 
 def test_every_key_of_a_model_is_described():
     assert set(MODEL_TEXTS) == set(ModelSpec.__struct_fields__)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("llama3.2", "`stentor models search llama3.2` finds it"),
+        ("llama3.2:1b", "`stentor models search llama3.2` finds it"),
+        ("whisper-tiny", "did you mean whisper-tiny.en?"),
+        ("org/repo-GGUF:Q8_0", "is written hf:org/repo-GGUF:Q8_0."),
+    ],
+)
+def test_a_name_that_is_no_file_is_told_where_names_are_found(tmp_path, source, said):
+    with pytest.raises(SettingsError) as refused:
+        plain_source(source, tmp_path)
+    assert said in str(refused.value)
+    (tmp_path / "model").mkdir()
+    assert plain_source("model", tmp_path) == f"file:{tmp_path}/model"

@@ -1,0 +1,63 @@
+"""What people meet who come from other servers, or type a command for the first time."""
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (("run", "llama3.2"), "Here it is `stentor chat`."),
+        (("pull", "llama3.2"), "Here it is `stentor models add`."),
+        (("list",), "Here it is `stentor models list`."),
+        (("status",), "Here it is `stentor ps` and `stentor doctor`."),
+        (("key", "list"), "Here it is `stentor keys`."),
+        (("usge",), "'usage'"),
+    ],
+)
+def test_words_of_other_programs_lead_to_a_command(stentor, typed, said):
+    status, out, err = stentor(*typed)
+    assert (status, out) == (2, "")
+    assert said in err
+
+
+def test_the_list_of_commands_is_not_cut(stentor):
+    status, out, _ = stentor("--help")
+    assert status == 0
+    assert "..." not in out.partition("Commands:")[2]
+    assert "Begin with `stentor up`." in out
+    assert "--queue-max" in stentor("up", "--help")[1]
+
+
+def test_money_can_be_taken_off_a_balance(admin, stentor):
+    admin.answers["POST /admin/api/users/ann/topup"] = 200, {"balance_nano": 0}
+    assert stentor("users", "topup", "ann", "-2.50", "--note", "refund")[0] == 0
+    assert admin.calls[-1].body == {"amount_nano": -2_500_000_000, "note": "refund"}
+    assert stentor("users", "topup", "ann", "2.50", "--nope")[0] == 2
+
+
+@pytest.mark.parametrize("command", ["revoke", "rotate", "limit"])
+def test_a_key_in_place_of_its_id_is_told_and_not_repeated(admin, stentor, command):
+    status, out, err = stentor("keys", command, "sk-secretsecretsecret")
+    assert (status, out) == (2, "")
+    assert "`stentor keys list` has the id" in err
+    assert "secretsecret" not in err
+    assert admin.calls == []
+
+
+def test_an_expired_key_is_not_listed_as_active(admin, stentor):
+    key = {"id": "k1", "name": "ci", "hint": "abcd", "scopes": [], "expires_us": 1_000_000, "revoked_us": None}
+    admin.answers["GET /admin/api/api-keys"] = 200, {"data": [key], "has_more": False, "next": None}
+    out = stentor("keys", "list")[1]
+    assert "expired" in out
+    assert "active" not in out
+
+
+def test_the_audit_shows_json_and_of_a_change_what_differs(admin, stentor):
+    entry = {
+        "created_us": 1,
+        "action": "user_change",
+        "before": {"name": "ann", "active": True},
+        "after": {"name": "ann", "active": False},
+    }
+    admin.answers["GET /admin/api/audit"] = 200, {"data": [entry], "has_more": False, "next": None}
+    assert '{"active":false}' in stentor("audit")[1]
