@@ -17,6 +17,7 @@ from stentor.core.lazy import load
 from stentor.store.lock import find_holder
 
 if TYPE_CHECKING:
+    from stentor.runtime.spec import ModelSpec
     from stentor.settings import Settings
 
 Status = Literal["ok", "warning", "problem"]
@@ -42,6 +43,7 @@ def examine_machine(settings: "Settings") -> Iterator[Finding]:
     yield _sqlite()
     yield from _hardware(settings)
     yield from _ports(settings)
+    yield from _tls(settings)
     yield _disk(settings)
     yield _data_folder(settings)
     yield from _models(settings)
@@ -120,6 +122,17 @@ def find_port_problem(host: str, port: int) -> str | None:
     return None
 
 
+def _tls(settings: "Settings") -> Iterator[Finding]:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return
+    try:
+        load("stentor.http.server").tls_context((str(settings.tls_cert), str(settings.tls_key)))
+    except StentorError as error:
+        yield Finding("tls", "problem", str(error), "Name files that are there and that this user may read.")
+    else:
+        yield Finding("tls", "ok", f"{settings.tls_cert} and its key can be served.")
+
+
 def _nearest_folder(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.is_dir())
 
@@ -155,18 +168,39 @@ def _models(settings: "Settings") -> Iterator[Finding]:
     cache = sources.Sources(settings.model_cache, settings.environ)
     for spec in settings.runtime.models:
         name = f"model {spec.id}"
+        gaps = list(_find_gaps(settings, name, spec))
+        yield from gaps
         library = load("stentor.runtime.spec").SPEECH_LIBRARIES.get(spec.engine, "")
         if library and find_spec(library) is None:
             extra = f"pip install 'stentor[{spec.engine}]'"
             yield Finding(name, "problem", f"its engine '{spec.engine}' is not installed.", f"Run: {extra}")
         if not spec.source:
             served = f"the command {spec.command[0]}" if spec.command else f"the engine {spec.engine}"
-            yield Finding(name, "ok", f"served by {served}")
+            if not gaps:
+                yield Finding(name, "ok", f"served by {served}")
             continue
         try:
             yield _model_file(name, cache, sources, spec.source)
         except StentorError as error:
             yield Finding(name, "problem", str(error), "Correct its source in the settings.")
+
+
+def _find_gaps(settings: "Settings", name: str, spec: "ModelSpec") -> Iterator[Finding]:
+    """What a model names and isn't there: its program, and models to fall back to."""
+    program: str | Path = ""
+    if spec.engine == "command":
+        program = spec.command[0]
+    elif spec.engine == "llama-server":
+        program = spec.binary or settings.runtime.engine_bin or "llama-server"
+    if program and shutil.which(program, path=settings.environ.get("PATH")) is None:
+        text = f"The program {program} is not there or not executable."
+        step = "Correct 'command' at the model." if spec.command else "Set 'binary' at the model, or ENGINE_BIN."
+        yield Finding(name, "problem", text, step)
+    known = {word for other in settings.runtime.models for word in (other.id, *other.aliases)}
+    unknown = [word for word in spec.fallbacks if word not in known]
+    if unknown:
+        text = f"No model of the settings is called {', '.join(unknown)}, which it falls back to."
+        yield Finding(name, "warning", text, "Correct 'fallbacks', or add that model with `stentor models add`.")
 
 
 def _model_file(name: str, cache: Any, sources: Any, source: str) -> Finding:

@@ -45,7 +45,10 @@ class Catalogue:
         model = ModelId(spec.id)
         for name in (spec.id, *spec.aliases):
             if name in self._names:
-                raise InvalidModel(f"Model '{spec.id}': the name '{name}' is already taken by '{self._names[name]}'.")
+                raise InvalidModel(
+                    f"Model '{spec.id}': the name '{name}' is already taken by '{self._names[name]}'. Give one of them "
+                    "another id or alias."
+                )
             self._names[name] = model
         self.specs[model] = spec
         self._served[spec.id] = describe_served(spec, spec.ctx or default_ctx)

@@ -3,13 +3,13 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
 from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
-from stentor.core.remote import RemoteTerms
+from stentor.core.remote import RemoteKind, RemoteTerms
 from stentor.core.scheduler import NO_FILE, ModelFile
 from stentor.core.voices import TONE, VoiceCard
 from stentor.runtime.remote_spec import RemoteSpec, find_remote_problem
@@ -239,10 +239,47 @@ def read_spec(fields: Mapping[str, Any]) -> ModelSpec:
 
 def explain_invalid(error: msgspec.ValidationError | InvalidModel) -> str:
     """What :func:`read_spec` found, for a person; ends in the place, as msgspec says it."""
-    return str(error).replace(
+    problem, at, path = str(error).partition(" - at `$.")
+    fields = re.split(r"[^a-z_]+", path)
+    return _explain(problem, fields[-2] if len(fields) > 1 else "") + at + path
+
+
+def _explain(problem: str, field: str) -> str:
+    if found := re.fullmatch(r"Expected `([^`]+)`, got `(\w+)`", problem):
+        wanted = [_WORDS.get(kind, kind) for kind in found[1].split(" | ") if kind != "null"]
+        return f"must be {' or '.join(wanted)}, not {_WORDS.get(found[2], found[2])}"
+    if found := re.fullmatch(r"Invalid enum value (.*)", problem, re.DOTALL):
+        return f"{found[1]} is none of {', '.join(_CHOICES.get(field, ()))}"
+    if problem == "Object contains unknown field `api_key`":
+        return "has no field `api_key`; keys of others go into the vault (`stentor providers add NAME --base-url URL`), "\
+            'and provider = "NAME" names them'
+    if problem == "Object missing required field `price`":
+        return "needs a price in USD per million tokens, such as price = {input = 0.5, output = 1.5}; 0 is one, too"
+    return problem.replace(
         f"Expected `str` matching regex {MODEL_ID_PATTERN!r}",
         "a name may hold letters, digits, '.', '_' and '-', at most 128, and begins with a letter or a digit",
     )
+
+
+_WORDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "engine": get_args(EngineKind),
+    "type": get_args(ModelType),
+    "pooling": get_args(Pooling)[1:],
+    "flash_attention": get_args(FlashAttention),
+    "load_mode": get_args(LoadMode),
+    "cache_type_k": get_args(CacheType),
+    "cache_type_v": get_args(CacheType),
+    "kind": get_args(RemoteKind),
+    "cap_field": ("max_tokens", "max_completion_tokens"),
+}
 
 
 def _make_path(kind: type, value: Any) -> Any:

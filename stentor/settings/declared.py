@@ -38,7 +38,7 @@ class Setting(msgspec.Struct, frozen=True):
 
 
 _SERVER = (
-    Setting("HOST", kinds.TEXT, "Address to listen on.", default="127.0.0.1"),
+    Setting("HOST", kinds.HOST, "Address to listen on.", default="127.0.0.1"),
     Setting("PORT", integer(0, 65535), "Port to listen on; 0 takes a free one.", default=4000),
     Setting(
         "BIND_ADDRESS",

@@ -167,6 +167,13 @@ def _parse_api_key(raw: Any, _base: Path) -> str:
     return text
 
 
+def _parse_host(raw: Any, _base: Path) -> str:
+    text = _as_text(raw)
+    if "/" in text or text.count(":") == 1:
+        raise BadValue(f"must be an address or a host name alone, like 0.0.0.0, not {text!r}; PORT has the port")
+    return text
+
+
 def _parse_bind_address(raw: Any, _base: Path) -> tuple[str, int]:
     text = _as_text(raw)
     host, colon, port = text.rpartition(":")
@@ -228,5 +235,6 @@ EGRESS = Kind("hosts, addresses and networks, separated by commas", _parse_egres
 URL = Kind("http(s) address", _parse_url)
 KEY_BYTES = Kind("32 bytes as hex or base64", _parse_key_bytes)
 API_KEY = Kind("1–255 visible characters", _parse_api_key)
+HOST = Kind("text", _parse_host)
 BIND_ADDRESS = Kind("`host:port`", _parse_bind_address)
 DATABASE = Kind("path, `sqlite://…` or `postgresql://…`", _parse_database)

@@ -70,7 +70,7 @@ class File(msgspec.Struct, frozen=True):
             heads = [at for at, line in enumerate(lines) if re.match(r"\s*\[\[\s*models\s*\]\]", line)]
             begin = heads[section] if section < len(heads) else 0
         for at in range(begin, len(lines)):
-            if re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", lines[at]):
+            if re.match(rf"\s*(\[models\.)?[\"']?{re.escape(key)}[\"']?\s*[=.\]]", lines[at]):
                 return f"{self.path}:{at + 1}"
         return f"{self.path}:{begin + 1}" if section is not None else str(self.path)
 
@@ -149,7 +149,7 @@ def file_layer(file: File) -> Layer:
             continue
         setting = known.get(key)
         if setting is None:
-            hint = nearest(key.lower(), [*known, MODELS_KEY])
+            hint = nearest(key.lower().removeprefix(PREFIX.lower()), [*known, MODELS_KEY])
             if isinstance(raw, dict) and not hint:
                 hint = "; write settings at the top of the file, in no table, as `port = 4000`"
             raise SettingsError(f"{key} ({file.place(key)}) is not a setting{hint}")

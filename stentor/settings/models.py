@@ -10,6 +10,7 @@ import msgspec
 from stentor.runtime.offers import OFFERS, fill_in
 from stentor.runtime.origins import id_from_source
 from stentor.runtime.spec import EngineKind, InvalidModel, ModelSpec, explain_invalid, read_spec
+from stentor.settings.declared import DECLARED
 from stentor.settings.layers import MODELS_KEY, File, SettingsError, nearest
 
 __all__ = [
@@ -84,13 +85,27 @@ def file_models(file: File, engine_bin: Path | None) -> tuple[ModelSpec, ...]:
     tables = file.table.get(MODELS_KEY, [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise SettingsError(f"models ({file.place(MODELS_KEY)}) must be written as [[models]] tables.")
-    return tuple(_read_table(file, section, table, engine_bin) for section, table in enumerate(tables))
+    specs = tuple(_read_table(file, section, table, engine_bin) for section, table in enumerate(tables))
+    _check_names(file, specs)
+    return specs
+
+
+def _check_names(file: File, specs: tuple[ModelSpec, ...]) -> None:
+    taken: dict[str, int] = {}
+    for section, spec in enumerate(specs):
+        for name in (spec.id, *spec.aliases):
+            if name in taken:
+                raise SettingsError(
+                    f"'{name}' is the name of two models ({file.place('id', taken[name])} and "
+                    f"{file.place('id', section)}). Give one of them another id or alias."
+                )
+            taken[name] = section
 
 
 def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Path | None) -> ModelSpec:
     for key in table:
         if key not in ModelSpec.__struct_fields__:
-            hint = nearest(key, ModelSpec.__struct_fields__)
+            hint = _find_hint(key)
             raise SettingsError(f"{key} ({file.place(key, section)}) is not a setting of a model{hint}")
     entry = fill_in(table)
     if isinstance(entry.get("source"), str):
@@ -115,6 +130,29 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
         key = shown.partition(".")[0]
         place = file.place(key, section) if key else file.place("", section)
         raise SettingsError(f"{shown or 'models'} ({place}): {problem}.") from None
+
+
+def _find_hint(key: str) -> str:
+    """The way on from a key that models don't have."""
+    word = key.lower()
+    if word in _ELSEWHERE:
+        return f"; here it is {_ELSEWHERE[word]}"
+    if any(setting.key == word for setting in DECLARED):
+        return "; it is one of the server: write it above the first [[models]]"
+    return nearest(word, ModelSpec.__struct_fields__)
+
+
+# What other programs call it.
+_ELSEWHERE = {
+    **dict.fromkeys(("name", "model_name"), "id, and aliases for other names"),
+    **dict.fromkeys(("path", "file", "model", "model_path", "gguf"), 'source = "file:/path/to/model.gguf"'),
+    **dict.fromkeys(("ctx_size", "context", "context_size", "context_length", "n_ctx", "num_ctx", "max_model_len"), "ctx"),
+    **dict.fromkeys(("n_gpu_layers", "ngl", "num_gpu"), "gpu_layers"),
+    **dict.fromkeys(("slots", "n_parallel", "num_parallel"), "parallel"),
+    **dict.fromkeys(("ttl", "keep_alive"), "idle_unload_s"),
+    **dict.fromkeys(("cmd", "args"), 'command, a list, with engine = "command"'),
+    **dict.fromkeys(("api_base", "base_url", "api_key", "price", "provider"), "a table of its own, [models.remote]"),
+}
 
 
 def _anchor(source: str, base: Path) -> str:

@@ -61,3 +61,19 @@ def test_the_audit_shows_json_and_of_a_change_what_differs(admin, stentor):
     }
     admin.answers["GET /admin/api/audit"] = 200, {"data": [entry], "has_more": False, "next": None}
     assert '{"active":false}' in stentor("audit")[1]
+
+
+def test_doctor_finds_what_models_and_tls_name_and_is_not_there(stentor, tmp_path):
+    (tmp_path / "stentor.toml").write_text(
+        'tls_cert = "no.pem"\ntls_key = "no.key"\n'
+        '[[models]]\nid = "mine"\nengine = "command"\ncommand = ["./serve-it", "${PORT}"]\n'
+        '[[models]]\nid = "big"\nengine = "llama-server"\nbinary = "no-server"\nsource = "file:big.gguf"\n'
+        'fallbacks = ["mine", "gpt-5"]\n'
+    )
+    status, out, _ = stentor("doctor")
+    assert status == 1
+    assert "✗ tls: TLS can't be served" in out
+    assert "✗ model mine: The program ./serve-it is not there or not executable." in out
+    assert "✓ model mine" not in out
+    assert f"✗ model big: The program {tmp_path}/no-server is not there" in out
+    assert "! model big: No model of the settings is called gpt-5, which it falls back to." in out

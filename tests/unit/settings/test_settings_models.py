@@ -59,7 +59,26 @@ preload = true
         ("[[models]]\nctx = 2048\n", r"missing required field `id`"),
         ('[[models]]\nid = "a"\n', r"source is missing"),
         ('[[models]]\nid = "a"\nengine = "command"\n', r"needs a command"),
-        ('[[models]]\nid = "a"\nengine = "vllm"\nsource = "file:/a.gguf"\n', r"engine \(.*:3\)"),
+        (
+            '[[models]]\nid = "a"\nengine = "vllm"\nsource = "file:/a.gguf"\n',
+            r"engine \(.*:3\): 'vllm' is none of llama, llama-server, command, remote, whisper",
+        ),
+        ('[[models]]\nid = "a"\nsource = "file:/a"\nctx = "16k"\n', r"ctx \(.*:4\): must be a whole number, not text\."),
+        ('[[models]]\nname = "a"\n', r"name \(.*:2\) is not a setting of a model; here it is id"),
+        ('[[models]]\nid = "a"\nctx_size = 8\n', r"ctx_size \(.*:3\) .*; here it is ctx$"),
+        ('[[models]]\nid = "a"\nport = 8\n', r"port \(.*:3\) .*; it is one of the server: write it above"),
+        (
+            '[[models]]\nid = "a"\n[models.remote]\nbase_url = "https://a.test/v1"\napi_key = "x"\n',
+            r"remote \(.*:3\): has no field `api_key`; keys of others go into the vault",
+        ),
+        (
+            '[[models]]\nid = "a"\n[models.remote]\nbase_url = "https://a.test/v1"\n',
+            r"remote \(.*:3\): needs a price in USD per million tokens",
+        ),
+        (
+            '[[models]]\nid = "a"\nsource = "file:/a"\n[[models]]\nid = "b"\nsource = "file:/b"\naliases = ["a"]\n',
+            r"'a' is the name of two models \(.*:2 and .*:5\)\. Give one of them another id",
+        ),
         ('[[models]]\nid = "a"\nsource = "file:/a.gguf"\nparallel = 0\n', r"parallel \(.*:4\)"),
         ('[[models]]\nid = "a"\nsource = "file:/a.gguf"\nbinary = 5\n', r"binary \(.*:4\)"),
     ],
