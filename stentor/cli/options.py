@@ -22,7 +22,9 @@ def place_options(command: Command) -> Command:
     return click.option("--config", metavar="FILE", help="The settings file. [default: ./stentor.toml]")(command)
 
 
-MORE_OPTIONS = "Every setting that isn't secret is an option too, such as --queue-max: `stentor config --all` lists them."
+MORE_OPTIONS = (
+    "Every setting that isn't secret is an option too, such as --queue-max: `stentor config --all` lists them."
+)
 SHOWN = ("HOST", "PORT", "GATEWAY_WORKERS", "LOG_LEVEL", "LOG_FORMAT", "DEFAULT_CTX", "DEFAULT_THREADS")
 
 

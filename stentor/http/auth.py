@@ -16,16 +16,21 @@ from stentor.core.ids import KeyId
 from stentor.core.principal import Principal
 
 CACHE_MAX_KEYS = 10_000
+_OTHER_PLACES = frozenset({b"api-key", b"x-goog-api-key", b"x-litellm-api-key", b"x-auth-token"})
 _VISIBLE = re.compile(rb"[!-~]{1,255}")
 
 Headers = list[tuple[bytes, bytes]]
 
 
-def _missing_key() -> Refused:
-    return Refused(
-        "missing_api_key",
-        "No API key was sent. Send it as 'Authorization: Bearer sk-…' or 'X-API-Key: sk-…'.",
-    )
+def _missing_key(headers: Headers) -> Refused:
+    """No header has a key where keys are; what else there is may be one in a wrong place."""
+    names = {name for name, _ in headers}
+    found = "No API key was sent."
+    if b"authorization" in names:
+        found = "The Authorization header doesn't begin with 'Bearer '."
+    elif other := sorted(_OTHER_PLACES & names):
+        found = f"No API key was found; the header '{other[0].decode()}' isn't read."
+    return Refused("missing_api_key", f"{found} Send it as 'Authorization: Bearer sk-…' or 'X-API-Key: sk-…'.")
 
 
 def _unknown_key() -> Refused:
@@ -92,7 +97,7 @@ class Authenticator:
         """The caller. Raises Refused: 401 for a bad key, 503 when the store can't be asked."""
         token = find_token(headers)
         if token is None:
-            raise _missing_key()
+            raise _missing_key(headers)
         # What is remembered is a plain hash of the whole key: quicker than the keyed one, and it never leaves memory.
         name = hashlib.sha256(token).digest()
         principal = self._known.get(name)

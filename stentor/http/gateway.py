@@ -180,7 +180,17 @@ class Gateway:
                 f"{path[:200]} doesn't answer {method[:20]}, only {', '.join(sorted(allowed))}.",
                 details={"allowed": sorted(allowed)},
             )
-        raise Refused("not_found", f"There is nothing at {path[:200]}; /docs lists what there is.")
+        hint = self._find_meant(path)
+        raise Refused("not_found", f"There is nothing at {path[:200]}; {hint}/docs lists what there is.")
+
+    def _find_meant(self, path: str) -> str:
+        """What a client meant whose base URL lacks ``/v1`` or has too much, or whose slashes are doubled."""
+        clean = "/" + "/".join(part for part in path[:200].split("/") if part)
+        known = {exact for _, exact in self._exact}
+        for meant in (clean, f"/v1{clean}", clean.removeprefix("/v1"), clean.removeprefix("/api")):
+            if meant != path and meant in known:
+                return f"did you mean {meant}? "
+        return ""
 
     async def _admit(self, route: Route, connection: Connection) -> Principal:
         if route.sign_in and not self._operator_socket:

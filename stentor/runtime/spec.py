@@ -251,8 +251,10 @@ def _explain(problem: str, field: str) -> str:
     if found := re.fullmatch(r"Invalid enum value (.*)", problem, re.DOTALL):
         return f"{found[1]} is none of {', '.join(_CHOICES.get(field, ()))}"
     if problem == "Object contains unknown field `api_key`":
-        return "has no field `api_key`; keys of others go into the vault (`stentor providers add NAME --base-url URL`), "\
+        return (
+            "has no field `api_key`; keys of others go into the vault (`stentor providers add NAME --base-url URL`), "
             'and provider = "NAME" names them'
+        )
     if problem == "Object missing required field `price`":
         return "needs a price in USD per million tokens, such as price = {input = 0.5, output = 1.5}; 0 is one, too"
     return problem.replace(

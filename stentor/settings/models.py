@@ -146,7 +146,9 @@ def _find_hint(key: str) -> str:
 _ELSEWHERE = {
     **dict.fromkeys(("name", "model_name"), "id, and aliases for other names"),
     **dict.fromkeys(("path", "file", "model", "model_path", "gguf"), 'source = "file:/path/to/model.gguf"'),
-    **dict.fromkeys(("ctx_size", "context", "context_size", "context_length", "n_ctx", "num_ctx", "max_model_len"), "ctx"),
+    **dict.fromkeys(
+        ("ctx_size", "context", "context_size", "context_length", "n_ctx", "num_ctx", "max_model_len"), "ctx"
+    ),
     **dict.fromkeys(("n_gpu_layers", "ngl", "num_gpu"), "gpu_layers"),
     **dict.fromkeys(("slots", "n_parallel", "num_parallel"), "parallel"),
     **dict.fromkeys(("ttl", "keep_alive"), "idle_unload_s"),

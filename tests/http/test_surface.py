@@ -363,3 +363,37 @@ def test_a_chat_needs_no_content_type(each: Gate):
     data = json.dumps(chat_body()).encode()
     for kind in ({}, {"Content_Type": "text/plain"}, {"Content_Type": "application/json; charset=utf-8"}):
         assert each.ask("POST", CHAT, data, **kind).status == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/chat/completions", "did you mean /v1/chat/completions? "),
+        ("/v1/v1/chat/completions", "did you mean /v1/chat/completions? "),
+        ("/v1/chat/completions/", "did you mean /v1/chat/completions? "),
+        ("//v1//models", "did you mean /v1/models? "),
+        ("/v1/api/chat", "did you mean /api/chat? "),
+        ("/v1/nothing", ""),
+    ],
+)
+def test_a_wrong_base_url_is_told_the_right_path(gate: Gate, path, meant):
+    with RawConnection(gate.port) as connection:
+        connection.send(raw_request("POST", path, {"Host": "localhost"}))
+        answer = connection.answer()
+    assert answer.status == 404
+    assert f"There is nothing at {path}; {meant}/docs lists" in answer.body.decode()
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ("Authorization", "The Authorization header doesn't begin with 'Bearer '. Send it as"),
+        ("api-key", "the header 'api-key' isn't read. Send it as"),
+    ],
+)
+def test_a_key_in_a_wrong_place_is_told(gate: Gate, header, said):
+    with RawConnection(gate.port) as connection:
+        connection.send(raw_request("GET", "/v1/models", {"Host": "localhost", header: gate.make_key()["key"]}))
+        answer = connection.answer()
+    assert answer.status == 401
+    assert said in answer.body.decode()

@@ -63,7 +63,10 @@ preload = true
             '[[models]]\nid = "a"\nengine = "vllm"\nsource = "file:/a.gguf"\n',
             r"engine \(.*:3\): 'vllm' is none of llama, llama-server, command, remote, whisper",
         ),
-        ('[[models]]\nid = "a"\nsource = "file:/a"\nctx = "16k"\n', r"ctx \(.*:4\): must be a whole number, not text\."),
+        (
+            '[[models]]\nid = "a"\nsource = "file:/a"\nctx = "16k"\n',
+            r"ctx \(.*:4\): must be a whole number, not text\.",
+        ),
         ('[[models]]\nname = "a"\n', r"name \(.*:2\) is not a setting of a model; here it is id"),
         ('[[models]]\nid = "a"\nctx_size = 8\n', r"ctx_size \(.*:3\) .*; here it is ctx$"),
         ('[[models]]\nid = "a"\nport = 8\n', r"port \(.*:3\) .*; it is one of the server: write it above"),
