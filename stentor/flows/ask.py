@@ -24,7 +24,10 @@ TOKENS_PER_MESSAGE = 64
 TOKENS_OF_TEMPLATE = 64
 TOKENS_OF_TOOL_TEMPLATE = 512
 PREFIX_BYTES = 1024
-NO_FETCHING = "Images must be sent inside the request as a 'data:' address (base64); this server fetches none."
+NO_FETCHING = (
+    "Images must be sent inside the request as a 'data:' address (base64); this server fetches none (its operator may "
+    "let it: ALLOW_IMAGE_URLS)."
+)
 
 _NOTHING = (b"null", b"false", b"[]")
 

@@ -4,6 +4,7 @@ Every surface says errors in its own envelope; which code has which status is de
 """
 
 import math
+import re
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -71,10 +72,14 @@ _ANTHROPIC_TYPES = {
     401: "authentication_error", 402: "billing_error", 403: "permission_error", 404: "not_found_error",
     413: "request_too_large", 429: "rate_limit_error", 529: "overloaded_error",
 }  # fmt: skip
+# Where Ollama's clients make and remove models, which only the operator does here.
+OLLAMA_MAKING = frozenset(f"/api/{name}" for name in ("pull", "push", "create", "copy", "delete"))
 # Ollama's own paths; the rest of /api is ours.
-_OLLAMA_PATHS = frozenset(
+_OLLAMA_PATHS = OLLAMA_MAKING | {
     f"/api/{name}" for name in ("chat", "generate", "embed", "embeddings", "tags", "show", "ps", "version")
-)
+}
+# Where OpenAI's clients knock whose base URL lacks /v1; they show nothing of another envelope.
+_WITHOUT_V1 = re.compile(r"/+(chat/completions|completions|embeddings|models|responses|rerank|audio/\w+)/?")
 
 
 def envelope_of(path: str) -> Envelope:
@@ -83,6 +88,8 @@ def envelope_of(path: str) -> Envelope:
         return "anthropic" if path == "/v1/messages" or path.startswith("/v1/messages/") else "openai"
     if path in _OLLAMA_PATHS:
         return "ollama"
+    if _WITHOUT_V1.fullmatch(path):
+        return "openai"
     return "lmserv" if path == "/chat" else "detail"
 
 

@@ -16,7 +16,7 @@ from stentor.core.principal import Principal
 from stentor.core.sessions import SessionBook
 from stentor.http.auth import Authenticator, check_scope, find_token
 from stentor.http.connection import Connection
-from stentor.http.errors import Envelope, envelope_of, status_of
+from stentor.http.errors import OLLAMA_MAKING, Envelope, envelope_of, status_of
 from stentor.http.exchange import ClientGone, Exchange, Headers
 from stentor.http.guard import Cors, HostGuard
 from stentor.http.handler import ANONYMOUS, OPERATOR, Handler, Params
@@ -185,6 +185,8 @@ class Gateway:
 
     def _find_meant(self, path: str) -> str:
         """What a client meant whose base URL lacks ``/v1`` or has too much, or whose slashes are doubled."""
+        if path in OLLAMA_MAKING:
+            return "here the operator fetches and removes models, with `stentor models`; "
         clean = "/" + "/".join(part for part in path[:200].split("/") if part)
         known = {exact for _, exact in self._exact}
         for meant in (clean, f"/v1{clean}", clean.removeprefix("/v1"), clean.removeprefix("/api")):

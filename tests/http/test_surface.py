@@ -373,6 +373,7 @@ def test_a_chat_needs_no_content_type(each: Gate):
         ("/v1/chat/completions/", "did you mean /v1/chat/completions? "),
         ("//v1//models", "did you mean /v1/models? "),
         ("/v1/api/chat", "did you mean /api/chat? "),
+        ("/api/pull", "here the operator fetches and removes models, with `stentor models`; "),
         ("/v1/nothing", ""),
     ],
 )
@@ -381,7 +382,8 @@ def test_a_wrong_base_url_is_told_the_right_path(gate: Gate, path, meant):
         connection.send(raw_request("POST", path, {"Host": "localhost"}))
         answer = connection.answer()
     assert answer.status == 404
-    assert f"There is nothing at {path}; {meant}/docs lists" in answer.body.decode()
+    error = json.loads(answer.body)["error"]  # as this client's library reads it, or it would show nothing
+    assert f"There is nothing at {path}; {meant}/docs lists" in (error["message"] if isinstance(error, dict) else error)
 
 
 @pytest.mark.parametrize(
