@@ -78,8 +78,8 @@ OLLAMA_MAKING = frozenset(f"/api/{name}" for name in ("pull", "push", "create", 
 _OLLAMA_PATHS = OLLAMA_MAKING | {
     f"/api/{name}" for name in ("chat", "generate", "embed", "embeddings", "tags", "show", "ps", "version")
 }
-# Where OpenAI's clients knock whose base URL lacks /v1; they show nothing of another envelope.
-_WITHOUT_V1 = re.compile(r"/+(chat/completions|completions|embeddings|models|responses|rerank|audio/\w+)/?")
+# Where OpenAI's clients knock whose base URL lacks /v1 or has too many slashes; they show nothing of another envelope.
+_WITHOUT_V1 = re.compile(r"/+(v1/+)?(chat/completions|completions|embeddings|models|responses|rerank|audio/\w+)/?")
 
 
 def envelope_of(path: str) -> Envelope:
