@@ -65,7 +65,7 @@ class GatewayParts:
         self._outbound = Outbound(egress)
         self.engines = Upstreams(EngineSettings(), RemoteClient(self._outbound))
         self.authenticator = Authenticator(books, pepper)
-        self.authenticator.on_revoked(self.calls.interrupt_key)
+        books.on_revoked(self.calls.interrupt_key)
         self._settings = settings
         self._pepper = pepper
         self._books = books
@@ -79,7 +79,7 @@ class GatewayParts:
         models = ModelEndpoints(scheduler)
         self.listening = Listening(books, self.engines, tracer, self.calls)
         self._streams = OpenStreams()
-        self.authenticator.on_revoked(self._streams.end_of)
+        books.on_revoked(self._streams.end_of)
         self._passage = EnginePassage()
         passage = EnginePassageEndpoints(scheduler, self._passage, self._streams, log, settings.body_max_bytes)
         self._dialects = DialectService(text, settings.body_max_bytes)

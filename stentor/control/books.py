@@ -74,6 +74,7 @@ class LocalBooks:
         self._recent: dict[_Ident, Settlement] = {}
         self._older: dict[_Ident, Settlement] = {}
         self._listeners: list[Callable[[KeyId], None]] = []
+        self._change_listeners: list[Callable[[KeyId], None]] = []
         self.prices = prices
         self._pricing = asyncio.Lock()
         self.roll = Roll(database, clock, settings.rate_limit_qps)
@@ -126,8 +127,18 @@ class LocalBooks:
         """See :class:`~stentor.core.books.Books`."""
         self._listeners.append(listener)
 
+    def on_changed(self, listener: Callable[[KeyId], None]) -> None:
+        """See :class:`~stentor.core.books.Books`."""
+        self._change_listeners.append(listener)
+
+    def tell_changed(self, key_id: KeyId) -> None:
+        """Have everybody look again at what a key may do."""
+        for listener in self._change_listeners:
+            listener(key_id)
+
     def tell_revoked(self, key_id: KeyId) -> None:
-        """Tell all listeners that a key changed or ended."""
+        """A key ended or may do less: what runs with it ends, too."""
+        self.tell_changed(key_id)
         for listener in self._listeners:
             listener(key_id)
 

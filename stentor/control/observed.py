@@ -47,6 +47,10 @@ class ObservedBooks:
         """See ``Books.on_revoked``."""
         self._books.on_revoked(listener)
 
+    def on_changed(self, listener: Callable[[KeyId], None]) -> None:
+        """See ``Books.on_changed``."""
+        self._books.on_changed(listener)
+
     async def open(self, ask: Open, owner: str = "") -> Grant:
         """See ``Books.open``."""
         try:

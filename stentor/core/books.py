@@ -169,5 +169,9 @@ class Books(Protocol):
         ...
 
     def on_revoked(self, listener: Callable[[KeyId], None]) -> None:
-        """Call ``listener`` whenever a key stops being valid or changes (revoked, rotated out, narrowed)."""
+        """Call ``listener`` whenever a key stops being valid or may do less (revoked, rotated out, narrowed)."""
+        ...
+
+    def on_changed(self, listener: Callable[[KeyId], None]) -> None:
+        """Call ``listener`` whenever what is known of a key holds no more: also when it may do more, or for longer."""
         ...

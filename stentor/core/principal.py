@@ -1,5 +1,8 @@
 """Who is calling: one frozen value, made at authentication and passed on by type."""
 
+from collections.abc import Collection
+from typing import Protocol
+
 import msgspec
 
 from stentor.core.ids import KeyId, ProjectId, TierId, UserId
@@ -27,3 +30,19 @@ class Principal(msgspec.Struct, frozen=True, array_like=True):
     session_id: str = ""
     user_name: str = ""
     session_key: str = ""
+
+
+class Rights(Protocol):
+    """What a key may use, empty meaning all."""
+
+    @property
+    def models(self) -> Collection[str]: ...
+
+    @property
+    def endpoints(self) -> Collection[str]: ...
+
+
+def is_narrowed(before: Rights, after: Rights) -> bool:
+    """Whether something that was allowed isn't any more."""
+    pairs = ((before.models, after.models), (before.endpoints, after.endpoints))
+    return any(new and not (old and set(old) <= set(new)) for old, new in pairs)

@@ -80,18 +80,11 @@ class Authenticator:
         self._pepper = pepper
         self._known: dict[bytes, Principal] = {}
         self._epoch = 0
-        self._listeners: list[Callable[[KeyId], None]] = []
-        books.on_revoked(self._forget)
-
-    def on_revoked(self, listener: Callable[[KeyId], None]) -> None:
-        """Call ``listener`` when a key stops being valid, after it was forgotten here."""
-        self._listeners.append(listener)
+        books.on_changed(self._forget)
 
     def _forget(self, key_id: KeyId) -> None:
         self._epoch += 1
         self._known = {name: who for name, who in self._known.items() if who.key_id != key_id}
-        for listener in self._listeners:
-            listener(key_id)
 
     async def authenticate(self, headers: Headers) -> Principal:
         """The caller. Raises Refused: 401 for a bad key, 503 when the store can't be asked."""

@@ -4,6 +4,7 @@ import contextlib
 import json
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -293,6 +294,19 @@ def revoke_once(each: Gate) -> float:
     streamed = [event for event in events if event["stream"]]
     assert {event["cost_nano"] for event in streamed} == {price(count_tokens(text), count_tokens("so far"))}
     return took_s
+
+
+def test_a_key_that_may_do_more_goes_on_with_what_it_runs(each: Gate, tmp_path: Path):
+    key = each.make_key(endpoints=[CHAT], models=["scripted"])
+    go_on = tmp_path / "go-on"
+    stream = each.open(script({"say": "so far"}, {"until": str(go_on)}, {"say": "and on"}), key=key["key"])
+    assert stream.content() == "so "
+    assert each.ask("GET", "/v1/models", key=key["key"]).status == 403
+    change = {"endpoints": [], "models": [], "expires_us": time.time_ns() // 1000 + 10**9}
+    each.admin("PATCH", f"/api-keys/{key['id']}", change)
+    until(lambda: each.ask("GET", "/v1/models", key=key["key"]).status, lambda status: status == 200)
+    go_on.touch()
+    assert stream.answer().body.endswith(b"data: [DONE]\n\n")
 
 
 def test_a_revoked_key_leaves_the_queue(each: Gate):

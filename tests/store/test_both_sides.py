@@ -16,6 +16,7 @@ from stentor.accounting.tokens import count_tokens
 from stentor.accounting.usage import UsageEvent, UsageFilter
 from stentor.audit.log import Actor
 from stentor.control.observed import ObservedBooks
+from stentor.control.people.changes import Changes, KeyChange
 from stentor.control.wanted import KeyAsk
 from stentor.control.workers.client import AuthorityClient
 from stentor.control.workers.desk import Desk
@@ -126,6 +127,7 @@ async def over_the_line(house: Any) -> AsyncIterator[Side]:
         client = AuthorityClient()
         await desk.begin(ours, HELLO)
         assert msgspec.msgpack.decode(await client.connect(theirs)) == HELLO
+        behind.books.on_changed(desk.tell_changed)
         behind.books.on_revoked(desk.tell_revoked)
         side = Side(house, client, client, behind.cards)
         side.client, side.desk, side.lose = client, desk, client.hang_up
@@ -183,6 +185,20 @@ async def test_a_revoked_key_is_told_and_forgotten(side: Side, key: KeyId, wait_
     await wait_until(lambda: told)
     assert told == [key]
     assert (await refused(side.open(key))).code == "invalid_api_key"
+
+
+async def test_a_key_that_may_do_more_is_looked_at_again_and_not_ended(side: Side, key: KeyId, wait_until: Any) -> None:
+    told: list[tuple[str, KeyId]] = []
+    side.books.on_changed(lambda key_id: told.append(("changed", key_id)))
+    side.books.on_revoked(lambda key_id: told.append(("revoked", key_id)))
+    house = side.house
+    changes = Changes(house.database, house.books, house.management, house.clock)
+    for change in (KeyChange(models=("tiny", "other")), KeyChange(models=()), KeyChange(expires_us=2 * 10**15)):
+        told.clear()
+        await changes.change_key(TESTER, key, change)
+        narrowed = change.models == ("tiny", "other")
+        await wait_until(lambda expected=1 + narrowed: len(told) == expected)  # type: ignore[misc]
+        assert told == [("changed", key), *([("revoked", key)] if narrowed else [])]
 
 
 # -- open and close

@@ -437,6 +437,23 @@ async def test_a_key_revoked_at_one_node_ends_at_the_other(pair) -> None:
     assert caught.value.code == "invalid_api_key"
 
 
+async def test_a_key_narrowed_or_widened_at_one_node_is_so_at_the_other(pair) -> None:
+    first, second = pair
+    await first.add_user("ann", USD)
+    ask = KeyAsk("ann", expires_us=first.clock.now_us() + 86_400_000_000)
+    made = await first.management.add_key(OPERATOR, ask)
+    await second.books.find_principal(second.digest(made.key))
+    changed, ended = list[KeyId](), list[KeyId]()
+    second.books.on_changed(changed.append)
+    second.books.on_revoked(ended.append)
+    changes = Changes(first.database, first.books, first.management, first.clock)
+    await changes.change_key(OPERATOR, made.made.id, KeyChange(endpoints=("/v1/models",)))
+    await within(lambda: ended == [made.made.id])
+    await changes.change_key(OPERATOR, made.made.id, KeyChange(endpoints=("/v1/models", "/v1/embeddings")))
+    await within(lambda: len(changed) == 2)
+    assert ended == [made.made.id]
+
+
 def make_sessions(house: House) -> Sessions:
     sessions = Sessions(house.database, house.books, house.management, house.keyring, house.clock)
     sessions.follow(house.books.follower)  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from stentor.control.books import LocalBooks
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused, StentorError, StoreUnavailable
 from stentor.core.ids import KeyId, ProjectId, TierId, UserId
+from stentor.core.principal import Principal, is_narrowed
 from stentor.people import api_keys, projects, tiers, users
 from stentor.people.values import ApiKey, Project, Tier, User
 from stentor.store.database import Database
@@ -152,19 +153,22 @@ class Follower:
         used = {(kind, window): 0 for kind, window, _ in _new_limits(mate, key)}
         meters = roll.change_key_terms(key, used, self._clock.now_us())
         if account is not None:
-            self._tell(key, before != account.terms.principal)
+            self._tell(key, before, account.terms.principal)
         for meter in meters:
             await self._count(meter)
 
-    def _tell(self, key: ApiKey, changed: bool) -> None:
-        now_us = self._clock.now_us()
+    def _tell(self, key: ApiKey, before: Principal | None, after: Principal) -> None:
+        now_us, changed = self._clock.now_us(), before != after
         if changed and (timer := self._timers.pop(key.id, None)) is not None:
             timer.cancel()
         ends_us = key.ends_us()
         # A key that merely expired meanwhile ends by itself: what runs with it goes on, as at the node that made it.
-        if key.revoked_us is not None or (changed and (ends_us is None or ends_us <= now_us)):
+        narrowed = before is not None and is_narrowed(before, after)
+        if narrowed or key.revoked_us is not None or (changed and ends_us is not None and ends_us <= now_us):
             self._books.tell_revoked(key.id)
-        elif changed and ends_us is not None:
+        elif changed:
+            self._books.tell_changed(key.id)
+        if changed and ends_us is not None and ends_us > now_us:
             loop = asyncio.get_running_loop()
             delay_s = (ends_us - now_us) / 1e6
             self._timers[key.id] = loop.call_later(delay_s, self._books.tell_revoked, key.id)

@@ -16,6 +16,7 @@ from stentor.control.reading import given
 from stentor.control.wanted import UserView, check_within
 from stentor.core.clock import Clock
 from stentor.core.ids import KeyId, TierId, UserId
+from stentor.core.principal import is_narrowed
 from stentor.people import api_keys, tiers, users
 from stentor.people.sessions import end_sessions
 from stentor.people.values import ApiKey, KeyLimits, Tier, User
@@ -146,13 +147,14 @@ class Changes:
     async def change_key(
         self, actor: Actor, key_id: str, change: KeyChange, *, creator: str | None = None, owner: str | None = None
     ) -> ApiKey:
-        """Change a key's name, rights or limits. With ``creator`` it may do no more than that key afterwards.
+        """Change a key's name, rights or limits; what runs with it ends if it may do less.
 
-        With ``owner`` only a key of that user is found. New limits count what the key has used before.
+        With ``creator`` it may do no more than that key afterwards. With ``owner`` only a key of that user is found.
+        New limits count what the key has used before.
         """
         values, now_us = given(change), self._clock.now_us()
 
-        def work(connection: Connection) -> tuple[ApiKey, ApiKey, dict[tuple[str, str], int]]:
+        def work(connection: Connection) -> tuple[bool, ApiKey, ApiKey, dict[tuple[str, str], int]]:
             old = api_keys.get_key_of(connection, KeyId(key_id), owner)
             if "limits" in values:
                 api_keys.check_newest(connection, old)
@@ -169,12 +171,13 @@ class Changes:
                 before=msgspec.to_builtins(before), after=msgspec.to_builtins(after),
             )  # fmt: skip
             used = _start_limits(connection, old.limits, key, now_us)
-            return key, api_keys.get_key_in_line(connection, key.id), used
+            ended = is_narrowed(old, key) or not key.is_valid(now_us)
+            return ended, key, api_keys.get_key_in_line(connection, key.id), used
 
-        key, in_line, used = await self._database.write(work)
+        ended, key, in_line, used = await self._database.write(work)
         meters = self._books.roll.change_key_terms(in_line, used, now_us)
         if {"models", "endpoints", "expires_us"} & values.keys():
-            self._books.tell_revoked(key.id)
+            (self._books.tell_revoked if ended else self._books.tell_changed)(key.id)
         for meter in meters:
             # Settlements count from here on; those that came between the sum and this moment are added now.
             name = (meter.kind, meter.subject, meter.window, meter.window_start)

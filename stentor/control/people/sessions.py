@@ -74,7 +74,7 @@ class Sessions:
         self._known: dict[bytes, _Live] = {}
         self._version = 0
         self._written = (0, 0.0)
-        books.on_revoked(self._forget_key)
+        books.on_changed(self._forget_key)
 
     # -- who -----------------------------------------------------------------------------------------------------------
 

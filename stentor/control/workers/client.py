@@ -48,6 +48,7 @@ class AuthorityClient:
         self._numbers = itertools.count(1)
         self._waiting: dict[int, tuple[str, asyncio.Future[Any]]] = {}
         self._revoked: list[Callable[[KeyId], None]] = []
+        self._changed: list[Callable[[KeyId], None]] = []
         self._lost: list[Callable[[], None]] = []
         self._drain: list[Callable[[float], None]] = []
         self._drain_s: float | None = None
@@ -92,6 +93,10 @@ class AuthorityClient:
         """See ``Books.on_revoked``."""
         self._revoked.append(listener)
 
+    def on_changed(self, listener: Callable[[KeyId], None]) -> None:
+        """See ``Books.on_changed``."""
+        self._changed.append(listener)
+
     def _take(self, number: int, name: str, payload: msgspec.Raw) -> None:
         if number == 0:
             self._take_news(name, payload)
@@ -117,9 +122,9 @@ class AuthorityClient:
         if name == "hello":
             if self._hello is not None and not self._hello.done():
                 self._hello.set_result(bytes(payload))
-        elif name == "revoked":
+        elif name in ("changed", "revoked"):
             key_id = KeyId(_decode_text(payload))
-            for listener in self._revoked:
+            for listener in self._changed if name == "changed" else self._revoked:
                 listener(key_id)
         elif name == "drain":
             self._drain_s = _decode_seconds(payload)

@@ -67,8 +67,13 @@ class Desk:
         """Call ``listener`` when the worker serves."""
         self._on_ready = listener
 
+    def tell_changed(self, key_id: KeyId) -> None:
+        """Pass on that what is known of a key holds no more."""
+        if self._line is not None:
+            self._line.send(0, "changed", key_id)
+
     def tell_revoked(self, key_id: KeyId) -> None:
-        """Pass on that a key stopped being valid."""
+        """Pass on that a key stopped being valid, or may do less."""
         if self._line is not None:
             self._line.send(0, "revoked", key_id)
 

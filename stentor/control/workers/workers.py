@@ -83,6 +83,7 @@ class Workers:
         Raises StentorError when they don't come up in time.
         """
         self._missing = count
+        self._books.on_changed(self._tell_changed)
         self._books.on_revoked(self._tell_revoked)
         for number in range(count):
             self._keepers.append(asyncio.create_task(self._keep(number, host, port), name=f"worker-{number}"))
@@ -100,6 +101,10 @@ class Workers:
         self._missing -= 1
         if self._missing == 0:
             self._all_ready.set()
+
+    def _tell_changed(self, key_id: KeyId) -> None:
+        for desk in self._desks.values():
+            desk.tell_changed(key_id)
 
     def _tell_revoked(self, key_id: KeyId) -> None:
         for desk in self._desks.values():

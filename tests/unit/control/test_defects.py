@@ -29,6 +29,9 @@ class Broken:
     def on_revoked(self, listener: Any) -> None:
         pass
 
+    def on_changed(self, listener: Any) -> None:
+        pass
+
 
 async def test_a_defect_reaches_the_worker_that_waits() -> None:
     told: list[Any] = []

@@ -30,6 +30,9 @@ class Nothing:
     def on_revoked(self, listener: Any) -> None:
         pass
 
+    def on_changed(self, listener: Any) -> None:
+        pass
+
 
 async def test_a_worker_that_comes_while_the_server_ends_is_told() -> None:
     spawned, go_on = asyncio.Event(), asyncio.Event()
