@@ -7,9 +7,9 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from urllib.parse import urlsplit
 
 import msgspec
@@ -26,6 +26,8 @@ from stentor.control.workers.workers import Workers, bind, start_listening
 from stentor.core.errors import StentorError
 from stentor.core.ids import ModelId
 from stentor.core.operator import OperatorAnswer, OperatorCall
+from stentor.core.remote import RemoteKind
+from stentor.core.scheduler import ModelCard
 from stentor.http.gateway import HttpSettings
 from stentor.http.loopback import call_app
 from stentor.http.server import HttpServer, tls_context
@@ -56,6 +58,7 @@ class RunningHttp(NamedTuple):
     hurry: Callable[[], None]
 
 
+_ELSEWHERE = get_args(RemoteKind)
 OnReady = Callable[[Ready], None]
 
 
@@ -257,7 +260,7 @@ async def _describe(authority: Authority, url: str, admin_key: bool) -> Ready:
     """What is told to the operator. What is shown only once is made here, at the last moment: a start that ends
     before must not take it along.
     """
-    model = await _first_model(authority)
+    model = choose_to_try(await authority.scheduler.list_models())
     first = await authority.first_run(admin_key=admin_key)
     return Ready(
         base_url=f"{url}/v1",
@@ -268,10 +271,14 @@ async def _describe(authority: Authority, url: str, admin_key: bool) -> Ready:
     )
 
 
-async def _first_model(authority: Authority) -> str | None:
-    cards = await authority.scheduler.list_models()
-    ready = [card for card in cards if card.state == "ready"] or [card for card in cards if card.state != "failed"]
-    return ready[0].id if ready else None
+def choose_to_try(cards: Iterable[ModelCard]) -> str | None:
+    """The model to try first: one that can talk, here rather than elsewhere where it may cost money, and ready."""
+
+    def rank(card: ModelCard) -> tuple[bool, bool, bool]:
+        return "text" not in card.abilities, card.engine in _ELSEWHERE, card.state != "ready"
+
+    first = min((card for card in cards if card.state != "failed"), key=rank, default=None)
+    return None if first is None else first.id
 
 
 async def _finish(task: asyncio.Task[None]) -> None:

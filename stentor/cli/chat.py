@@ -26,7 +26,7 @@ Message = dict[str, str]
 @click.argument("message", required=False)
 @click.option("--url", help="The server's address, ending in /v1. [default: from the settings]")
 @click.option("--key", help="An API key. [default: STENTOR_API_KEY, else asked for]")
-@click.option("--model", help="The model to talk to. [default: the first one the key may use]")
+@click.option("--model", help="The model to talk to. [default: the one here that can talk]")
 @click.option("--system", help="Instructions that come before the conversation.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Longest answer.")
 @place_options
@@ -35,7 +35,7 @@ def chat(config: str | None, data_dir: str | None, message: str | None, **given:
     settings = read_settings({"config": config, "data_dir": data_dir})
     key: str = given["key"] or settings.api_key or _ask_for_key()
     server = Server(given["url"] or base_url_of(settings), key)
-    model = given["model"] or server.first_model()
+    model = given["model"] or server.choose_model()
     opening = [{"role": "system", "content": given["system"]}] if given["system"] else []
     talk = Talk(server, model, opening, given["max_tokens"])
     if message is None and not sys.stdin.isatty():
@@ -74,13 +74,19 @@ class Server:
         self._parts = parts
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
-    def first_model(self) -> str:
-        """The first model that the key may use. Raises StentorError if there is none."""
+    def choose_model(self) -> str:
+        """The model to talk to where none is named. Raises StentorError if there is none.
+
+        Of several the server chooses, or says that it can't: it never takes one that is elsewhere and costs money.
+        """
         with self._call("GET", "/models", None) as answer:
             models = msgspec.json.decode(answer.read()).get("data", [])
-        if not models:
-            raise StentorError("This key may use no model. `stentor models list` shows what the server has.")
-        return str(models[0]["id"])
+        talking = [model for model in models if "text" in model.get("abilities", ("text",))]
+        if not talking:
+            raise StentorError(
+                "This key may use no model that can talk. `stentor models list` shows what the server has."
+            )
+        return "default" if len(talking) > 1 and "abilities" in talking[0] else str(talking[0]["id"])
 
     def stream_chat(self, body: dict[str, Any]) -> Iterator[str]:
         """The pieces of an answer as they come. Raises StentorError for an error, also one after the start."""

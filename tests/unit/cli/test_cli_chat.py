@@ -81,6 +81,25 @@ def test_one_message_is_answered_and_the_first_model_taken(endpoint, stentor):
     assert set(endpoint.keys) == {"Bearer sk-x"}
 
 
+@pytest.mark.parametrize(
+    ("models", "asked"),
+    [
+        ([("embedder", "embedding"), ("voice", "speech"), ("talker", "text")], "talker"),
+        ([("elsewhere", "text"), ("here", "text")], "default"),  # the server knows which of them costs nothing
+    ],
+)
+def test_a_model_that_can_not_talk_is_not_chosen(endpoint, stentor, monkeypatch, models, asked):
+    data = [{"id": model, "abilities": [ability]} for model, ability in models]
+    monkeypatch.setitem(MODELS, "data", data)
+    assert stentor("chat", "hi", "--url", endpoint.url, "--key", "sk-x")[0] == 0
+    assert endpoint.asked[0]["model"] == asked
+
+
+def test_a_key_that_may_use_no_talker_is_told(endpoint, stentor, monkeypatch):
+    monkeypatch.setitem(MODELS, "data", [{"id": "voice", "abilities": ["speech"]}])
+    assert "no model that can talk" in stentor("chat", "hi", "--url", endpoint.url, "--key", "sk-x")[2]
+
+
 def test_the_key_comes_from_the_environment(endpoint, stentor, monkeypatch):
     monkeypatch.setenv("STENTOR_API_KEY", "sk-env")
     assert stentor("chat", "hi", "--url", endpoint.url, "--model", "second")[1] == "Hello\n"

@@ -7,8 +7,11 @@ import socket
 import msgspec
 import pytest
 
+from stentor.app.server import choose_to_try
 from stentor.cli.serving import announce_json, describe_ready, fetch_missing
 from stentor.core.errors import StentorError
+from stentor.core.ids import ModelId
+from stentor.core.scheduler import ModelCard, ModelState
 from stentor.settings import load_settings
 
 
@@ -79,3 +82,23 @@ def test_one_missing_model_of_two_is_a_warning(tmp_path, capsys):
     settings, _ = load_settings({"models": ("gone.gguf", "there.gguf")}, {}, tmp_path)
     fetch_missing(settings)
     assert "gone.gguf does not exist" in capsys.readouterr().err
+
+
+def card(name: str, state: ModelState = "ready", ability: str = "text", engine: str = "llama") -> ModelCard:
+    return ModelCard(ModelId(name), (), (ability,), 8192, state, engine, 0)
+
+
+def test_what_is_offered_to_try_talks_costs_nothing_and_is_ready():
+    cards = [
+        card("embedder", ability="embedding"),
+        card("far", engine="openai"),
+        card("gone", "failed"),
+        card("later", "cold"),
+        card("now"),
+        card("voice", ability="speech"),
+    ]
+    assert choose_to_try(cards) == "now"
+    assert choose_to_try(cards[:4]) == "later"
+    assert choose_to_try(cards[:2]) == "far"
+    assert choose_to_try(cards[:1]) == "embedder"
+    assert choose_to_try([]) is None
