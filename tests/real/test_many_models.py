@@ -225,32 +225,63 @@ def test_two_real_models_that_do_not_fit_together_serve_twenty_clients_in_turns(
     serve_in_turns(tmp_path, {name: f'{table}"{name}"\n' for name in ("first", "second")}, 20, 10)
 
 
-def replay(folder: Path, count: int) -> int:
-    """Cached tokens of four conversations of six turns, led at the same time, over ``count`` instances."""
-    conversations, turns = 4, 6
-    config = tiny_model(folder, "talk", instances=count, parallel=4, preload=True)
-    with Server(folder / f"n{count}", config, "--admin-key") as server:
+class Conversation:
+    """One that is led turn by turn; its beginning is like no other's."""
 
-        def lead(number: int) -> int:
-            said = [{"role": "system", "content": f"Conversation {number}. " + f"rule {number} " * 12}]
-            cached = 0
-            for turn in range(turns):
-                said.append({"role": "user", "content": f"question {turn} of {number} " * 3})
-                asked = {"model": "talk", "messages": said, "max_tokens": 12, "temperature": 0}
-                answer = server.ask("POST", "/v1/chat/completions", asked).json()
-                cached += answer["usage"]["prompt_tokens_details"]["cached_tokens"]
-                said.append({"role": "assistant", "content": f"answer {turn}"})
-            return cached
+    def __init__(self, server: Server, number: int) -> None:
+        self.cached = 0
+        self.instances: list[str] = []
+        self._server, self._number = server, number
+        rules = f"{number} {'abcd'[number] * 9} " * 24
+        self._said = [{"role": "system", "content": rules}]
 
-        with ThreadPoolExecutor(conversations) as pool:
-            return sum(pool.map(lead, range(conversations)))
+    def ask(self) -> None:
+        """One more turn."""
+        turn = len(self._said) // 2
+        self._said.append({"role": "user", "content": f"question {turn} of {self._number} " * 3})
+        asked = {"model": "talk", "messages": self._said, "max_tokens": 12, "temperature": 0}
+        answer = self._server.ask("POST", "/v1/chat/completions", asked)
+        self.cached += answer.json()["usage"]["prompt_tokens_details"]["cached_tokens"]
+        self.instances.append(answer.headers["x-stentor-instance"])
+        self._said.append({"role": "assistant", "content": f"answer {turn}"})
+
+
+def replay(folder: Path, count: int) -> tuple[int, list[set[str]]]:
+    """Cached tokens of four conversations of six turns over ``count`` instances, and where each was answered.
+
+    The first turns share the instances out: two are had while all are idle, two while the first instance is busy with
+    a long answer. The others are led at the same time.
+    """
+    path = write_tiny_gguf(folder / "talk.gguf", 2 * LONG, idle=20_000)
+    fields = {"instances": count, "parallel": 8, "ctx": LONG + 1000, "preload": True}
+    with Server(folder / f"n{count}", tiny_model(path.parent, "talk", **fields), "--admin-key") as server:
+        wait_for(lambda: models(server)["talk"]["ready_instances"] == count, 60)
+        conversations = [Conversation(server, number) for number in range(4)]
+        for conversation in conversations[:2]:
+            conversation.ask()
+        holder = Stream(server, body("talk", "hold on", LONG))
+        assert holder.first.wait(60)
+        for conversation in conversations[2:]:
+            conversation.ask()
+        assert not holder.over.is_set()
+        holder.hang_up()
+        wait_for(lambda: all(each["running"] == 0 for each in instances(server)), 60)
+
+        def lead(conversation: Conversation) -> None:
+            for _ in range(5):
+                conversation.ask()
+
+        with ThreadPoolExecutor(len(conversations)) as pool:
+            list(pool.map(lead, conversations))
+        return sum(each.cached for each in conversations), [set(each.instances) for each in conversations]
 
 
 def test_conversations_find_their_cached_beginning_over_two_instances(tmp_path: Path) -> None:
     for count in (1, 2):
         (tmp_path / f"n{count}").mkdir()
-    alone, pair = replay(tmp_path, 1), replay(tmp_path, 2)
+    (alone, _), (pair, homes) = replay(tmp_path, 1), replay(tmp_path, 2)
     print(f"cached tokens: {alone} on one instance, {pair} on two ({pair / alone:.0%})")
+    assert homes in ([{one}, {one}, {other}, {other}] for one, other in (("talk#1", "talk#2"), ("talk#2", "talk#1")))
     assert alone > 1_000
     assert pair >= 0.9 * alone
 
