@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 import zipfile
 
 import psutil
@@ -53,17 +54,26 @@ def test_help_is_quick_and_loads_nothing_heavy(place):
         "import sys\n"
         f"from stentor.cli.root import run\nrun(['--help'])\nprint([n for n in {HEAVY} if n in sys.modules])"
     )
-    seconds = []
+    seconds, least = [], []
     for _ in range(3):
-        begun = cpu_of_children()
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-        seconds.append(cpu_of_children() - begun)
-        assert done.stdout.endswith("[]\n")
-    assert min(seconds) <= 0.4
+        took_s, said = cost_of("import click")
+        least.append(took_s)
+        took_s, said = cost_of(code)
+        seconds.append(took_s)
+        assert said.endswith("[]\n")
+    # Of a slow machine no more can be wanted than it gives to any program of this kind.
+    assert min(seconds) <= max(0.4, 8 * min(least))
+
+
+def cost_of(code):
+    """CPU seconds that a program takes, however busy the machine is, and what it prints."""
+    begun = cpu_of_children()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    return cpu_of_children() - begun, done.stdout
 
 
 def cpu_of_children():
-    """CPU seconds of ended children: what a start costs, however busy the machine is."""
+    """CPU seconds of ended children."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
@@ -139,12 +149,12 @@ def test_a_stopped_pull_leaves_neither_pip_nor_a_file(place, number):
         stderr=subprocess.PIPE,
         text=True,
     )
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not ((pip / "pid").exists() and (pip / "pid").read_text()):
         assert time.monotonic() < end
         time.sleep(0.05)
     process.send_signal(number)
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=60)
     assert process.returncode in (1, 130)
     assert "Traceback" not in said
     assert not psutil.pid_exists(int((pip / "pid").read_text()))
@@ -246,7 +256,7 @@ def test_version_is_the_packages(place):
 
 
 def test_the_same_commands_with_postgresql(place, postgres_url):
-    name = f"cli_{os.getpid()}"
+    name = f"cli_{uuid.uuid4().hex}"
     settings = {"STENTOR_DATABASE_URL": postgres_url, "STENTOR_DATABASE_SCHEMA": name, "STENTOR_PORT": "0"}
     assert json.loads(place("db", "status", "--json", **settings).stdout)["revision"] is None
     assert " made, schema " in place("db", "migrate", **settings).stdout

@@ -2,6 +2,7 @@
 
 import json
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ def test_tiers(stentor: Stentor, place: Path) -> None:
 
 
 def test_users_projects_and_keys(stentor: Stentor, place: Path) -> None:
-    name = "ann-" + ("on" if "console" in str(place) else "off")
+    name = f"ann-{uuid.uuid4().hex[:8]}"
     stentor(place, "users", "create", name)
     stentor(place, "users", "topup", name, "12.5")
     assert stentor(place, "users", "ledger", name, "--json")[0]["amount_nano"] == 12_500_000_000

@@ -4,6 +4,7 @@ import json
 import sqlite3
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,8 +66,10 @@ def sealed_rows(server: Server) -> list[tuple[object, ...]]:
 
 
 def test_secrets_go_in_and_never_come_out(server: Server) -> None:
+    name = f"acme-{uuid.uuid4().hex[:8]}"
+    own = f"/admin/api/providers/{name}"
     shown = [
-        say(server, CANARY, "providers", "add", "acme", "--base-url", "https://api.acme.example/v1"),
+        say(server, CANARY, "providers", "add", name, "--base-url", "https://api.acme.example/v1"),
         say(server, TOKEN, "secrets", "set-hub-token"),
         server.cli("providers", "list"),
         server.cli("providers", "list", "--json"),
@@ -80,13 +83,13 @@ def test_secrets_go_in_and_never_come_out(server: Server) -> None:
         server.ask("POST", "/admin/api/providers", {"name": "x", "kind": "openai", "base_url": "http://10.0.0.1/",
                                                     "credential": CANARY}),
         server.ask("POST", "/admin/api/hf-tokens", {"name": "x", "token": TOKEN + " "}),
-        server.ask("PATCH", "/admin/api/providers/acme", {"base_url": "https://evil.example"}),
-        server.ask("PATCH", "/admin/api/providers/acme", b'{"credential": "' + CANARY.encode() + b'", broken'),
-        server.ask("GET", "/admin/api/providers/acme"),
+        server.ask("PATCH", own, {"base_url": "https://evil.example"}),
+        server.ask("PATCH", own, b'{"credential": "' + CANARY.encode() + b'", broken'),
+        server.ask("GET", own),
     ]  # fmt: skip
     assert [answer.status for answer in answers] == [400, 400, 400, 400, 400, 400, 405]
     # Nobody is at that name: what the test says of it must not say with what it was asked.
-    shown.append(server.ask("POST", "/admin/api/providers/acme/test").body.decode())
+    shown.append(server.ask("POST", own + "/test").body.decode())
     assert json.loads(shown[-1])["ok"] is False
     said = everything_said(server, *shown, *(answer.body.decode() for answer in answers))
     assert CANARY not in said
@@ -99,14 +102,15 @@ def test_an_admin_key_cannot_change_the_master_key(server: Server) -> None:
 
 
 def test_keys_and_secrets_outlive_a_rotation_and_a_restart(server: Server) -> None:
-    say(server, TOKEN, "secrets", "set-hub-token", "--name", "second")
+    name = f"second-{uuid.uuid4().hex[:8]}"
+    say(server, TOKEN, "secrets", "set-hub-token", "--name", name)
     row = json.loads(server.cli("vault", "rotate", "--json"))
     assert row["data_keys"] >= 2
     assert server.chat("still here").status == 200
     server.stop()
     server.start()
     assert server.chat("and after a restart").status == 200
-    assert "second" in server.cli("secrets", "list")
+    assert name in server.cli("secrets", "list")
 
 
 def test_a_wrong_or_missing_master_key_refuses_to_start_and_destroys_nothing(server: Server) -> None:
@@ -114,16 +118,19 @@ def test_a_wrong_or_missing_master_key_refuses_to_start_and_destroys_nothing(ser
     before = sealed_rows(server)
     key = server.data_dir / "master.key"
     kept = key.read_text()
-    for text, words in (("cd" * 32 + "\n", "was sealed with master key"), (None, "that key is missing")):
-        key.unlink()
-        if text is not None:
-            key.write_text(text)
-        with pytest.raises(AssertionError, match=words):
-            server.start()
+    try:
+        for text, words in (("cd" * 32 + "\n", "was sealed with master key"), (None, "that key is missing")):
+            key.unlink()
+            if text is not None:
+                key.write_text(text)
+            with pytest.raises(AssertionError, match=words):
+                server.start()
+            server.stop()
+            assert key.exists() == (text is not None)
+            key.touch()
+        assert sealed_rows(server) == before
+    finally:
         server.stop()
-        assert key.exists() == (text is not None)
-        key.touch()
-    key.write_text(kept)
-    assert sealed_rows(server) == before
-    server.start()
+        key.write_text(kept)
+        server.start()
     assert server.chat("all there").status == 200

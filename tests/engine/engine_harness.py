@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 
+from stentor.core.errors import Refused
 from stentor.core.ids import KeyId, ModelId
 from stentor.runtime import procfs
 from stentor.runtime.place import Place
@@ -73,6 +74,18 @@ async def until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     async with asyncio.timeout(timeout_s):
         while not condition():
             await asyncio.sleep(0.01)
+
+
+async def refused_with(scheduler: LocalScheduler, model: str, words: str) -> Refused:
+    """The refusal that says ``words``; others come where a process was paused for longer than a test's short time."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                give(scheduler, await take(scheduler, model))
+            except Refused as refusal:
+                if words in refusal.message:
+                    return refusal
+            await asyncio.sleep(0.02)
 
 
 async def instance_of(scheduler: LocalScheduler, model: str) -> Any:

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ async def test_the_starter_model_answers(make_scheduler: Any, starter: Path) -> 
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
         "max_tokens": 24,
         "temperature": 0,
+        "ignore_eos": True,
     }
     status, answer = await ask(place, "/v1/chat/completions", body)
     assert status == 200
@@ -96,10 +96,9 @@ async def test_a_truncated_model_fails_at_once_and_stays_failed(make_scheduler: 
     scheduler = make_scheduler(tiny_spec(cut))
     with pytest.raises(Refused, match="exit status 65"):
         await take(scheduler, "tiny")
-    began = time.monotonic()
-    with pytest.raises(Refused):
+    with pytest.raises(Refused, match="exit status 65"):
         await take(scheduler, "tiny")
-    assert time.monotonic() - began < 2.0
+    assert (await instance_of(scheduler, "tiny")).generation == 1  # it wasn't even tried
     reason = (await instance_of(scheduler, "tiny")).reason
     assert "error: llama.cpp can't load" in reason
 
@@ -128,16 +127,15 @@ async def test_leaving_a_stream_frees_the_engines_slot(make_scheduler: Any, star
         response = await session.post(place.url + "/v1/completions", json=body, headers=headers)
         await response.content.readline()
         response.close()
-    began = time.monotonic()
-    while (await ask(place, "/slots"))[1][0]["is_processing"]:
-        assert time.monotonic() - began < 15
-        await asyncio.sleep(0.02)
+    async with asyncio.timeout(60):
+        while (await ask(place, "/slots"))[1][0]["is_processing"]:
+            await asyncio.sleep(0.02)
     give(scheduler, place)
 
 
 def run_engine(line: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "stentor.engines.llama"], input=line, capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "stentor.engines.llama"], input=line, capture_output=True, text=True, timeout=60
     )
 
 

@@ -51,7 +51,7 @@ def gone(pid: int) -> bool:
     return stat is None or stat.state in "ZX"
 
 
-def wait_until_gone(pids: list[int], timeout_s: float = 5.0) -> bool:
+def wait_until_gone(pids: list[int], timeout_s: float = 60.0) -> bool:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
         if all(gone(pid) for pid in pids):
@@ -83,7 +83,7 @@ def test_engines_die_with_a_killed_server(hosts: Any, tiny: Path) -> None:
     host.kill()
     assert wait_until_gone(pids)
     # A zombie's other threads may hold its sockets for a moment.
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while not all(is_port_free(port) for port in range(host.first_port, host.first_port + 7)):
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -91,7 +91,7 @@ def test_engines_die_with_a_killed_server(hosts: Any, tiny: Path) -> None:
 
 def test_an_engine_that_still_starts_dies_with_a_killed_server(hosts: Any) -> None:
     host = hosts(fake("fake", "--hang", "start"))
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     children: list[int] = []
     while not children and time.monotonic() < end:
         children = [stat.pid for stat in list_children(host.process.pid)]
@@ -104,7 +104,7 @@ def test_an_engine_that_still_starts_dies_with_a_killed_server(hosts: Any) -> No
 def test_the_next_server_ends_what_engines_started_themselves(hosts: Any) -> None:
     first = hosts(fake("fake", "--grandchild"))
     leader = first.report()["pids"][0]
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while len(procfs.list_group(leader)) < 2 and time.monotonic() < end:
         time.sleep(0.01)
     grandchildren = [stat.pid for stat in procfs.list_group(leader) if stat.pid != leader]
@@ -173,7 +173,7 @@ async def test_the_list_names_every_running_engine(make_scheduler: Any, tmp_path
 
 def test_exec_refuses_when_its_parent_is_already_gone() -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "stentor.engines.exec", "1", "--", "true"], capture_output=True, text=True, timeout=10
+        [sys.executable, "-m", "stentor.engines.exec", "1", "--", "true"], capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 143
     assert "parent 1 is gone" in done.stderr
@@ -184,7 +184,7 @@ def test_exec_names_a_program_that_is_not_there() -> None:
         [sys.executable, "-m", "stentor.engines.exec", str(os.getpid()), "--", "/no/such/program"],
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=60,
     )
     assert done.returncode == 127
     assert done.stderr.strip() == "error: cannot run /no/such/program: No such file or directory"
@@ -197,6 +197,6 @@ def test_exec_scrubs_engine_settings_and_leads_a_group() -> None:
         capture_output=True,
         text=True,
         env={**os.environ, "LLAMA_ARG_PORT": "1"},
-        timeout=10,
+        timeout=60,
     )
     assert done.stdout.split() == ["True", "False"]

@@ -142,12 +142,14 @@ async def test_a_drained_model_goes_on_when_nobody_waits_for_its_room_any_more(m
 async def test_a_wait_for_a_busy_model_says_so_in_the_end(make_scheduler: Any) -> None:
     scheduler = make_scheduler(fake("one"), fake("two"), slot_count=1)
     await take(scheduler, "one")
-    waiting = asyncio.create_task(take(scheduler, "two", timeout_s=0.5))
-    await asyncio.sleep(0.3)
-    assert "waits for room: needs a slot" in (await card(scheduler, "two")).reason
+    waiting = asyncio.create_task(take(scheduler, "two"))
+    async with asyncio.timeout(15):
+        while "waits for room: needs a slot" not in (await card(scheduler, "two")).reason:
+            await asyncio.sleep(0.02)
     with pytest.raises(Refused, match="waits for room beside other models") as refusal:
-        await waiting
+        await take(scheduler, "two", timeout_s=0.1)
     assert refusal.value.code == "overloaded"
+    waiting.cancel()
     await until(lambda: scheduler.count_claims() == 0)
 
 

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.scripted_engine import EngineProcess
+from tests.serving import free_ports
 
 TOKEN = "shapes-token"
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -37,9 +37,7 @@ def call(port: int, method: str, path: str, body: Any = None) -> tuple[int, str,
 @pytest.fixture(scope="module")
 def real(starter: Path) -> Iterator[int]:
     """The port of the embedded engine with the starter model."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_ports(1)
     order = {"model_path": str(starter), "alias": "m", "port": port, "token": TOKEN, "ctx": 512, "parallel": 1}
     command = [sys.executable, "-m", "stentor.engines.llama"]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -61,7 +59,7 @@ def wait_until_ready(port: int, process: "subprocess.Popen[bytes]") -> None:
         try:
             if call(port, "GET", "/health")[0] == 200:
                 return
-        except ConnectionRefusedError:
+        except (OSError, http.client.HTTPException):
             pass
         time.sleep(0.05)
     pytest.fail("the engine did not become ready")
