@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
@@ -218,11 +219,24 @@ def run(make: Callable[[SpeechConfig], Engine]) -> None:
     engine = make(config)
     try:
         engine.load()
+        if isinstance(engine, BoundedEngine):
+            bound_memory(engine.room_bytes)
+        engine.check()  # files of another model may well load
     except BadModel as problem:
         end(EXIT_BAD_MODEL, f"error: {problem}")
-    if isinstance(engine, BoundedEngine):
-        bound_memory(engine.room_bytes)
+    except Exception as error:  # noqa: BLE001 - over files that aren't theirs, libraries raise what they like
+        traceback.print_exc()
+        end(EXIT_BAD_MODEL, f"error: {_say_unusable(config, error)}")
     asyncio.run(_Service(config, engine).serve())
+
+
+def _say_unusable(config: SpeechConfig, error: Exception) -> str:
+    if isinstance(error, MemoryError):
+        return f"out of memory while loading {config.model_path or config.alias}"
+    words = str(error).strip().splitlines()[:1]
+    said = ": ".join([type(error).__name__, *words])
+    step = "Its files may be damaged or of another kind of model: fetch it again, or correct its source."
+    return f"the model {config.model_path or config.alias} can't do its work ({said}). {step}"
 
 
 def end(status: int, line: str = "") -> NoReturn:
@@ -241,6 +255,7 @@ class _Service:
         self._engine = engine
         self._threads = ThreadPoolExecutor(config.workers, thread_name_prefix="work")
         self._active = 0
+        self._fresh = True  # it has just done its work once
 
     async def serve(self) -> None:
         """Serve until SIGTERM or SIGINT; ends the process."""
@@ -284,7 +299,9 @@ class _Service:
         return web.json_response({"status": "ok"})
 
     async def _canary(self, _request: web.Request) -> web.Response:
-        await asyncio.get_running_loop().run_in_executor(self._threads, self._engine.check)
+        if not self._fresh:
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._engine.check)
+        self._fresh = False
         return web.json_response({"results": ["ok"]})
 
     def _work(self, handler: Handler) -> _Serve:

@@ -31,6 +31,8 @@ PACE = Pace(first=20, growth=2.0, most=400, gather=True)
 _ENDS, _CLAUSES = frozenset(".!?…。！？｡‥"), frozenset(",;:—–،、，；：")
 _CLOSERS = "\"'”’»›)]}」』）】》"
 _STYLE = (-1, 1, 256)
+_STYLES_LEAST = 510  # one for each number of phonemes
+_STEP = "Fetch it again, or correct its source."
 _UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -50,14 +52,14 @@ class KokoroSynthesizer:
         except NoVoice as problem:
             raise BadModel(str(problem)) from None
         except _UNREADABLE as problem:
-            raise BadModel(f"the voices in {folder} can't be read: {problem}") from None
+            raise BadModel(f"the voices in {folder} can't be read: {problem}. {_STEP}") from None
         self._numpy: Any = load("numpy")
+        self._styles = {name: style for path in files for name, style in self._read_all(path)}
         session = open_session(load("onnxruntime"), model, threads)
         try:
-            self._styles = {name: style for path in files for name, style in self._read_styles(path)}
             self._kokoro = self._make(library, session, files)
         except (KeyError, TypeError, ValueError, RuntimeError, *_UNREADABLE) as problem:
-            raise BadModel(f"{model} can't be loaded as a Kokoro model: {problem}") from None
+            raise BadModel(f"{model} can't be loaded as a Kokoro model: {problem}. {_STEP}") from None
         self._phonemizer: Any = load("phonemizer")
         self._turn = threading.Lock()
 
@@ -71,6 +73,19 @@ class KokoroSynthesizer:
             self._numpy.savez(none)
             none.flush()
             return library.Kokoro.from_session(session, none.name)
+
+    def _read_all(self, path: Path) -> list[tuple[str, Any]]:
+        """The voices of one file by name. Raises BadModel."""
+        try:
+            styles = list(self._read_styles(path))
+        except (KeyError, TypeError, ValueError, *_UNREADABLE):
+            styles = []
+        if not styles:
+            raise BadModel(f"{path} holds no voices of Kokoro's: arrays of 256 numbers a phoneme. {_STEP}")
+        short = next((name for name, style in styles if len(style) < _STYLES_LEAST), None)
+        if short is not None:
+            raise BadModel(f"the voice '{short}' in {path} is cut off. {_STEP}")
+        return styles
 
     def _read_styles(self, path: Path) -> Iterator[tuple[str, Any]]:
         numpy = self._numpy

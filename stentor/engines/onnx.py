@@ -28,4 +28,5 @@ def open_session(runtime: Any, path: Path, threads: int) -> Any:
             str(path), session_options(runtime, threads), providers=["CPUExecutionProvider"]
         )
     except (RuntimeError, ValueError, OSError, *problems) as error:
-        raise BadModel(f"{path} can't be loaded: {str(error).splitlines()[0]}") from None
+        words = str(error).splitlines()[0].rstrip(".")
+        raise BadModel(f"{path} can't be loaded: {words}. Fetch it again, or correct its source.") from None

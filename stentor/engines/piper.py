@@ -17,6 +17,8 @@ from stentor.engines.speaking.sentences import PACE
 from stentor.engines.speaking.synthesis import SpeakingEngine
 
 _EXTRA = "piper"
+_SLOWEST_HZ, _QUICKEST_HZ = 8_000, 192_000
+_STEP = "Fetch the voice again, or correct its source."
 
 
 class PiperSynthesizer:
@@ -36,9 +38,9 @@ class PiperSynthesizer:
         try:
             self.voices = read_piper_voices(text, model.stem)
         except ValueError as problem:
-            raise BadModel(f"{description} can't be read: {problem}") from None
+            raise BadModel(f"{description} can't be read: {problem}. {_STEP}") from None
         self._voice = _load_voice(self._library, model, text, threads)
-        self.rate_hz = int(self._voice.config.sample_rate)
+        self.rate_hz: int = self._voice.config.sample_rate
         # One text has all threads of the session; several at once would only share them.
         self._turn = threading.Lock()
 
@@ -61,8 +63,12 @@ class PiperSynthesizer:
 def _load_voice(library: Any, model: Path, description: bytes, threads: int) -> Any:
     try:
         config = load("piper.config").PiperConfig.from_dict(msgspec.json.decode(description))
-    except (KeyError, TypeError, ValueError) as problem:
-        raise BadModel(f"{model} can't be loaded as a Piper voice: {problem}") from None
+    except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        raise BadModel(f"{model}.json is no description of a Piper voice: {problem!r}. {_STEP}") from None
+    if not isinstance(config.sample_rate, int) or not _SLOWEST_HZ <= config.sample_rate <= _QUICKEST_HZ:
+        raise BadModel(f"{model}.json says a sample rate of {config.sample_rate!r}. {_STEP}")
+    if not config.phoneme_id_map:
+        raise BadModel(f"{model}.json names no phonemes (phoneme_id_map). {_STEP}")
     session = open_session(load("onnxruntime"), model, threads)
     return library.PiperVoice(session=session, config=config)
 

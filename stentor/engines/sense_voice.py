@@ -1,5 +1,6 @@
 """The engine ``sense_voice``: SenseVoice through sherpa-onnx, five languages, text with its punctuation."""
 
+import mmap
 import re
 import threading
 from collections.abc import Callable, Iterable
@@ -50,7 +51,9 @@ class SenseVoice:
             try:
                 made = self._open(self._library, folder, self._config, language)
             except (RuntimeError, ValueError, OSError) as error:
-                raise BadModel(f"sherpa-onnx can't load {folder}: {error}") from None
+                words = (str(error).splitlines() or [""])[0].rstrip(".")
+                step = "Fetch it again, or correct its source."
+                raise BadModel(f"sherpa-onnx can't load {folder}: {words}. {step}") from None
             self._recognizers = {name: each for name, each in self._recognizers.items() if name == "auto"}
             self._recognizers[language] = made
             return made
@@ -115,11 +118,34 @@ def _read_words(found: Any, start_s: float, end_s: float) -> list[Word]:
     ]
 
 
+def check_tokens(path: Path) -> None:
+    """Whether each line is a token and its number. Raises ValueError."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            fields = line.split()
+            if fields and not (len(fields) <= 2 and fields[-1].isdigit()):
+                raise ValueError(f"line {number} of {path} is no token with its number")
+        if not lines.tell():
+            raise ValueError(f"{path} is empty")
+
+
+def check_model(path: Path) -> None:
+    """Whether a model says of itself what only SenseVoice's say. Raises ValueError, OSError."""
+    if not path.stat().st_size:
+        raise ValueError(f"{path} is empty")
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as content:
+        if content.rfind(b"lfr_window_size") < 0:
+            raise ValueError(f"{path} is no SenseVoice as sherpa-onnx exports it")
+
+
 def open_sense_voice(library: Any, folder: Path, config: SpeechConfig, language: str) -> Any:
     """sherpa-onnx's recognizer for a SenseVoice folder; of several models the smallest."""
     models = sorted(folder.glob("model*.onnx"), key=lambda path: path.stat().st_size)
     if not models:
         raise FileNotFoundError(f"there is no model*.onnx in {folder}")
+    # Over these the library ends the process.
+    check_tokens(folder / "tokens.txt")
+    check_model(models[0])
     return library.OfflineRecognizer.from_sense_voice(
         model=str(models[0]),
         tokens=str(folder / "tokens.txt"),

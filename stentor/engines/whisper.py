@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from stentor.core.lazy import load
@@ -17,6 +18,9 @@ _EXTRA = "whisper"
 _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 # The model's own words for what it is to do, which a prompt mustn't have.
 _MARK = "<|"
+_START, _END = "<|startoftranscript|>", "<|endoftext|>"
+_TOKENIZER = "tokenizer.json"
+_STEP = "Fetch it again, or correct its source."
 
 
 class Whisper:
@@ -32,6 +36,9 @@ class Whisper:
         config = self._config
         need("av", _EXTRA)
         library = need("faster_whisper", _EXTRA)
+        tokenizer = Path(config.model_path, _TOKENIZER)
+        if not tokenizer.is_file():
+            raise BadModel(f"{tokenizer} is missing. {_STEP}")  # the library would ask the hub
         try:
             self._model = library.WhisperModel(
                 config.model_path,
@@ -41,8 +48,13 @@ class Whisper:
                 num_workers=config.workers,
                 local_files_only=True,
             )
-        except (RuntimeError, ValueError, OSError, KeyError, TypeError) as error:
-            raise BadModel(f"faster-whisper can't load {config.model_path}: {error}") from None
+        except Exception as error:  # noqa: BLE001 - the library of tokenizers raises nothing narrower
+            # And nothing else raises what is no more than that; it names no file.
+            place = tokenizer if type(error) is Exception else config.model_path
+            words = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+            raise BadModel(f"faster-whisper can't load {place}: {words}. {_STEP}") from None
+        if any(self._model.hf_tokenizer.token_to_id(mark) is None for mark in (_START, _END)):
+            raise BadModel(f"{tokenizer} is not Whisper's: it has no {_START}. {_STEP}")
         self._vad = load("faster_whisper.vad").get_vad_model()
         if self._model.model.device != "cpu":
             self._try_card()
@@ -94,7 +106,7 @@ class _WhisperEar:
         self.output_tokens: int | None = 0
         self._model = model
         self._order = order
-        self._end_of_text: int = model.hf_tokenizer.token_to_id("<|endoftext|>")
+        self._end_of_text: int = model.hf_tokenizer.token_to_id(_END)
 
     def hear(self, window: Window) -> Iterable[Segment]:
         """See :class:`~stentor.engines.hearing.transcription.Ear`."""

@@ -15,6 +15,7 @@ _STEP = 160  # samples of one column of features
 _REST = 200  # columns, two seconds, in which a word that was told isn't told again
 WORDS_MOST = 8
 _CONFIG_MAX_BYTES = 1 << 20
+_ADVICE = "Correct it, or take it out of the folder."
 
 
 class _Config(msgspec.Struct):
@@ -46,11 +47,14 @@ class WakeWords:
 
     def load_all(self) -> None:
         """Try each word. Raises BadModel."""
-        for name in self._configs:
+        tensorflow = self._library.MicroWakeWord.from_builtin(self._library.Model.OKAY_NABU).lib
+        for name, path in self._configs.items():
             try:
+                _check_model(tensorflow, path)
                 self._open(name)
             except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-                raise BadModel(f"the wake word {self._configs[name]} can't be loaded: {error}") from None
+                words = f"it has no {error}" if isinstance(error, KeyError) else error
+                raise BadModel(f"the wake word {path} can't be loaded: {words}. {_ADVICE}") from None
 
     def listen(self, names: list[str], cutoff: float | None) -> "WakeListener":
         """A listener of one stream for these words; ``cutoff`` None: each word's own. Raises Problem."""
@@ -64,14 +68,29 @@ class WakeWords:
         return self._library.MicroWakeWord.from_config(self._configs[name])
 
 
+def _check_model(tensorflow: Any, config: Path) -> None:
+    """Whether a word's model can be read: the library would use what there isn't. Raises ValueError, OSError."""
+    model = config.with_name(_read(config).model)
+    with model.open("rb"):
+        pass
+    loaded = tensorflow.TfLiteModelCreateFromFile(str(model).encode())
+    if not loaded:
+        raise ValueError(f"{model} is no TensorFlow Lite model, or not all of it")
+    tensorflow.TfLiteModelDelete(loaded)
+
+
 def _is_word(path: Path) -> bool:
     """Whether a JSON file describes a word, as microWakeWord has it; folders hold others, too."""
     try:
-        with path.open("rb") as file:
-            said = msgspec.json.decode(file.read(_CONFIG_MAX_BYTES), type=_Config)
+        said = _read(path)
     except (OSError, msgspec.DecodeError, RecursionError):
         return False
     return said.type == "micro" and Path(said.model).name == said.model
+
+
+def _read(path: Path) -> _Config:
+    with path.open("rb") as file:
+        return msgspec.json.decode(file.read(_CONFIG_MAX_BYTES), type=_Config)
 
 
 class WakeListener:

@@ -1,5 +1,8 @@
 """Files that have a voice's names and are none: told at once, as trying again can't help."""
 
+import io
+import re
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -29,9 +32,31 @@ def test_a_description_that_says_nothing(tmp_path: Path, description: bytes) -> 
         PiperSynthesizer(tmp_path, 1)
 
 
-@pytest.mark.parametrize("voice", [bytes(510 * 256 * 4), b"PK\x03\x04 no archive", b"x"])
-def test_a_kokoro_model_that_is_none(tmp_path: Path, voice: bytes) -> None:
+def archive(**members: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        for name, content in members.items():
+            made.writestr(f"{name}.npy", content)
+    return file.getvalue()
+
+
+WHOLE = bytes(510 * 256 * 4)
+
+
+@pytest.mark.parametrize(
+    ("voice", "named"),
+    [
+        (WHOLE, "model.onnx"),
+        (WHOLE[: len(WHOLE) // 2], "af_heart.bin"),
+        (b"PK\x03\x04 no archive", "af_heart.bin"),
+        (b"x", "af_heart.bin"),
+        (b"", "af_heart.bin"),
+        (archive(), "af_heart.bin"),
+        (archive(af_heart=b"<html>"), "af_heart.bin"),
+    ],
+)
+def test_a_kokoro_model_that_is_none(tmp_path: Path, voice: bytes, named: str) -> None:
     (tmp_path / "model.onnx").write_bytes(b"<html>not found</html>")
     (tmp_path / "af_heart.bin").write_bytes(voice)
-    with pytest.raises(BadModel, match=r"model\.onnx"):
+    with pytest.raises(BadModel, match=re.escape(str(tmp_path / named))):
         KokoroSynthesizer(tmp_path, 1)

@@ -1,5 +1,6 @@
 """What is made of Whisper's answers, where they aren't as they should be. The model is a script of them."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -50,7 +51,9 @@ def test_a_prompt_gives_no_orders() -> None:
     assert "Bob" in model.asked["initial_prompt"]
 
 
-def test_a_card_without_its_libraries_is_told_when_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_without_its_libraries_is_told_when_it_loads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").touch()
+
     class OnCard(_Model):
         def __init__(self, *_: Any, **__: Any) -> None:
             super().__init__()
@@ -61,4 +64,4 @@ def test_a_card_without_its_libraries_is_told_when_it_loads(monkeypatch: pytest.
 
     monkeypatch.setattr(engine, "need", lambda *_: SimpleNamespace(WhisperModel=OnCard))
     with pytest.raises(BadModel, match=r"libcublas.*CUDA_VISIBLE_DEVICES"):
-        Whisper(SpeechConfig(alias="w", port=1, token="t")).load()
+        Whisper(SpeechConfig(model_path=str(tmp_path), alias="w", port=1, token="t")).load()
