@@ -16,15 +16,16 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import NamedTuple, NoReturn, Protocol, TypeVar, runtime_checkable
+from typing import NoReturn, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 from aiohttp import WSMsgType, web
 
 from stentor.core.lazy import load
+from stentor.engines.answer import Handler, Pieces
 from stentor.engines.bounds import bound_memory
 
 EXIT_USAGE = 64
@@ -77,20 +78,6 @@ class Problem(Exception):
 
 class BadModel(Exception):
     """A model that can't be loaded however often it is tried. The text is for the operator, one line."""
-
-
-class Answer(NamedTuple):
-    """What a handler answers: a media type, and the pieces of the body, each worked out when it is asked for."""
-
-    media_type: str
-    pieces: Iterator[bytes]
-
-
-Handler = Callable[[bytes, threading.Event], Answer]
-"""Serves one request with this body. Called in a worker thread, as each step of ``pieces`` is; the event says that
-nobody waits any more, for work that can look between two pieces. Raises Problem, from ``pieces``, too: before the
-first of them it becomes an error answer, after it the connection breaks off (or the handler says it in its own words).
-"""
 
 
 Order = TypeVar("Order", bound=msgspec.Struct)
@@ -341,7 +328,7 @@ class _Service:
 
     async def _answer(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         left = threading.Event()
-        pieces = _Pieces(handler, await request.read(), left, self._threads)
+        pieces = Pieces(handler, await request.read(), left, self._threads)
         try:
             first = await pieces.next()
             response = web.StreamResponse(headers={"Content-Type": pieces.media_type})
@@ -366,33 +353,6 @@ async def _talk_out(talk: Callable[[Socket], Awaitable[None]], socket: Socket) -
         await talk(socket)
     except Problem as problem:
         await socket.send(msgspec.json.encode({"event": "error", "code": problem.code, "message": str(problem)}))
-
-
-class _Pieces:
-    """The pieces of one answer, each made in a worker thread."""
-
-    def __init__(self, handler: Handler, body: bytes, left: threading.Event, threads: ThreadPoolExecutor) -> None:
-        self.media_type = ""
-        self.begun = False
-        self._handler = handler
-        self._body = body
-        self._left = left
-        self._threads = threads
-        self._iterator: Iterator[bytes] | None = None
-
-    async def next(self) -> bytes | None:
-        """The next piece, None at the end. Raises Problem."""
-        piece = await asyncio.get_running_loop().run_in_executor(self._threads, self._make)
-        self.begun = True
-        return piece
-
-    def _make(self) -> bytes | None:
-        if self._left.is_set():
-            return None
-        if self._iterator is None:
-            answer = self._handler(self._body, self._left)
-            self.media_type, self._iterator = answer
-        return next(self._iterator, None)
 
 
 def _refuse(problem: Problem) -> web.Response:

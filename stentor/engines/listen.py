@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from stentor.core.lazy import load
+from stentor.engines.answer import Handler
 from stentor.engines.hearing.silero import knows
-from stentor.engines.host import BadModel, Handler, Socket, SpeechConfig, need, run
+from stentor.engines.host import BadModel, Socket, SpeechConfig, need, run
 from stentor.engines.listening.session import Ask, Attention, Ears, Listener
 from stentor.engines.listening.turn import SmartTurn
 from stentor.engines.listening.wake import WakeWords

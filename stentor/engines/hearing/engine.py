@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 
 from stentor.core.lazy import load
+from stentor.engines.answer import Answer, Handler
 from stentor.engines.hearing.sound import RATE, Sound
 from stentor.engines.hearing.streaming import Listener
 from stentor.engines.hearing.transcription import (
@@ -22,9 +23,7 @@ from stentor.engines.hearing.windows import Cutter, Window
 from stentor.engines.host import (
     JSON,
     NDJSON,
-    Answer,
     BadModel,
-    Handler,
     Problem,
     Socket,
     SpeechConfig,

@@ -16,7 +16,8 @@ import msgspec
 
 from stentor.core.sound import SpeechForm
 from stentor.core.voices import VoiceCard
-from stentor.engines.host import Answer, BadModel, Handler, Problem, read_order
+from stentor.engines.answer import Answer, Handler
+from stentor.engines.host import BadModel, Problem, read_order
 from stentor.engines.speaking.encoding import make_encoder
 from stentor.engines.speaking.sentences import Pace, split_sentences
 
