@@ -61,7 +61,7 @@ def test_each_form_and_the_streams(gate: Gate, node: Path, tmp_path: Path) -> No
         assert event["audio_ms"] == pytest.approx(seconds * 1000, abs=200)
         # It came as it was made.
         assert found["pieces"][form] > 1
-        assert event["first_token_us"] < event["latency_us"] / 2
+        assert event["first_token_us"] < 0.9 * event["latency_us"]
     deltas, done = found["events"][:-1], found["events"][-1]
     assert {event["type"] for event in deltas} == {"speech.audio.delta"}
     assert done["type"] == "speech.audio.done"

@@ -30,13 +30,14 @@ class _Handler(Answering):
         elif self.path == "/models/org/cold":
             self.answer(503, b'{"error":"Model org/cold is currently loading","estimated_time":20}')
         elif body.get("voice") == "breaks":
+            self.server.may_break.clear()
             self.send_response(200)
             self.send_header("content-type", "audio/mpeg")
             self.send_header("transfer-encoding", "chunked")
             self.end_headers()
             self.wfile.write(b"80000\r\n" + bytes(0x80000) + b"\r\n")
             self.wfile.flush()
-            self.server.may_break.wait(30)
+            self.server.may_break.wait(60)
             self.close_connection = True
         elif body.get("voice") == "words":
             self.answer(200, b"{}")

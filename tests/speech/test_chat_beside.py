@@ -26,7 +26,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hearing]:
     config = "\n".join(
         [
             model_table(id="joe", source="piper-joe", threads=1, preload=True),
-            model_table(id="tiny", source="whisper-tiny.en", threads=1, preload=True),
+            model_table(id="tiny", source="whisper-tiny.en", threads=1, parallel=2, preload=True),
             model_table(id="starter", source=STARTER_SOURCE, threads=1, parallel=1, preload=True),
         ]
     )
@@ -96,6 +96,9 @@ def test_chat_is_answered_while_sound_is_worked_on(shared: Hearing, begin: Calla
         other.leave()
     event = until(lambda: shared.find_events(other.request_id), timeout_s=60)[0]
     assert (event["status"], event["reason"]) == ("cancelled", "client_left")
+    if begin is begin_transcription:  # all of the sound is paid, and the words that were told
+        assert event["audio_ms"] > 600_000
+        assert event["output_tokens"] > 5
     until(shared.running, lambda count: count == 0, 60)
     shared.check_spool()
 
@@ -104,6 +107,8 @@ def test_speech_transcription_and_chat_at_a_time(shared: Hearing) -> None:
     others = [begin_speech(shared), begin_transcription(shared)]
     try:
         ask_chat(shared, QUESTIONS[0])
+        assert shared.hear(clips.speak(clips.SENTENCES[0]).read_bytes()).status == 200
+        # Neither the chat nor the short sound waited for the long ones.
         assert [shared.find_events(other.request_id) for other in others] == [[], []]
         assert shared.running() == 2
     finally:
