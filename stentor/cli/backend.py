@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+import click
+
 from stentor.cli.client import AdminClient, SocketTransport, Transport
 from stentor.core.errors import StentorError
 from stentor.core.lazy import load
@@ -167,6 +169,13 @@ def open_backend(settings: "Settings") -> Iterator[Backend]:
     if find_holder(settings.data_dir) is not None:
         yield Backend(SocketTransport(settings.admin_socket))
         return
+    if not settings.data_dir.exists():
+        # Whoever stands in another folder than the server's would take the new, empty books for lost ones.
+        click.echo(
+            f"stentor: {settings.data_dir} is new, nothing was kept there before. If your server has another folder, "
+            "name it with --data-dir or STENTOR_DATA_DIR.",
+            err=True,
+        )
     with load("stentor.cli.offline").open_transport(settings) as transport:
         yield Backend(transport)
 

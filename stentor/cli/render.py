@@ -15,6 +15,7 @@ Row = dict[str, Any]
 Columns = Iterable[tuple[str, Callable[[Row], str]]]
 
 NANO_PER_USD = 1_000_000_000
+_WHOLE, _FOLDED = 40, 24  # columns up to so wide aren't folded (an id has 36); others get at least so much
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -29,21 +30,39 @@ def print_json(value: Any) -> None:
 
 
 def print_rows(rows: Sequence[Row], columns: Columns, empty: str) -> None:
-    """A table of rows; ``columns`` are headings and what to show. ``empty`` is said where there are none."""
+    """A table of rows; ``columns`` are headings and what to show. ``empty`` is said where there are none.
+
+    On a terminal that is too narrow for it each row becomes a block of lines, so that ids stay whole.
+    """
     if not rows:
         click.echo(empty, err=True)
         return
     chosen = list(columns)
-    table = load("rich.table").Table(box=load("rich.box").SIMPLE_HEAD, pad_edge=False)
-    for heading, _show in chosen:
-        table.add_column(heading, overflow="fold")
-    text = load("rich.text").Text
-    for row in rows:
-        table.add_row(*(text(show(row)) for _heading, show in chosen))
+    headings = [heading for heading, _show in chosen]
+    cells = [[show(row) for _heading, show in chosen] for row in rows]
+    widths = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
     console = load("rich.console").Console()
     if not console.is_terminal:
         console.width = 200
+    elif sum(min(width, _FOLDED) if width > _WHOLE else width for width in widths) + 3 * len(widths) > console.width:
+        _print_blocks(headings, cells)
+        return
+    table = load("rich.table").Table(box=load("rich.box").SIMPLE_HEAD, pad_edge=False)
+    for heading, width in zip(headings, widths, strict=True):
+        table.add_column(heading, overflow="fold", no_wrap=console.is_terminal and width <= _WHOLE)
+    text = load("rich.text").Text
+    for row in cells:
+        table.add_row(*map(text, row))
     console.print(table)
+
+
+def _print_blocks(headings: list[str], cells: list[list[str]]) -> None:
+    widest = max(map(len, headings))
+    blocks = (
+        "\n".join(f"{heading:{widest}}  {cell}" for heading, cell in zip(headings, row, strict=True) if cell != "–")
+        for row in cells
+    )
+    click.echo("\n\n".join(blocks))
 
 
 def show_rows(rows: Sequence[Row], columns: Columns, empty: str, as_json: bool) -> None:

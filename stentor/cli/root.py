@@ -5,6 +5,7 @@ import sys
 
 import click
 
+from stentor.cli import EXIT_INTERRUPTED
 from stentor.cli.alerts import alerts, webhooks
 from stentor.cli.backups import backup, restore
 from stentor.cli.chat import chat
@@ -29,7 +30,6 @@ from stentor.core.lazy import load
 
 EXIT_PROBLEM = 1
 EXIT_USAGE = 2
-EXIT_INTERRUPTED = 130
 
 
 def _tell_version(context: click.Context, option: click.Parameter, wanted: bool) -> None:
@@ -110,7 +110,8 @@ def _fill_standard_streams() -> None:
 def run(arguments: list[str]) -> int:
     """Run one command; problems are written to stderr, one line each, without a traceback."""
     try:
-        result = root.main(args=arguments, prog_name="stentor", standalone_mode=False)
+        colour = False if os.environ.get("NO_COLOR") else None  # no-color.org
+        result = root.main(args=arguments, prog_name="stentor", standalone_mode=False, color=colour)
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -23,7 +23,7 @@ def usage(limit: int, as_json: bool, config: str | None, data_dir: str | None, *
     given = {name: value for name, value in filters.items() if value is not None}
     with open_backend(read_settings({"config": config, "data_dir": data_dir})) as backend:
         rows = backend.list_usage(given, limit)
-    show_rows(rows, _COLUMNS, "Nothing has been used yet.", as_json)
+    show_rows(rows, _COLUMNS, "No usage matches that." if given else "Nothing has been used yet.", as_json)
 
 
 def _latency(row: Row) -> str:

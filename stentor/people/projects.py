@@ -22,7 +22,11 @@ def get_project(connection: Connection, project_id: ProjectId) -> Project:
     """One project. Raises Refused for an unknown one."""
     row = table.find_project(connection, project_id)
     if row is None:
-        raise Refused("not_found", f"There is no project '{project_id}'.", param="project")
+        raise Refused(
+            "not_found",
+            f"There is no project '{project_id}'; `stentor projects list` shows their ids.",
+            param="project",
+        )
     return Project(*row)
 
 

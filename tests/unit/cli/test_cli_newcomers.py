@@ -2,6 +2,9 @@
 
 import pytest
 
+from stentor import cli
+from stentor.cli import root
+
 
 @pytest.mark.parametrize(
     ("typed", "said"),
@@ -77,3 +80,44 @@ def test_doctor_finds_what_models_and_tls_name_and_is_not_there(stentor, tmp_pat
     assert "✓ model mine" not in out
     assert f"✗ model big: The program {tmp_path}/no-server is not there" in out
     assert "! model big: No model of the settings is called gpt-5, which it falls back to." in out
+
+
+def test_ctrl_c_while_the_command_line_loads_is_no_traceback(monkeypatch):
+    def interrupt(_name):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "load", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 130
+
+
+def test_a_narrow_terminal_gets_blocks_with_whole_ids(admin, stentor, monkeypatch):
+    user = {"id": "01a1fff4-61a4-7e28-a6df-1b251957cd3b", "name": "ann", "tier_id": "sub", "active": True}
+    admin.answers["GET /admin/api/users"] = 200, {"data": [user, user], "next": None}
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "70")
+    narrow = stentor("users", "list")[1]
+    assert narrow.count("id       01a1fff4-61a4-7e28-a6df-1b251957cd3b\nname     ann\n") == 2
+    assert "email" not in narrow
+    monkeypatch.setenv("COLUMNS", "160")
+    wide = stentor("users", "list")[1]
+    assert wide.count("01a1fff4-61a4-7e28-a6df-1b251957cd3b") == 2
+    assert "name     ann" not in wide
+
+
+def test_another_folder_than_the_servers_is_told(stentor, tmp_path):
+    status, out, err = stentor("keys", "list")
+    assert (status, out) == (0, "")
+    assert err.startswith(f"stentor: {tmp_path}/data is new, nothing was kept there before.")
+    assert "--data-dir" in err
+    assert "is new" not in stentor("keys", "list")[2]
+
+
+def test_no_color_is_heard(stentor, monkeypatch):
+    seen = []
+    monkeypatch.setattr(root.root, "main", lambda **given: seen.append(given["color"]))
+    stentor("version")
+    monkeypatch.setenv("NO_COLOR", "1")
+    stentor("version")
+    assert seen == [None, False]
