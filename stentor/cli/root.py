@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Mapping
 
 import click
 
@@ -107,11 +108,15 @@ def _fill_standard_streams() -> None:
     os.close(number)
 
 
+def _choose_colour(environ: Mapping[str, str]) -> bool | None:
+    """None leaves it to the terminal; ``NO_COLOR`` (no-color.org) says no."""
+    return False if environ.get("NO_COLOR") else None
+
+
 def run(arguments: list[str]) -> int:
     """Run one command; problems are written to stderr, one line each, without a traceback."""
     try:
-        colour = False if os.environ.get("NO_COLOR") else None  # no-color.org
-        result = root.main(args=arguments, prog_name="stentor", standalone_mode=False, color=colour)
+        result = root.main(args=arguments, prog_name="stentor", standalone_mode=False, color=_choose_colour(os.environ))
     except click.ClickException as error:
         error.show()
         return error.exit_code

@@ -27,6 +27,7 @@ PAGES = sorted(
 FOREIGN_NAMES = {
     *("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "OPENAI_API_KEY", "OPENAI_BASE_URL"),
     *("OLLAMA_API_KEY", "OLLAMA_HOST", "OLLAMA_MODELS", "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES", "LLAMA_ARG"),
+    *("OLLAMA_CONTEXT_LENGTH", "OLLAMA_KEEP_ALIVE", "OLLAMA_NUM_PARALLEL", "OLLAMA_ORIGINS"),
     *("LLMRING_API_KEY", "LLMRING_SERVER_URL", "SO_REUSEPORT", "KEY_ID"),
 }
 _FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -107,7 +108,9 @@ def test_settings_that_are_named_exist() -> None:
 
 
 def test_metrics_that_are_named_exist() -> None:
-    known = {metric.name for metric in METRICS}
+    known = {metric.name for metric in METRICS} | {
+        f"{metric.name}_bucket" for metric in METRICS if metric.kind == "histogram"
+    }
     assert not each(PAGES, lambda text: set(re.findall(r"(?<!\w)stentor_[a-z_]+[a-z]", text)) - known)
 
 
