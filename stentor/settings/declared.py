@@ -281,7 +281,8 @@ _ACCESS = (
     Setting(
         "API_KEY",
         kinds.API_KEY,
-        "One fixed key with inference scope, owned by the user `env`. One that can be guessed is warned about.",
+        "One fixed key with inference scope, owned by the user `env`. One that can be guessed is warned about. A key "
+        "that somebody has already stays theirs, with their rights.",
         common_aliases=("API_KEY",),
         secret=True,
     ),

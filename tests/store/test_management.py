@@ -678,7 +678,15 @@ async def test_a_bad_fixed_key_is_refused(house, text: str) -> None:
         await ensure_fixed_key(house.database, house.keyring, house.clock, text)
 
 
-async def test_the_fixed_key_cannot_be_somebody_elses(house, ann: str) -> None:
-    made = await house.management.add_key(OPERATOR, KeyAsk(ann))
-    with pytest.raises(StentorError, match="another user"):
+async def test_somebodys_key_in_the_settings_stays_theirs(house, ann: str) -> None:
+    """Who has exported it for ``stentor chat`` starts the server in the same shell."""
+    made = await house.management.add_key(OPERATOR, KeyAsk(ann, scopes=("ring",)))
+    await ensure_fixed_key(house.database, house.keyring, house.clock, "secret-one")
+    await ensure_fixed_key(house.database, house.keyring, house.clock, made.key)
+    await house.start_books()
+    principal = await house.books.find_principal(house.digest(made.key))
+    assert (principal.key_id, principal.scopes) == (made.id, frozenset({"ring"}))
+    assert await house.books.find_principal(house.digest("secret-one")) is None
+    await house.management.revoke_key(OPERATOR, made.id)
+    with pytest.raises(StentorError, match=r"another user that was revoked\. Unset it"):
         await ensure_fixed_key(house.database, house.keyring, house.clock, made.key)

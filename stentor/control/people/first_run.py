@@ -85,13 +85,15 @@ def _fix_key(connection: Connection, text: str, digest: bytes | None, now_us: in
         user, _ = users.add_user(connection, users.NewUser(FIXED_USER, tier_id=TierId("admin")), now_us)
         record_change(connection, now_us, SYSTEM, "user_create", ("user", user.id), after=msgspec.to_builtins(user))
     known = None if digest is None else api_keys.find_key_by_digest(connection, digest)
-    if known is not None and known.user_id != user.id:
-        raise StentorError("STENTOR_API_KEY is a key that belongs to another user. Choose one of its own.")
+    # Somebody's own key, which the variable holds for `stentor chat`: it works as it is and stays theirs.
+    is_theirs = known is not None and known.user_id != user.id
+    if known is not None and is_theirs and known.revoked_us is not None:
+        raise StentorError("STENTOR_API_KEY is a key of another user that was revoked. Unset it, or choose another.")
     for key in api_keys.list_keys(connection, user_id=user.id):
         if key.revoked_us is None and (known is None or key.id != known.id):
             api_keys.revoke_key(connection, key.id, now_us)
             record_change(connection, now_us, SYSTEM, "key_revoke", ("key", key.id))
-    if digest is None:
+    if digest is None or is_theirs:
         return
     if known is None:
         project = projects.get_personal_project(connection, user)
