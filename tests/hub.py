@@ -9,6 +9,7 @@ import hashlib
 import http.server
 import json
 import re
+import select
 import socket
 import threading
 import time
@@ -51,7 +52,8 @@ class Hub:
     """The hub. ``mishaps`` are taken one a file request: dictionaries with one of ``status`` (and ``headers``), ``cut``
     (bytes after which the connection is closed), ``stall`` (bytes after which nothing comes for ``seconds``), ``html``,
     ``ignore_range``, ``corrupt``, ``to`` (a redirect), ``json``, ``endless`` (a piece to repeat); for
-    API requests ``api_mishaps`` in the same way. ``slow`` bytes a second, 0 none.
+    API requests ``api_mishaps`` in the same way. ``slow`` bytes a second, 0 none. What of a file is beyond ``most``
+    bytes only trickles until that is raised.
     """
 
     def __init__(self) -> None:
@@ -60,6 +62,7 @@ class Hub:
         self.mishaps: list[dict[str, Any]] = []
         self.api_mishaps: list[dict[str, Any]] = []
         self.slow = 0
+        self.most: int | None = None
         self.calls: list[tuple[str, str, dict[str, str]]] = []
         self.served: dict[str, int] = {}
         self.lock = threading.Lock()
@@ -243,9 +246,10 @@ class _Handler(Answering):
 
     def _send(self, name: str, body: bytes, mishap: dict[str, Any]) -> None:
         end = mishap.get("cut", mishap.get("stall", len(body)))
-        piece = self.owner.slow // 50 if self.owner.slow else 1 << 16
+        piece = self.owner.slow // 50 if self.owner.slow else 64 if self.owner.most is not None else 1 << 16
         for at in range(0, min(end, len(body)), piece):
             part = body[at : min(at + piece, end)]
+            self.hold_back(at + len(part))
             self.wfile.write(part)
             with self.owner.lock:
                 self.owner.served[name] = self.owner.served.get(name, 0) + len(part)
@@ -258,6 +262,13 @@ class _Handler(Answering):
             with contextlib.suppress(OSError):
                 self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
+
+    def hold_back(self, size: int) -> None:
+        """Wait a moment if so many bytes are more than what may go out; a taker who has left gets no more."""
+        if self.owner.most is not None and size > self.owner.most:
+            self.wfile.flush()
+            if select.select([self.connection], [], [], 0.05)[0]:
+                raise ConnectionAbortedError
 
     # -- what both share ---------------------------------------------------------------------------------------------
 

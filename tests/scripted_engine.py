@@ -17,6 +17,7 @@ writes one. Any other text is answered with a short sentence. ``do`` is a list o
     {"half": "text"}                          half of a content frame, then the connection closes
     {"close": true}  {"reset": true}          end of the connection without an end of the answer (FIN, RST)
     {"until": "/a/path"}                      silence until that file exists
+    {"heard": true}                           silence until the client's process has read what was said so far
     {"hang": true}  {"die": true}             silence until the client leaves; the process exits with status 1
     {"error": "text" | {…}}                   an error frame, after which the stream ends without ``[DONE]``
 
@@ -95,6 +96,7 @@ def main() -> None:
     parser.add_argument("--ctx", type=int, default=8192, help="longer prompts are refused as llama-server does")
     parser.add_argument("--script", help="file with the JSON script for messages that hold none")
     parser.add_argument("--load-s", type=float, default=0.0, help="answer 503 Loading model for so long")
+    parser.add_argument("--load-until", help="answer 503 Loading model until this file exists")
     parser.add_argument("--exit-after-s", type=float, default=0.0, help="exit by itself after so long")
     parser.add_argument("--exit-status", type=int, default=1)
     parser.add_argument("--fail", help="print this and exit with --exit-status at once")

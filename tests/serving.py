@@ -121,6 +121,18 @@ class Answer:
         return [data if data == "[DONE]" else json.loads(data) for data in datas]
 
 
+class Connection(http.client.HTTPConnection):
+    """One to a server that can end what a test has left open."""
+
+    def __init__(self, port: int, timeout_s: float, source: str, opened: "weakref.WeakSet[socket.socket]") -> None:
+        super().__init__("127.0.0.1", port, timeout=timeout_s, source_address=(source, 0) if source else None)
+        self._opened = opened
+
+    def connect(self) -> None:
+        super().connect()
+        self._opened.add(self.sock)
+
+
 class Server:
     """``stentor up --json`` on its own data folder and ports. Use it as a context manager."""
 
@@ -143,6 +155,7 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         self.log = b""
         self._reader: threading.Thread | None = None
+        self._opened: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     @property
     def environ(self) -> dict[str, str]:
@@ -244,12 +257,27 @@ class Server:
 
     # -- speaking to it
 
-    def connect(self, timeout_s: float = 60.0) -> http.client.HTTPConnection:
-        """A fresh connection."""
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
+    def connect(self, timeout_s: float = 60.0, source: str = "") -> http.client.HTTPConnection:
+        """A fresh connection; from ``source``, an address of this machine, if there is one."""
+        return Connection(self.port, timeout_s, source, self._opened)
+
+    def hang_up(self) -> None:
+        """End what is still open of the connections made here: a test that failed left its streams running."""
+        for opened in list(self._opened):
+            with contextlib.suppress(OSError):
+                opened.shutdown(socket.SHUT_RDWR)
+        self._opened.clear()
 
     def ask(
-        self, method: str, path: str, body: Any = None, *, key: str | None = None, wait_s: float = 60.0, **headers: str
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        key: str | None = None,
+        wait_s: float = 60.0,
+        source: str = "",
+        **headers: str,
     ) -> Answer:
         """One request; ``body`` bytes go as they are, anything else as JSON. ``key`` "" sends none."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
@@ -257,7 +285,7 @@ class Server:
         token = self.key if key is None else key
         if token:
             sent["Authorization"] = f"Bearer {token}"
-        connection = self.connect(wait_s)
+        connection = self.connect(wait_s, source)
         try:
             connection.request(method, path, data, sent)
             response = connection.getresponse()

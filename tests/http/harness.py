@@ -51,6 +51,23 @@ def check_quick(once: Callable[[], float], promised_s: float, tries: int = 5) ->
     assert min(took_s) < promised_s, took_s
 
 
+def use_until_its_end(gate: "Gate", use: Callable[[str], T]) -> tuple[str, T]:
+    """A key that has expired by now, and what ``use`` made of it while it hadn't: one that lives longer, if need be."""
+    for life_s in (0.5, 4.0, 30.0):
+        ends_s = time.time() + life_s
+        key = str(gate.make_key(expires_us=int(ends_s * 1_000_000))["key"])
+        used = use(key)
+        if time.time() < ends_s:
+            break
+    time.sleep(max(0.0, ends_s - time.time()) + 0.001)
+    return key, used
+
+
+def wait_heard(engine: ScriptedEngine, mark: str) -> None:
+    """Return once the gateway has read all that the request with ``mark`` was told before its step ``heard``."""
+    until(lambda: [entry["heard"] for entry in engine.log() if mark in entry["body_text"]], lambda found: found == [1])
+
+
 def price(input_tokens: int, output_tokens: int) -> int:
     """What that many tokens cost, in nano-USD."""
     return INPUT_NANO * input_tokens + OUTPUT_NANO * output_tokens
@@ -171,6 +188,12 @@ class Stream:
             text = json.loads(frame[6:])["choices"][0]["delta"].get("content")
             if text:
                 return str(text)
+
+    def take(self, size: int) -> bytes:
+        """The next ``size`` bytes."""
+        taken = self._response.read(size)
+        self.body += taken
+        return taken
 
     def rest(self) -> bytes:
         """Everything that is still to come; ``broken`` says that the connection ended before the answer did."""
@@ -387,6 +410,7 @@ def serve(server: Server, kind: type[G]) -> Iterator[G]:
 def at_rest(gate: G, timeout_s: float = 30.0) -> Iterator[G]:
     """The server for one test, after which nothing may run on it."""
     yield gate
+    gate.server.hang_up()
     until(gate.busy, lambda count: count == 0, timeout_s)
 
 
@@ -399,7 +423,7 @@ def raw_request(method: str, path: str, headers: dict[str, str], body: bytes = b
 class RawConnection:
     """A TCP connection of which the test knows every byte."""
 
-    def __init__(self, port: int, *, receive_bytes: int | None = None, timeout_s: float = 20.0) -> None:
+    def __init__(self, port: int, *, receive_bytes: int | None = None, timeout_s: float = 60.0) -> None:
         self.socket = socket.socket()
         if receive_bytes is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)

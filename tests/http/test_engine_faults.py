@@ -77,7 +77,7 @@ def test_a_connection_that_the_engine_closed_meanwhile_is_no_failed_attempt(each
 @pytest.mark.parametrize("how", ["close", "reset"])
 @pytest.mark.parametrize("point", MIDDLE)
 def test_within_a_stream_only_what_was_relayed_is_charged(each: Gate, point, how):
-    text = script({"say": SPOKEN}, {"sleep": 0.05}, at={point: how})
+    text = script({"say": SPOKEN}, {"heard": True}, at={point: how})
     answer = each.chat(text, stream=True, stream_options={"include_usage": True})
     assert answer.status == 200
     assert events_without_end(answer) == SPOKEN
@@ -137,7 +137,7 @@ def test_an_engine_that_dies_before_its_answer(gate: Gate, mortal, point, stream
 
 @pytest.mark.parametrize("point", ["before_finish", "before_usage"])
 def test_an_engine_that_dies_within_its_answer(gate: Gate, mortal, point):
-    answer = gate.chat(script({"say": SPOKEN}, {"sleep": 0.05}, at={point: "die"}), model=mortal, stream=True)
+    answer = gate.chat(script({"say": SPOKEN}, {"heard": True}, at={point: "die"}), model=mortal, stream=True)
     assert events_without_end(answer) == SPOKEN
     event = gate.event(answer.request_id)
     assert (event["status"], event["cost_nano"]) == ("failed", price(0, count_tokens(SPOKEN)))
@@ -145,7 +145,7 @@ def test_an_engine_that_dies_within_its_answer(gate: Gate, mortal, point):
 
 
 def test_an_engine_that_dies_after_its_answer(gate: Gate, mortal):
-    answer = gate.chat(script({"say": SPOKEN}, {"sleep": 0.05}, at={"before_end": "die"}), model=mortal, stream=True)
+    answer = gate.chat(script({"say": SPOKEN}, {"heard": True}, at={"before_end": "die"}), model=mortal, stream=True)
     assert answer.body.endswith(b"data: [DONE]\n\n")
     assert gate.event(answer.request_id)["status"] == "completed"
 
@@ -154,7 +154,7 @@ def test_only_the_streams_of_a_dead_engine_fail(gate: Gate, mortal):
     other = gate.open(script({"say": "still"}, {"sleep": 0.4}, {"say": "here"}))
     neighbour = gate.open(script({"say": "I"}, {"hang": True}), model=mortal)
     assert neighbour.content() == "I"
-    failed = gate.chat(script({"say": SPOKEN}, {"sleep": 0.05}, {"die": True}), model=mortal, stream=True)
+    failed = gate.chat(script({"say": SPOKEN}, {"heard": True}, {"die": True}), model=mortal, stream=True)
     assert events_without_end(failed) == SPOKEN
     assert events_without_end(neighbour.answer()) == "I"
     assert other.rest().endswith(b"data: [DONE]\n\n")
@@ -240,7 +240,7 @@ def test_rubbish_is_not_passed_on(each: Gate, how, stream):
 
 
 def test_an_error_within_a_stream_ends_it(each: Gate):
-    answer = each.chat(script({"say": SPOKEN}, {"sleep": 0.05}, {"error": "out of memory"}), stream=True)
+    answer = each.chat(script({"say": SPOKEN}, {"heard": True}, {"error": "out of memory"}), stream=True)
     assert events_without_end(answer) == SPOKEN
     event = each.event(answer.request_id)
     assert (event["status"], event["reason"]) == ("failed", "engine_error")
@@ -256,7 +256,7 @@ def test_words_that_come_together_with_an_error_reach_a_begun_stream(each: Gate)
     together = (
         'data: {"choices":[{"finish_reason":null,"index":0,"delta":{"content":"two"}}]}\n\ndata: {"error":{}}\n\n'
     )
-    answer = each.chat(script({"say": "one "}, {"sleep": 0.1}, {"raw": together}), stream=True)
+    answer = each.chat(script({"say": "one "}, {"heard": True}, {"raw": together}), stream=True)
     assert events_without_end(answer) == "one two"
 
 
@@ -285,7 +285,7 @@ def test_an_answer_without_a_done_mark_gets_one(each: Gate, stream):
 
 
 def test_an_answer_without_an_end_is_none(each: Gate):
-    streamed = each.chat(script({"say": SPOKEN}, {"sleep": 0.05}, finish=False), stream=True)
+    streamed = each.chat(script({"say": SPOKEN}, {"heard": True}, finish=False), stream=True)
     assert events_without_end(streamed) == SPOKEN
     assert each.event(streamed.request_id)["status"] == "failed"
     whole = each.chat(script({"say": SPOKEN}, finish=False))

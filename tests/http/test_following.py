@@ -29,6 +29,11 @@ def upstream() -> Iterator[EngineProcess]:
         yield engine
 
 
+def fresh(name: str) -> str:
+    """A name that nothing has."""
+    return f"{name}-{uuid.uuid4().hex[:8]}"
+
+
 def status(gate: Gate, key: str, model: str = "scripted") -> int:
     return gate.chat(model=model, key=key).status
 
@@ -41,34 +46,36 @@ def later(gate: Gate, key: str, wanted: int, model: str = "scripted") -> None:
 def test_a_providers_credential_and_its_models(two: tuple[Gate, Gate], upstream: EngineProcess) -> None:
     one, other = two
     key = other.server.key
-    wrong = {"name": "acme", "kind": "openai", "base_url": f"{upstream.url}/v1", "credential": "wrong-credential"}
+    provider, model = fresh("acme"), fresh("elsewhere")
+    wrong = {"name": provider, "kind": "openai", "base_url": f"{upstream.url}/v1", "credential": "wrong-credential"}
     one.admin("POST", "/providers", wrong)
-    remote = {"provider": "acme", "price": {"input": 1, "output": 1}, "health_s": 0}
-    one.admin("POST", "/models", {"id": "elsewhere", "ctx": 8192, "remote": remote})
-    later(other, key, 502, "elsewhere")
-    one.admin("PATCH", "/providers/acme", {"credential": TOKEN})
-    later(other, key, 200, "elsewhere")
-    one.admin("PATCH", "/models/elsewhere", {"aliases": ["other-name"]})
-    later(other, key, 200, "other-name")
-    one.admin("DELETE", "/models/elsewhere")
-    later(other, key, 404, "elsewhere")
-    assert status(one, key, "elsewhere") == 404
+    remote = {"provider": provider, "price": {"input": 1, "output": 1}, "health_s": 0}
+    one.admin("POST", "/models", {"id": model, "ctx": 8192, "remote": remote})
+    later(other, key, 502, model)
+    one.admin("PATCH", f"/providers/{provider}", {"credential": TOKEN})
+    later(other, key, 200, model)
+    other_name = fresh("other-name")
+    one.admin("PATCH", f"/models/{model}", {"aliases": [other_name]})
+    later(other, key, 200, other_name)
+    one.admin("DELETE", f"/models/{model}")
+    later(other, key, 404, model)
+    assert status(one, key, model) == 404
 
 
 def test_a_model_of_one_nodes_engines_is_not_registered_at_the_other(two: tuple[Gate, Gate]) -> None:
     one, other = two
-    one.admin("POST", "/models", {"id": "local-only", "source": "hf:nobody/nothing", "type": "text"})
-    provider = {"name": "seen", "kind": "openai", "base_url": "https://seen.example.org/v1"}
-    one.admin("POST", "/providers", provider)
-    remote = {"provider": "seen", "price": {"input": 1, "output": 1}, "health_s": 0}
-    one.admin("POST", "/models", {"id": "seen-after", "ctx": 8192, "remote": remote})
+    local_only, provider, seen_after = fresh("local-only"), fresh("seen"), fresh("seen-after")
+    one.admin("POST", "/models", {"id": local_only, "source": "hf:nobody/nothing", "type": "text"})
+    one.admin("POST", "/providers", {"name": provider, "kind": "openai", "base_url": "https://seen.example.org/v1"})
+    remote = {"provider": provider, "price": {"input": 1, "output": 1}, "health_s": 0}
+    one.admin("POST", "/models", {"id": seen_after, "ctx": 8192, "remote": remote})
 
     def registered() -> dict[str, str]:
         return {row["id"]: row["source"] for row in other.admin("GET", "/models")["data"]}
 
-    found = until(registered, lambda rows: "seen-after" in rows, PATIENCE_S)
-    assert found.get("local-only") in (None, "node:local-only")
-    for model in ("local-only", "seen-after"):
+    found = until(registered, lambda rows: seen_after in rows, PATIENCE_S)
+    assert found.get(local_only) in (None, f"node:{local_only}")
+    for model in (local_only, seen_after):
         one.admin("DELETE", f"/models/{model}")
 
 

@@ -72,8 +72,9 @@ def test_a_head_that_grows_without_end_is_refused(gate: Gate):
     connection = gate.server.connect()
     connection.connect()
     connection.sock.sendall(HEAD)
+    end_s = time.monotonic() + 30
     with pytest.raises(OSError):  # noqa: PT012
-        for _ in range(1000):
+        while time.monotonic() < end_s:
             connection.sock.sendall(b"X-More: " + b"y" * 8000 + b"\r\n")
             time.sleep(0.002)
     connection.close()

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 
 from stentor.accounting.tokens import count_tokens
-from tests.http.harness import CHAT, OUTPUT_NANO, Gate, Stream, chat_body, check_quick, marked, price, until
+from tests.http.harness import (
+    CHAT,
+    OUTPUT_NANO,
+    Gate,
+    Stream,
+    chat_body,
+    check_quick,
+    marked,
+    price,
+    until,
+    use_until_its_end,
+)
 from tests.scripted_engine import script
 
 REVOKED_S = 1.0
@@ -27,14 +38,16 @@ def refusal(answer, status: int, code: str):
 
 def test_requests_per_minute(each: Gate):
     key = each.make_key(limits={"requests_per_minute": 3})
+    begun_s = time.time()
     assert [each.chat(key=key["key"]).status for _ in range(3)] == [200] * 3
     answer = each.chat(key=key["key"])
     details = refusal(answer, 429, "rate_limit_exceeded")
     assert (details["rule"], details["limit"], details["left"]) == ("requests_per_minute", 3, 0)
-    assert 55 <= int(answer.headers["retry-after"]) <= 61
+    took_s = time.time() - begun_s
+    assert 59 - took_s <= int(answer.headers["retry-after"]) <= 61
     assert answer.headers["x-ratelimit-limit-requests"] == "3"
     assert answer.headers["x-ratelimit-remaining-requests"] == "0"
-    assert abs(int(answer.headers["x-ratelimit-reset-requests"]) - time.time() - 60) < 3
+    assert begun_s + 59 <= int(answer.headers["x-ratelimit-reset-requests"]) <= begun_s + took_s + 62
     assert "x-should-retry" not in answer.headers
     assert len(each.events_of_key(key["id"])) == 3
 
@@ -56,12 +69,13 @@ def test_what_was_never_served_does_not_count_as_a_request(each: Gate):
 def test_tokens_per_minute(each: Gate):
     key = each.make_key(limits={"tokens_per_minute": 1000})["key"]
     text = script({"say": "x"}, usage={"prompt_tokens": 600, "completion_tokens": 1})
+    begun_s = time.monotonic()
     assert each.chat(text, key=key, max_tokens=10).status == 200
     answer = each.chat(text, key=key, max_tokens=500)
     details = refusal(answer, 429, "rate_limit_exceeded")
     assert (details["unit"], details["limit"], details["left"]) == ("tokens", 1000, 399)
     assert answer.headers["x-ratelimit-limit-tokens"] == "1000"
-    assert int(answer.headers["retry-after"]) >= 50
+    assert int(answer.headers["retry-after"]) >= 59 - (time.monotonic() - begun_s)
 
 
 def test_a_request_that_no_minute_can_hold(each: Gate):
@@ -91,14 +105,18 @@ def test_concurrency(each: Gate):
 
 def test_requests_per_second(strict: Gate):
     key = strict.make_key()["key"]
-    answers = [strict.chat(key=key) for _ in range(12)]
-    slow = [answer for answer in answers if answer.status == 429]
-    assert slow
-    details = refusal(slow[0], 429, "rate_limit_exceeded")
+    begun_s, refused = time.time(), []
+    while not refused:
+        assert time.time() < begun_s + 60
+        waiting = [strict.send(chat_body(), key=key) for _ in range(12)]  # all at once, however slow the machine is
+        answers = [Stream(connection, connection.getresponse()).answer() for connection in waiting]
+        refused = [answer for answer in answers if answer.status == 429]
+    strict.contract.check("POST", CHAT, refused[0])
+    details = refusal(refused[0], 429, "rate_limit_exceeded")
     assert (details["rule"], details["limit"]) == ("requests_per_second", 5)
-    assert slow[0].headers["x-ratelimit-limit-requests"] == "5"
-    assert time.time() <= int(slow[0].headers["x-ratelimit-reset-requests"]) <= time.time() + 2
-    assert slow[0].headers["retry-after"] == "1"
+    assert refused[0].headers["x-ratelimit-limit-requests"] == "5"
+    assert begun_s <= int(refused[0].headers["x-ratelimit-reset-requests"]) <= time.time() + 2
+    assert refused[0].headers["retry-after"] == "1"
     assert strict.chat(key=strict.make_key()["key"]).status == 200
 
 
@@ -256,7 +274,7 @@ def test_waiting_has_an_end(strict: Gate):
     with narrow_is_taken(strict):
         start = time.monotonic()
         answer = strict.chat(model="narrow", key=strict.make_key()["key"])
-        assert 0.4 < time.monotonic() - start < 15
+        assert 0.4 < time.monotonic() - start < 50
     assert refusal(answer, 503, "overloaded") == {"queue_timeout_s": 0.5}
     assert int(answer.headers["retry-after"]) >= 1
 
@@ -273,7 +291,7 @@ def revoke_once(each: Gate) -> float:
     key = each.make_key()
     text = script({"say": "so far"}, {"hang": True})
     streams = [each.open(text, key=key["key"]) for _ in range(12)]
-    assert {stream.content() for stream in streams} == {"so "}
+    assert {stream.content() + stream.content() for stream in streams} == {"so far"}
     wholes = [each.send(chat_body(script({"sleep": 30})), key=key["key"]) for _ in range(4)]
     assert until(each.running, lambda count: count == 16)
     start = time.monotonic()
@@ -329,9 +347,11 @@ def test_revoking_one_key_leaves_the_others_running(each: Gate):
     assert stream.rest().endswith(b"data: [DONE]\n\n")
 
 
-def test_an_expired_key_is_not_cut_short(each: Gate):
-    key = each.make_key(expires_us=time.time_ns() // 1000 + 300_000)["key"]
-    stream = each.open(script({"say": "a"}, {"sleep": 0.6}, {"say": "b"}), key=key)
+def test_an_expired_key_is_not_cut_short(each: Gate, tmp_path: Path):
+    text = script({"say": "a"}, {"until": str(tmp_path / "go")}, {"say": "b"})
+    key, stream = use_until_its_end(each, lambda key: each.open(text, key=key))
+    assert stream.content() == "a"
+    (tmp_path / "go").touch()
     assert stream.rest().endswith(b"data: [DONE]\n\n")
     assert each.chat(key=key).status == 401
 

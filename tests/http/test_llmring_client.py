@@ -23,6 +23,7 @@ from llmring.service_extended import LLMRingSession
 from openai import AsyncOpenAI
 
 from tests.http.harness import Gate, until
+from tests.http.test_account import somewhere
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the client's own
 
@@ -248,7 +249,7 @@ def test_the_command_line_asks_for_an_account(triple: Gate, home: Path, run_cli:
     until(lambda: triple.ask("GET", "/v1/models", key=key).status, lambda status: status == 200, 60)
     assert triple.ask("GET", "/v1/models", key=other).status == 401
     unasked = {"email": email, "accept_terms": False}
-    assert triple.ask("POST", "/api/v1/cli/register", unasked, key="").status == 400
+    assert triple.ask("POST", "/api/v1/cli/register", unasked, key="", source=somewhere()).status == 400
 
 
 async def test_a_wrong_key_is_an_error_that_the_client_knows(url: str) -> None:

@@ -108,7 +108,7 @@ def test_an_engine_that_fails_before_the_first_word(each: Gate, key):
 
 @pytest.mark.parametrize("end", [{"error": "out of memory"}, {"close": True}, {"reset": True}])
 def test_an_answer_that_breaks_off_is_seen_to(each: Gate, key, end):
-    stream = each.begin({"prompt": script({"say": "so far"}, {"sleep": 0.1}, end)}, path=PATH, key=key)
+    stream = each.begin({"prompt": script({"say": "so far"}, {"heard": True}, end)}, path=PATH, key=key)
     assert stream.rest() == b"so far"
     assert stream.broken
     event = each.event(stream.request_id)
@@ -118,6 +118,7 @@ def test_an_answer_that_breaks_off_is_seen_to(each: Gate, key, end):
 def test_a_revoked_key_ends_a_running_answer(each: Gate):
     key = each.make_key(models=["scripted"])
     stream = each.begin({"prompt": script({"say": "so far"}, {"hang": True})}, path=PATH, key=key["key"])
+    assert stream.take(6) == b"so far"
     each.admin("POST", f"/api-keys/{key['id']}/revoke")
     assert stream.rest() == b"so far"
     assert stream.broken

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,11 +12,9 @@ from typing import Any
 import pytest
 
 from tests.engine.tiny_gguf import write_tiny_gguf
-from tests.http.harness import Gate, until
+from tests.http.harness import Gate, Stream, until
 from tests.hub import Hub, running_hub
 from tests.serving import Server, scripted_model
-
-REPO = "org/Tiny-GGUF"
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +46,25 @@ def gate(tmp_path_factory: pytest.TempPathFactory, hub: Hub, folder: Path) -> It
     assert b"request_crashed" not in server.log, server.log.decode(errors="replace")
 
 
+@pytest.fixture(autouse=True)
+def _tidy(request: pytest.FixtureRequest, hub: Hub) -> Iterator[None]:
+    """Afterwards no model is registered, whatever became of the test."""
+    yield
+    hub.most = None
+    if "gate" not in request.fixturenames:
+        return
+    gate: Gate = request.getfixturevalue("gate")
+    for row in call(gate, "GET", "/models")["data"]:
+        if row["id"] != "scripted":
+            gate.ask("POST", f"/admin/api/models/{row['id']}/stop")
+            gate.ask("DELETE", f"/admin/api/models/{row['id']}?files=true")
+
+
+def fresh(name: str) -> str:
+    """A repository that nothing was fetched from."""
+    return f"org/{name}-{uuid.uuid4().hex[:8]}-GGUF"
+
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> bytes:
     return write_tiny_gguf(tmp_path / "t.gguf").read_bytes()
@@ -60,7 +78,7 @@ def call(gate: Gate, method: str, path: str, body: Any = None, status: int = 200
 
 def ended(gate: Gate, job: Any) -> Any:
     done = ("done", "failed", "cancelled", "interrupted")
-    return until(lambda: call(gate, "GET", f"/downloads/{job['id']}"), lambda found: found["state"] in done, 30)
+    return until(lambda: call(gate, "GET", f"/downloads/{job['id']}"), lambda found: found["state"] in done, 60)
 
 
 def ask_for(model: str) -> Any:
@@ -74,9 +92,10 @@ def complete(gate: Gate, model: str) -> Any:
 
 
 def test_a_model_from_the_hub_is_fetched_registered_served_updated_and_removed(gate: Gate, hub: Hub, tiny: bytes):
-    repo = hub.add(REPO, {"Tiny-Q8_0.gguf": tiny})
-    job = call(gate, "POST", "/models/download", {"repo_id": REPO, "quant": "Q8_0"})
-    assert job["source"] == f"hf:{REPO}:Q8_0"
+    name = fresh("Tiny")
+    repo = hub.add(name, {"Tiny-Q8_0.gguf": tiny})
+    job = call(gate, "POST", "/models/download", {"repo_id": name, "quant": "Q8_0"})
+    assert job["source"] == f"hf:{name}:Q8_0"
     job = ended(gate, job)
     assert (job["state"], job["done_bytes"], job["total_bytes"]) == ("done", len(tiny), len(tiny))
     made = call(gate, "POST", "/models", {"source": job["source"], "id": "tiny", "aliases": ["little"], "parallel": 2})
@@ -86,7 +105,7 @@ def test_a_model_from_the_hub_is_fetched_registered_served_updated_and_removed(g
         "definition": {"source": job["source"], "aliases": ["little"], "parallel": 2},
     }
     written = json.loads((gate.server.data_dir / "config" / "tiny.json").read_text())
-    assert written == {"model_repo": REPO, "model_name": "Q8_0", "model_type": "text"}
+    assert written == {"model_repo": name, "model_name": "Q8_0", "model_type": "text"}
     assert complete(gate, "little")["usage"]["completion_tokens"] > 0
     assert call(gate, "DELETE", "/models/tiny", status=409)["code"] == "conflict"
     local = call(gate, "GET", "/models/local")["data"]
@@ -98,13 +117,13 @@ def test_a_model_from_the_hub_is_fetched_registered_served_updated_and_removed(g
     job = ended(gate, call(gate, "POST", "/models/tiny/update"))
     assert job["state"] == "done", job
     assert repo.commits[-1][0] in job["path"]
-    until(lambda: gate.slot("tiny"), lambda slot: slot["state"] == "ready" and slot["pid"] != pid, 20)
+    until(lambda: gate.slot("tiny"), lambda slot: slot["state"] == "ready" and slot["pid"] != pid, 60)
     assert complete(gate, "tiny")
     assert not Path(job["path"].replace(repo.commits[1][0], repo.commits[0][0])).exists()
 
     changed = call(gate, "PATCH", "/models/tiny", {"parallel": 3, "aliases": None})
-    assert changed["definition"] == {"source": f"hf:{REPO}:Q8_0", "parallel": 3}
-    until(lambda: gate.slot("tiny"), lambda slot: slot["state"] == "ready" and slot["places"] == 3, 20)
+    assert changed["definition"] == {"source": f"hf:{name}:Q8_0", "parallel": 3}
+    until(lambda: gate.slot("tiny"), lambda slot: slot["state"] == "ready" and slot["places"] == 3, 60)
     call(gate, "POST", "/models/tiny/stop")
     gone = call(gate, "DELETE", "/models/tiny?files=true")
     assert gone["freed_bytes"] == len(tiny) + 32
@@ -113,15 +132,22 @@ def test_a_model_from_the_hub_is_fetched_registered_served_updated_and_removed(g
 
 
 def test_progress_is_told_as_events(gate: Gate, hub: Hub, tiny: bytes):
-    hub.add("org/Slow-GGUF", {"Slow-Q4_0.gguf": tiny})
-    hub.slow = len(tiny)
-    try:
-        job = call(gate, "POST", "/models/download", {"source": "hf:org/Slow-GGUF:Q4_0"})
-        again = call(gate, "POST", "/models/download", {"source": "hf:org/Slow-GGUF:Q4_0"})
-        assert again["id"] == job["id"], "one source was begun twice"
-        answer = gate.ask("GET", f"/admin/api/downloads/{job['id']}", Accept="text/event-stream")
-    finally:
-        hub.slow = 0
+    repo = fresh("Slow")
+    hub.add(repo, {"Slow-Q4_0.gguf": tiny})
+    hub.most = len(tiny) // 3
+    job = call(gate, "POST", "/models/download", {"source": f"hf:{repo}:Q4_0"})
+    again = call(gate, "POST", "/models/download", {"source": f"hf:{repo}:Q4_0"})
+    assert again["id"] == job["id"], "one source was begun twice"
+    connection = gate.server.connect()
+    headers = {"Authorization": f"Bearer {gate.key}", "Accept": "text/event-stream"}
+    connection.request("GET", f"/admin/api/downloads/{job['id']}", headers=headers)
+    stream = Stream(connection, connection.getresponse())
+    seen = _wait_for_progress(stream, 0)
+    hub.most = 2 * len(tiny) // 3
+    _wait_for_progress(stream, seen)
+    hub.most = None
+    answer = stream.answer()
+    gate.contract.check("GET", f"/admin/api/downloads/{job['id']}", answer)
     events = answer.events()
     assert answer.headers["content-type"] == "text/event-stream"
     assert events[-1]["state"] == "done"
@@ -131,17 +157,26 @@ def test_progress_is_told_as_events(gate: Gate, hub: Hub, tiny: bytes):
     assert {event["total_bytes"] for event in events} <= {0, len(tiny)}
 
 
+def _wait_for_progress(stream: Stream, seen: int) -> int:
+    """How many bytes are there, once they are more than ``seen``."""
+    while True:
+        frame = stream.frame()
+        assert frame, "the stream of events ended"
+        done = [json.loads(line[6:])["done_bytes"] for line in frame.splitlines() if line.startswith(b"data: ")]
+        if done and done[0] > seen:
+            return int(done[0])
+
+
 def test_a_download_is_cancelled_and_gone_on_with(gate: Gate, hub: Hub, tiny: bytes):
-    hub.add("org/Stop-GGUF", {"Stop-Q4_0.gguf": tiny})
-    hub.slow = len(tiny) // 2
-    try:
-        job = call(gate, "POST", "/models/download", {"source": "hf:org/Stop-GGUF:Q4_0"})
-        path = f"/downloads/{job['id']}"
-        until(lambda: call(gate, "GET", path), lambda found: found["done_bytes"] > 0, 20)
-        assert call(gate, "POST", f"{path}/cancel")["state"] == "cancelled"
-        call(gate, "POST", f"{path}/cancel", status=409)
-    finally:
-        hub.slow = 0
+    repo = fresh("Stop")
+    hub.add(repo, {"Stop-Q4_0.gguf": tiny})
+    hub.most = len(tiny) // 2
+    job = call(gate, "POST", "/models/download", {"source": f"hf:{repo}:Q4_0"})
+    path = f"/downloads/{job['id']}"
+    until(lambda: call(gate, "GET", path), lambda found: found["done_bytes"] > 0, 60)
+    assert call(gate, "POST", f"{path}/cancel")["state"] == "cancelled"
+    call(gate, "POST", f"{path}/cancel", status=409)
+    hub.most = None
     assert call(gate, "POST", f"{path}/retry")["id"] == job["id"]
     assert ended(gate, job)["state"] == "done"
     assert hub.ranges()[-1].startswith("bytes=")
@@ -150,8 +185,9 @@ def test_a_download_is_cancelled_and_gone_on_with(gate: Gate, hub: Hub, tiny: by
 
 
 def test_a_first_request_fetches_its_model_as_a_download_like_others(gate: Gate, hub: Hub, tiny: bytes):
-    source = "hf:org/First-GGUF:Q4_0"
-    hub.add("org/First-GGUF", {"First-Q4_0.gguf": tiny})
+    repo = fresh("First")
+    source = f"hf:{repo}:Q4_0"
+    hub.add(repo, {"First-Q4_0.gguf": tiny})
     call(gate, "POST", "/models", {"source": source, "id": "first", "ctx": 256})
 
     def find_job(*states: str) -> Any:
@@ -159,20 +195,19 @@ def test_a_first_request_fetches_its_model_as_a_download_like_others(gate: Gate,
         assert len(jobs) <= 1, "one model was fetched twice"
         return jobs[0] if jobs and jobs[0]["state"] in states and jobs[0]["done_bytes"] > 0 else None
 
-    hub.slow = len(tiny) // 8
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            asked = [pool.submit(gate.ask, "POST", "/v1/completions", ask_for("first")) for _ in range(2)]
-            job = until(lambda: find_job("running"), bool, 60)
-            (card,) = [row for row in call(gate, "GET", "/models")["data"] if row["id"] == "first"]
-            assert "is being downloaded (" in card["reason"]
-            assert call(gate, "POST", f"/downloads/{job['id']}/cancel")["state"] == "cancelled"
-            for answer in (each.result(60) for each in asked):
-                assert (answer.status, answer.json()["error"]["code"]) == (503, "model_unavailable")
-                assert "the download of its file was cancelled" in answer.json()["error"]["message"]
-        assert find_job("cancelled"), "a cancelled download was begun again by itself"
-    finally:
-        hub.slow = 0
+    hub.most = len(tiny) // 2
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(gate.ask, "POST", "/v1/completions", ask_for("first")) for _ in range(2)]
+        job = until(lambda: find_job("running"), bool, 60)
+        until(lambda: gate.metric("stentor_queue_depth"), lambda depth: depth == 2)
+        (card,) = [row for row in call(gate, "GET", "/models")["data"] if row["id"] == "first"]
+        assert "is being downloaded (" in card["reason"]
+        assert call(gate, "POST", f"/downloads/{job['id']}/cancel")["state"] == "cancelled"
+        for answer in (each.result(60) for each in asked):
+            assert (answer.status, answer.json()["error"]["code"]) == (503, "model_unavailable")
+            assert "the download of its file was cancelled" in answer.json()["error"]["message"]
+    assert find_job("cancelled"), "a cancelled download was begun again by itself"
+    hub.most = None
     assert call(gate, "POST", f"/downloads/{job['id']}/retry")["id"] == job["id"]
     assert ended(gate, job)["state"] == "done"
     call(gate, "POST", "/models/first/start", {"instances": 1})
@@ -182,16 +217,15 @@ def test_a_first_request_fetches_its_model_as_a_download_like_others(gate: Gate,
 
 
 def test_who_waits_for_a_download_is_told_how_far_it_is(tmp_path: Path, hub: Hub, tiny: bytes):
-    hub.add("org/Wait-GGUF", {"Wait-Q4_0.gguf": tiny})
+    repo = fresh("Wait")
+    hub.add(repo, {"Wait-Q4_0.gguf": tiny})
     model = scripted_model()
     with Server(tmp_path, model, "--admin-key", slots=3, HF_ENDPOINT=hub.url, QUEUE_TIMEOUT_S="3") as server:
         gate = Gate(server)
-        call(gate, "POST", "/models", {"source": "hf:org/Wait-GGUF:Q4_0", "id": "wait", "ctx": 256})
-        hub.slow = len(tiny) // 60
-        try:
-            answer = gate.ask("POST", "/v1/completions", ask_for("wait"))
-        finally:
-            hub.slow = 0
+        call(gate, "POST", "/models", {"source": f"hf:{repo}:Q4_0", "id": "wait", "ctx": 256})
+        hub.most = len(tiny) // 2
+        answer = gate.ask("POST", "/v1/completions", ask_for("wait"))
+        hub.most = None
         assert (answer.status, answer.json()["error"]["code"]) == (503, "overloaded")
         assert "The model 'wait' is being downloaded" in answer.json()["error"]["message"]
         assert answer.headers["retry-after"]
@@ -200,15 +234,19 @@ def test_who_waits_for_a_download_is_told_how_far_it_is(tmp_path: Path, hub: Hub
 
 
 def test_a_failed_download_says_why(gate: Gate, hub: Hub, tiny: bytes):
-    hub.add("org/Gated-GGUF", {"G-Q4_0.gguf": tiny}, gated=True)
-    job = ended(gate, call(gate, "POST", "/models/download", {"repo_id": "org/Gated-GGUF", "filename": "G-Q4_0.gguf"}))
+    repo = fresh("Gated")
+    hub.add(repo, {"G-Q4_0.gguf": tiny}, gated=True)
+    job = ended(gate, call(gate, "POST", "/models/download", {"repo_id": repo, "filename": "G-Q4_0.gguf"}))
     assert job["state"] == "failed"
     assert "is gated" in job["problem"]
     assert "HF_TOKEN" in job["problem"]
     call(gate, "GET", "/downloads/nothing", status=404)
     call(gate, "POST", "/hf-tokens", {"token": hub.token, "name": "tests"})
-    call(gate, "POST", f"/downloads/{job['id']}/retry")
-    assert ended(gate, job)["state"] == "done", "the vault's token wasn't used"
+    try:
+        call(gate, "POST", f"/downloads/{job['id']}/retry")
+        assert ended(gate, job)["state"] == "done", "the vault's token wasn't used"
+    finally:
+        call(gate, "DELETE", "/hf-tokens/tests")
 
 
 def test_the_hub_is_searched(gate: Gate, hub: Hub):
@@ -285,23 +323,21 @@ def test_local_files_are_listed(gate: Gate, folder: Path):
 
 
 def test_registered_models_and_interrupted_downloads_survive_a_restart(tmp_path: Path, hub: Hub, tiny: bytes):
-    hub.add("org/Long-GGUF", {"Long-Q4_0.gguf": tiny})
+    repo = fresh("Long")
+    hub.add(repo, {"Long-Q4_0.gguf": tiny})
     server = Server(tmp_path, scripted_model(), "--admin-key", slots=3, HF_ENDPOINT=hub.url)
-    hub.slow = len(tiny) // 4
-    try:
-        with server:
-            gate = Gate(server)
-            call(gate, "POST", "/models", {"source": "hf:org/Long-GGUF:Q4_0", "id": "long", "ctx": 256})
-            job = call(gate, "POST", "/models/download", {"source": "hf:org/Long-GGUF:Q4_0"})
-            until(lambda: call(gate, "GET", f"/downloads/{job['id']}"), lambda found: found["done_bytes"] > 0, 20)
-        hub.slow = 0
-        with server:
-            gate = Gate(server)
-            assert [row["id"] for row in call(gate, "GET", "/models")["data"]] == ["long", "scripted"]
-            assert call(gate, "GET", f"/downloads/{job['id']}")["state"] == "interrupted"
-            call(gate, "POST", f"/downloads/{job['id']}/retry")
-            assert ended(gate, job)["state"] == "done"
-            assert complete(gate, "long")
-    finally:
-        hub.slow = 0
+    hub.most = len(tiny) // 2
+    with server:
+        gate = Gate(server)
+        call(gate, "POST", "/models", {"source": f"hf:{repo}:Q4_0", "id": "long", "ctx": 256})
+        job = call(gate, "POST", "/models/download", {"source": f"hf:{repo}:Q4_0"})
+        until(lambda: call(gate, "GET", f"/downloads/{job['id']}"), lambda found: found["done_bytes"] > 0, 60)
+    hub.most = None
+    with server:
+        gate = Gate(server)
+        assert [row["id"] for row in call(gate, "GET", "/models")["data"]] == ["long", "scripted"]
+        assert call(gate, "GET", f"/downloads/{job['id']}")["state"] == "interrupted"
+        call(gate, "POST", f"/downloads/{job['id']}/retry")
+        assert ended(gate, job)["state"] == "done"
+        assert complete(gate, "long")
     shutil.rmtree(server.data_dir)

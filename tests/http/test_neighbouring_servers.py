@@ -146,8 +146,10 @@ def check_stopped(one: Gate, two: Gate) -> None:
         assert [answer.status for answer in answers] == [200] * 4
         assert time.monotonic() - start_s < 100
         ids = [str(answer.getheader("x-request-id")) for answer in answers]
+        assert all(answer.read() for answer in answers)
         for connection in waiting:
             connection.close()
+        until(one.busy, lambda count: count == 0, PATIENCE_S)
     attempts = [one.find_events(request_id) for request_id in ids]
     again = [events for events in attempts if len(events) == 2]
     assert len(again) == 2  # they took turns

@@ -66,7 +66,7 @@ def test_the_machine_is_described(each: Gate):
 
 
 def test_restarts_after_failures_are_counted(gate: Gate):
-    model = "mortal-0"
+    model = "mortal-12"
     gate.chat(model=model)
     before = gate.metric("stentor_engines_restarted_total")
     gate.chat(script({"say": ["a"]}, at={"before_headers": "die"}), model=model)

@@ -53,12 +53,12 @@ def test_a_stream_is_passed_on_as_it_comes_and_ends_with_the_client(each: Gate):
 
 
 def test_an_engine_that_breaks_off_is_seen_to(gate: Gate):
-    gate.chat(model="mortal-3")
-    stream = gate.begin(chat_body(script({"say": "a"}, {"die": True}), stream=True), path=f"/upstream/mortal-3{CHAT}")
+    gate.chat(model="mortal-13")
+    stream = gate.begin(chat_body(script({"say": "a"}, {"die": True}), stream=True), path=f"/upstream/mortal-13{CHAT}")
     assert stream.frame()
     stream.rest()
     assert stream.broken
-    assert gate.chat(model="mortal-3").status == 200
+    assert gate.chat(model="mortal-13").status == 200
 
 
 def test_a_body_over_the_limit_is_refused(strict: Gate):
@@ -102,7 +102,7 @@ def _event(response: http.client.HTTPResponse) -> tuple[int, str]:
 
 
 def test_a_log_is_followed_as_it_is_written(each: Gate):
-    model = "mortal-4"
+    model = "mortal-14"
     each.chat(model=model)
     slot = each.slot(model)
     page = each.admin("GET", f"/slots/{slot['port']}/log")

@@ -5,6 +5,7 @@ The gateway runs in the test's own process, so that its patience can be shortene
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -154,8 +155,16 @@ class Nobody:
 
 
 @pytest.fixture
-async def here(tmp_path: Path, engine: EngineProcess, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Here]:
-    monkeypatch.setattr(app_gateway, "EngineSettings", lambda: EngineSettings(stall_s=0.5))
+def stall_s() -> float:
+    """For how long an engine may be silent: longer than any machine stands still, but where a test says otherwise."""
+    return 60.0
+
+
+@pytest.fixture
+async def here(
+    tmp_path: Path, engine: EngineProcess, monkeypatch: pytest.MonkeyPatch, stall_s: float
+) -> AsyncIterator[Here]:
+    monkeypatch.setattr(app_gateway, "EngineSettings", lambda: EngineSettings(stall_s=stall_s))
     clock, log = SystemClock(), Log(TelemetrySettings(log_level="ERROR"))
     database = Database.open(StoreSettings(data_dir=tmp_path / "data", durability="process", busy_timeout_s=0.2))
     vault = VaultSettings(key_file=tmp_path / "data" / "master.key")
@@ -188,7 +197,7 @@ async def test_a_client_that_stops_reading_has_left(here: Here, monkeypatch: pyt
     await reader.readline()
     started = asyncio.get_running_loop().time()
     (event,) = await here.events()
-    assert 0.3 < asyncio.get_running_loop().time() - started < 5
+    assert 0.3 < asyncio.get_running_loop().time() - started < 25
     assert (event.status, event.reason) == ("cancelled", "client_stalled")
     assert event.input_tokens > 0
     assert event.output_tokens > 0
@@ -197,13 +206,13 @@ async def test_a_client_that_stops_reading_has_left(here: Here, monkeypatch: pyt
 
 
 async def test_a_client_that_reads_slowly_has_not_left(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection_module, "CLIENT_STALL_S", 0.5)
+    monkeypatch.setattr(connection_module, "CLIENT_STALL_S", 2.0)
     reader, writer = await here.connect()
     writer.write(here.request(chat_body(script(*[{"huge": ONE_MB}] * 12), stream=True), Connection="close"))
-    size = 0
+    size, begun_s = 0, time.monotonic()
     while data := await reader.read(400_000):
         size += len(data)
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05 if time.monotonic() - begun_s < 2.2 else 0.0)
     assert size > 12 * ONE_MB
     (event,) = await here.events()
     assert event.status == "completed"
@@ -227,6 +236,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(here: Here, monkeypat
     assert (await here.management.list_usage(UsageFilter())).events == []
 
 
+@pytest.mark.parametrize("stall_s", [0.4])
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("point", ["before_headers", "after_headers"])
 async def test_an_engine_that_never_begins_is_hung(here: Here, point: str, stream: bool) -> None:
@@ -238,6 +248,7 @@ async def test_an_engine_that_never_begins_is_hung(here: Here, point: str, strea
     assert here.places.suspects == 2
 
 
+@pytest.mark.parametrize("stall_s", [1.5])
 async def test_an_engine_that_falls_silent_is_hung(here: Here) -> None:
     answer = await here.ask(chat_body(script({"say": "so far"}, {"hang": True}), stream=True))
     assert b"engine_failed" in answer
@@ -247,19 +258,21 @@ async def test_an_engine_that_falls_silent_is_hung(here: Here) -> None:
     assert here.places.suspects == 1
 
 
+@pytest.mark.parametrize("stall_s", [1.7])
 async def test_an_engine_that_speaks_now_and_then_is_not_hung(here: Here) -> None:
-    steps = [{"say": "a"}, {"sleep": 0.3}] * 4
+    steps = [{"say": "a"}, {"sleep": 0.2}] * 10
     assert b"[DONE]" in await here.ask(chat_body(script(*steps), stream=True))
     (event,) = await here.events()
     assert event.status == "completed"
 
 
+@pytest.mark.parametrize("stall_s", [1.5])
 async def test_a_reader_that_is_behind_is_not_the_engines_fault(here: Here) -> None:
     """The engine could go on, but isn't read, since the client isn't reading."""
     reader, writer = await here.connect()
     writer.write(here.request(chat_body(script(*[{"huge": ONE_MB}] * 20), stream=True), Connection="close"))
     await reader.readline()
-    await asyncio.sleep(1.2)
+    await asyncio.sleep(2.0)
     assert b"[DONE]" in (await reader.read())[-200:]
     (event,) = await here.events()
     assert event.status == "completed"
@@ -322,26 +335,31 @@ async def test_leaving_while_a_failed_attempt_is_booked_starts_no_other(
 
 
 async def test_a_drained_gateway_ends_what_runs_too_long(here: Here) -> None:
-    asking = asyncio.create_task(here.ask(chat_body(script({"say": "so far"}, {"hang": True}), stream=True)))
-    while not here.places.taken:
-        await asyncio.sleep(0.01)
-    await asyncio.sleep(0.1)
+    reader, writer = await here.connect()
+    text = script({"say": "so far"}, {"hang": True})
+    writer.write(here.request(chat_body(text, stream=True), Connection="close"))
+    begun = await reader.readuntil(b'"far"')
     await here.parts.drain(0.05)
-    answer = await asking
+    answer = begun + await reader.read()
+    writer.close()
     assert b"server_shutdown" in answer
     assert b"[DONE]" not in answer
     (event,) = await here.events()
     assert (event.status, event.reason, event.cost_nano) == ("failed", "server_shutdown", price(0, 2))
 
 
-async def test_a_lost_authority_lets_nothing_be_booked(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_authority_lets_nothing_be_booked(
+    here: Here, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     async def lost(end: Any) -> Any:
         raise Refused("server_restarting", "The server is restarting.", retry_after_s=2.0)
 
-    asking = asyncio.create_task(here.ask(chat_body(script({"say": "so far"}, {"sleep": 0.3}), stream=True)))
+    text = script({"say": "so far"}, {"until": str(tmp_path / "go")})
+    asking = asyncio.create_task(here.ask(chat_body(text, stream=True)))
     while not here.places.taken:
         await asyncio.sleep(0.01)
     monkeypatch.setattr(here.books, "close", lost)
+    (tmp_path / "go").touch()
     answer = await asking
     assert b"server_restarting" in answer
     assert b'"finish_reason":"stop"' not in answer
@@ -364,7 +382,7 @@ PROGRESS = {"raw": 'data: {"choices":[],"prompt_progress":{"total":11,"cache":2,
 async def test_an_engine_of_ours_counts_for_one_who_leaves(here: Here, engine: EngineProcess, stream: bool) -> None:
     here.places.kind = "llama"
     before = len(engine.log())
-    steps = [PROGRESS, counted(1, "a"), counted(3, "b c"), {"hang": True}]
+    steps = [PROGRESS, counted(1, "a"), counted(3, "b c"), {"heard": True}, {"hang": True}]
     reader, writer = await here.connect()
     writer.write(here.request(chat_body(script(*steps), stream=stream)))
     if stream:
@@ -372,7 +390,9 @@ async def test_an_engine_of_ours_counts_for_one_who_leaves(here: Here, engine: E
         assert b"timings" not in relayed
         assert b"prompt_progress" not in relayed
     else:
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(30):
+            while not [entry for entry in (await asyncio.to_thread(engine.log))[before:] if entry["heard"]]:
+                await asyncio.sleep(0.01)
     writer.close()
     (event,) = await here.events()
     assert (event.status, event.estimated) == ("cancelled", False)
@@ -402,7 +422,7 @@ async def test_leaving_what_is_free_costs_nothing(here: Here) -> None:
 
 async def test_an_engine_of_ours_that_breaks_off_counted_what_was_relayed(here: Here) -> None:
     here.places.kind = "llama"
-    steps = [PROGRESS, counted(1, "a"), counted(3, "b c"), {"sleep": 0.05}, {"close": True}]
+    steps = [PROGRESS, counted(1, "a"), counted(3, "b c"), {"heard": True}, {"close": True}]
     assert b"engine_failed" in await here.ask(chat_body(script(*steps), stream=True))
     (event,) = await here.events()
     assert (event.status, event.estimated, event.input_tokens) == ("failed", False, 0)

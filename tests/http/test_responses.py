@@ -277,7 +277,7 @@ def test_an_engine_that_fails_before_the_first_word(client, each):
 
 
 def test_an_engine_that_fails_after_the_first_word(client, each):
-    text = script({"say": "so far"}, {"sleep": 0.1}, {"error": "out of memory"})
+    text = script({"say": "so far"}, {"heard": True}, {"error": "out of memory"})
     raw = client.responses.with_raw_response.create(**ask(text), stream=True)
     events = list(raw.parse())
     assert events[-1].type == "response.failed"
@@ -291,7 +291,7 @@ def test_an_engine_that_fails_after_the_first_word(client, each):
 def test_a_schema_of_the_stream(each):
     """The response objects inside events are those of the document."""
     schema = {"$ref": "#/components/schemas/ResponseObject"}
-    for text in (CALLS, script({"say": "a"}, {"sleep": 0.1}, {"error": "x"}), script({"tokens": 9}, finish="length")):
+    for text in (CALLS, script({"say": "a"}, {"heard": True}, {"error": "x"}), script({"tokens": 9}, finish="length")):
         for event in each.ask("POST", PATH, ask(text, stream=True, tools=[WEATHER])).events():
             if "response" in event:
                 each.contract.validate(schema, json.loads(json.dumps(event["response"])))

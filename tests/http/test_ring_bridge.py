@@ -1,5 +1,6 @@
 """Bridge mode: any text is a tenant of its own, and gets no more than that."""
 
+import uuid
 from collections.abc import Iterator
 
 import pytest
@@ -61,14 +62,16 @@ def test_nobody_signs_for_a_tenant(bridge: Gate):
 
 
 def test_a_tenant_has_so_much_room(bridge: Gate):
+    hoarder = f"hoarder-{uuid.uuid4().hex}"
     for number in range(100):
         body = {"name": f"t{number}", "created_by": "me"}
-        assert bridge.server.ask("POST", "/templates", body, key="hoarder").status == 200
-    refused = bridge.ask("POST", "/templates", {"name": "one more", "created_by": "me"}, key="hoarder")
+        assert bridge.server.ask("POST", "/templates", body, key=hoarder).status == 200
+    refused = bridge.ask("POST", "/templates", {"name": "one more", "created_by": "me"}, key=hoarder)
     assert (refused.status, refused.json()["code"]) == (429, "quota_exceeded")
 
 
 def test_a_tenant_has_so_many_requests(bridge: Gate):
-    statuses = {bridge.server.ask("GET", "/templates", key="hasty").status for _ in range(1300)}
+    hasty = f"hasty-{uuid.uuid4().hex}"
+    statuses = {bridge.server.ask("GET", "/templates", key=hasty).status for _ in range(1300)}
     assert statuses == {200, 429}
     assert bridge.ask("GET", "/templates", key="patient").status == 200

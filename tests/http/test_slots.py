@@ -30,7 +30,7 @@ def test_slots_are_listed_empty_ones_too(each: Gate):
 
 
 def test_a_model_is_loaded_into_a_slot_drained_and_unloaded(gate: Gate):
-    model = "mortal-6"
+    model = "mortal-15"
     port = [row["port"] for row in rows(gate) if row["status"] == "empty"][-1]
     loaded = gate.ask("POST", "/admin/api/slots/load", {"model": model, "slot": port}).json()
     assert (loaded["status"], loaded["slot"], loaded["model"], loaded["model_type"]) == ("loaded", port, model, "text")

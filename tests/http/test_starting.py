@@ -4,7 +4,7 @@ import asyncio
 import json
 import sys
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -19,8 +19,6 @@ from stentor.http.wire import Health
 from tests.http.harness import raw_request, until
 from tests.scripted_engine import DEFAULT_TEXT
 from tests.serving import SCRIPTED, Server, scripted_model
-
-LOAD_S = 3.0
 
 
 async def asked(port: int, method: str, path: str, body: bytes = b"") -> tuple[bytes, bytes]:
@@ -70,18 +68,24 @@ async def test_before_the_store_is_open_everybody_is_told_so(path: str) -> None:
 
 
 def test_while_a_model_is_loaded_its_requests_wait(tmp_path: Path) -> None:
-    slow = scripted_model(command=[sys.executable, SCRIPTED, "--port", "${PORT}", "--load-s", str(LOAD_S)])
+    loaded = tmp_path / "loaded"
+    slow = scripted_model(command=[sys.executable, SCRIPTED, "--port", "${PORT}", "--load-until", str(loaded)])
     server = Server(tmp_path, slow, API_KEY="a-key-of-this-test", DURABILITY="process")
     starting = threading.Thread(target=server.start)
     starting.start()
     try:
-        until(lambda: _status(server), lambda status: status == 200, timeout_s=30)
-        assert not server.ready
-        asked_s = time.monotonic()
-        answer = server.ask("POST", "/chat", {"prompt": "hi"}, key="a-key-of-this-test")
+        until(lambda: _status(server), lambda status: status == 200, timeout_s=60)
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(server.ask, "POST", "/chat", {"prompt": "hi"}, key="a-key-of-this-test")
+            waits = b'stentor_queue_depth{model="scripted"} 1'
+            until(lambda: waits in server.ask("GET", "/metrics", key="").body)
+            assert not asked.done()
+            assert not server.ready
+            loaded.touch()
+            answer = asked.result(60)
         assert (answer.status, answer.body.decode()) == (200, DEFAULT_TEXT)
-        assert time.monotonic() - asked_s > 0.5
     finally:
+        loaded.touch()
         starting.join(60)
         server.stop()
     assert b"request_crashed" not in server.log

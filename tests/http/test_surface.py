@@ -8,7 +8,7 @@ from jsonschema import Draft202012Validator
 
 from stentor.http.openapi import openapi_document
 from stentor.http.surface import SURFACE, Route
-from tests.http.harness import CHAT, Gate, RawConnection, chat_body, raw_request
+from tests.http.harness import CHAT, Gate, RawConnection, chat_body, raw_request, until
 from tests.scripted_engine import script
 
 CALLERS = ("nobody", "a ring key", "an inference key", "an admin key", "a revoked key", "the operator")
@@ -284,7 +284,7 @@ def test_health_in_the_words_that_are_wanted(each: Gate, accept, text):
 def test_idle_workers_are_counted(each: Gate):
     before = each.ask("GET", "/health", key="").json()["workers_idle"]
     stream = each.open(script({"say": "a"}, {"hang": True}))
-    assert each.ask("GET", "/health", key="").json()["workers_idle"] == before - 1
+    until(lambda: each.ask("GET", "/health", key="").json()["workers_idle"], lambda idle: idle == before - 1)
     stream.leave()
 
 

@@ -1,6 +1,7 @@
 """An engine for requests without output that misbehaves on demand: ``python odd_engine.py PORT``.
 
-The first input or document is an order: ``die``, ``slow`` (0.5 s), ``hang``, ``rubbish``, ``nan``, ``few``, ``busy``.
+The first input or document is an order: ``die``, ``until /a/path`` (until that exists), ``hang``, ``rubbish``, ``nan``,
+``few``, ``busy``.
 Anything else is answered with vectors ``[n, 1, 0, 0]``, n the number of the input in its request, or scores n. Each
 input counts two tokens. ``GET /log`` lists how many inputs each request had.
 """
@@ -36,7 +37,9 @@ class Handler(BaseHTTPRequestHandler):
         if order == "rubbish":
             self.answer(200, ["what?"])
             return
-        time.sleep({"slow": 0.5, "hang": 30.0}.get(order, 0.0))
+        time.sleep(30.0 if order == "hang" else 0.0)
+        while order.startswith("until ") and not os.path.exists(order.removeprefix("until ")):
+            time.sleep(0.01)
         count = 1 if order == "few" else len(inputs)
         usage = {"prompt_tokens": 2 * count, "total_tokens": 2 * count}
         if self.path == "/v1/rerank":

@@ -73,6 +73,8 @@ class Answer:
             await asyncio.sleep(step["sleep"])
         elif "until" in step:
             await wait_for_file(step["until"])
+        elif "heard" in step:
+            await self.wire.connection.wait_heard()
         elif "hang" in step:
             await self.wire.connection.wait_left()
         elif "die" in step:

@@ -13,7 +13,7 @@ class Entry:
 
     ``ended`` is "open", "complete", "client_left" or "scripted"; ``closed_early_at`` says when the client's connection
     went away before the answer's end, also where the answer is played on to its end (non-stream, as llama-server does).
-    ``frames`` counts SSE frames written.
+    ``frames`` counts SSE frames written, ``heard`` the steps of that name that were played.
     """
 
     n: int
@@ -28,6 +28,7 @@ class Entry:
     closed_early: bool = False
     closed_early_at: float | None = None
     frames: int = 0
+    heard: int = 0
 
 
 class Ask:

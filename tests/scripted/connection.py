@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import socket
 import struct
 import time
@@ -17,6 +18,7 @@ from tests.scripted.answer import Answer
 from tests.scripted.ask import Ask, Entry
 from tests.scripted.script import DEFAULT_TEXT, Json
 from tests.scripted.shapes import error_body
+from tests.scripted.unread import unread_bytes
 from tests.scripted.wire import ClientLeftError, ScriptedEndError, Wire
 
 
@@ -35,7 +37,8 @@ class Engine:
         self.played: set[str] = set()
 
     def loading(self) -> bool:
-        return time.monotonic() < self.ready_at
+        until = self.options.load_until
+        return time.monotonic() < self.ready_at or bool(until and not os.path.exists(until))
 
     def state(self) -> Json:
         return {"running": self.running, "peak": self.peak, "requests": len(self.log)}
@@ -110,6 +113,13 @@ class Connection(asyncio.Protocol):
     async def wait_left(self) -> None:
         await self.gone.wait()
         raise ClientLeftError
+
+    async def wait_heard(self) -> None:
+        reader, writer = (self.transport.get_extra_info(name) for name in ("peername", "sockname"))
+        while self.transport.get_write_buffer_size() or unread_bytes(reader, writer):
+            await asyncio.sleep(0.005)
+        if self.entry is not None:
+            self.entry.heard += 1
 
     async def drain(self) -> None:
         await self.writable.wait()

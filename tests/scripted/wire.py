@@ -31,6 +31,9 @@ class Line(Protocol):
     async def wait_left(self) -> None:
         """Raises ClientLeftError once the client's connection went away."""
 
+    async def wait_heard(self) -> None:
+        """Return once the client's process has taken all that was written."""
+
     def count_frame(self) -> None: ...
 
 

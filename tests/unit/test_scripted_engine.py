@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.http.harness import check_quick
 from tests.scripted_engine import DEFAULT_TEXT, EngineProcess, Json, script
 
 CHAT = "/v1/chat/completions"
@@ -41,7 +43,7 @@ class Reply:
     """Status, headers and bytes of an answer, and whether it came to its end."""
 
     def __init__(self, engine: EngineProcess, ask: Json, path: str = CHAT) -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", engine.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", engine.port, timeout=60)
         self.whole, self.status, self.data = True, 0, b""
         self.headers: dict[str, str] = {}
         try:
@@ -70,7 +72,7 @@ def stream(engine: EngineProcess, *do: Json, ask: Json | None = None, **options:
 
 
 def wait_for(holds: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -80,12 +82,12 @@ def wait_for(holds: Callable[[], bool]) -> None:
 
 
 def test_starts_fast() -> None:
-    took_s = []
-    for _ in range(3):
+    def start() -> float:
         before = time.monotonic()
         with EngineProcess():
-            took_s.append(time.monotonic() - before)
-    assert min(took_s) < 0.5  # 0.08 on an idle machine
+            return time.monotonic() - before
+
+    check_quick(start, 0.7, tries=10)  # 0.08 on an idle machine
 
 
 def test_a_stream_has_the_frames_of_llama_server(engine: EngineProcess) -> None:
@@ -381,12 +383,15 @@ def leave(engine: EngineProcess, ask: Json, *, after: bytes = b"") -> float:
 
 
 def test_a_cancel_is_seen_at_once_in_a_stream(engine: EngineProcess) -> None:
-    ask = body(script({"tokens": 500, "delay_s": 0.02}), stream=True)
-    left_at = leave(engine, ask, after=b'"content":"t1 "')
-    entry = engine.wait_log(0)
-    assert (entry["ended"], entry["closed_early"]) == ("client_left", True)
-    assert abs(entry["closed_early_at"] - left_at) < 1
-    assert 2 < entry["frames"] < 400
+    def late_s() -> float:
+        before = len(engine.log())
+        ask = body(script({"tokens": 2}, {"hang": True}), stream=True)
+        left_at = leave(engine, ask, after=b'"content":"t1 "')
+        entry = engine.wait_log(before)
+        assert (entry["ended"], entry["closed_early"], entry["frames"]) == ("client_left", True, 3)
+        return abs(entry["closed_early_at"] - left_at)
+
+    check_quick(late_s, 1.0)
 
 
 @pytest.mark.parametrize("options", [
@@ -399,11 +404,29 @@ def test_hangs_until_the_client_leaves(engine: EngineProcess, options: Json) -> 
     assert engine.wait_log(0)["ended"] == "client_left"
 
 
-def test_a_whole_answer_is_played_on_after_the_client_left_as_llama_server_does(engine: EngineProcess) -> None:
-    leave(engine, body(script({"tokens": 10, "delay_s": 0.02})))
+def test_a_whole_answer_is_played_on_after_the_client_left_as_llama_server_does(
+    engine: EngineProcess, tmp_path: Path
+) -> None:
+    leave(engine, body(script({"tokens": 10}, {"until": str(tmp_path / "go")})))
+    wait_for(lambda: engine.log()[0]["closed_early"])
+    assert engine.log()[0]["ended"] == "open"
+    (tmp_path / "go").touch()
     entry = engine.wait_log(0)
-    assert entry["closed_early"]
-    assert entry["ended_at"] - entry["closed_early_at"] > 0.05
+    assert entry["ended_at"] > entry["closed_early_at"]
+
+
+def test_waits_until_it_was_heard(engine: EngineProcess) -> None:
+    text = script({"huge": 200_000}, {"heard": True}, {"say": "end"})
+    with socket.create_connection(("127.0.0.1", engine.port), timeout=60) as raw:
+        data = json.dumps(body(text, stream=True)).encode()
+        raw.sendall(b"POST %b HTTP/1.1\r\nContent-Length: %d\r\n\r\n%b" % (CHAT.encode(), len(data), data))
+        while raw.recv(10_000, socket.MSG_PEEK)[-1:] != b"x":
+            pass
+        assert engine.log()[0]["heard"] == 0
+        seen = b""
+        while b"[DONE]" not in seen:
+            seen += raw.recv(65536)
+    assert engine.wait_log(0)["heard"] == 1
 
 
 def test_dies_when_told() -> None:
@@ -480,9 +503,12 @@ def test_a_token_is_required_once_given(way: str, tmp_path: Path) -> None:
         connection.close()
 
 
-def test_loads_slowly_when_asked() -> None:
-    with EngineProcess("--load-s", "0.3") as engine:
+def test_loads_slowly_when_asked(tmp_path: Path) -> None:
+    with EngineProcess("--load-s", "0.2") as engine:
+        wait_for(lambda: engine.ask("GET", "/health") == {"status": "ok"})
+    with EngineProcess("--load-until", str(tmp_path / "loaded")) as engine:
         assert engine.ask("GET", "/health")["error"]["message"] == "Loading model"
+        (tmp_path / "loaded").touch()
         wait_for(lambda: engine.ask("GET", "/health") == {"status": "ok"})
 
 
@@ -522,7 +548,7 @@ def test_runs_in_any_folder_and_environment(tmp_path: Path) -> None:
 
 
 def test_a_script_that_goes_wrong_once_goes_well_the_second_time(engine: EngineProcess) -> None:
-    text = script({"say": "never"}, status=500, once=True, mark="once-upon-a-test")
+    text = script({"say": "never"}, status=500, once=True, mark=uuid.uuid4().hex)
     body = {"messages": [{"role": "user", "content": text}]}
     assert engine.ask("POST", CHAT, body)["error"]["code"] == 500
     assert engine.ask("POST", CHAT, body)["choices"][0]["message"]["content"] == DEFAULT_TEXT

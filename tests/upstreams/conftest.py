@@ -2,6 +2,8 @@
 second Stentor."""
 
 import json
+import socket
+from collections import Counter
 from collections.abc import Iterator
 
 import psutil
@@ -9,7 +11,7 @@ import pytest
 
 from tests.http.harness import Gate, until
 from tests.scripted_engine import EngineProcess
-from tests.serving import Server, free_port, model_table, scripted_model
+from tests.serving import Server, model_table, scripted_model
 from tests.upstreams.anthropic_upstream import AnthropicUpstream
 
 TOKEN = "canary-upstream-token-5d1f00aa77"
@@ -33,8 +35,6 @@ def remote_model(model: str, url: str, **fields: object) -> str:
     remote = {
         "base_url": url,
         "price": {"input": usd, "output": usd},
-        "first_byte_s": 1.5,
-        "stall_s": 1.5,
         "health_s": 0,
         **fields.pop("remote", {}),  # type: ignore[dict-item]
     }
@@ -59,12 +59,14 @@ class Wide(Gate):
     spare: EngineProcess
     claude: AnthropicUpstream
     peer: Gate
-    used = 0
+    used: Counter[str] = Counter()  # noqa: RUF012  # of the test run
 
     def fresh(self, kind: str = "single") -> str:
-        """A model that no other test has driven into its circuit breaker: ``single``, or a ``chain`` of three."""
-        Wide.used += 1
-        return f"{kind}-{Wide.used}"
+        """A model that no other test has driven into its circuit breaker: ``single``, a ``chain`` of three, or a
+        ``quick`` such chain, whose first may not be silent for long.
+        """
+        self.used[kind] += 1
+        return f"{kind}-{self.used[kind]}"
 
 
 @pytest.fixture(scope="session")
@@ -81,12 +83,14 @@ def peer(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gate]:
         yield Gate(server)
 
 
-def config(far: EngineProcess, spare: EngineProcess, claude: AnthropicUpstream, peer: Gate) -> str:
+def config(far: EngineProcess, spare: EngineProcess, claude: AnthropicUpstream, peer: Gate, gone_port: int) -> str:
     chain = ["spare", "local"]
     singles = [remote_model(f"single-{n}", far.url, remote={"provider": "acme"}) for n in range(1, FRESH)]
     chains = [
         remote_model(f"chain-{n}", far.url, remote={"provider": "acme"}, fallbacks=chain) for n in range(1, FRESH)
     ]
+    patience = {"provider": "acme", "first_byte_s": 0.5, "stall_s": 0.5}
+    chains += [remote_model(f"quick-{n}", far.url, remote=patience, fallbacks=chain) for n in range(1, 20)]
     peer_url = f"http://127.0.0.1:{peer.port}"
     anthropic = {"kind": "anthropic", "provider": "claude"}
     return "\n".join(
@@ -96,7 +100,7 @@ def config(far: EngineProcess, spare: EngineProcess, claude: AnthropicUpstream, 
             remote_model("spare", spare.url, usd=SPARE_USD),
             remote_model("narrow", far.url, remote={"provider": "acme"}, parallel=2),
             remote_model("watched", far.url, remote={"provider": "acme", "health_s": 1}),
-            remote_model("gone", f"http://127.0.0.1:{free_port()}", fallbacks=chain),
+            remote_model("gone", f"http://127.0.0.1:{gone_port}", fallbacks=chain),
             remote_model("claude", claude.url, remote=anthropic, type="vision"),
             remote_model("claude-chain", claude.url, remote=anthropic, fallbacks=["spare"]),
             remote_model("peer", peer_url, remote={"provider": "peer"}, upstream_model="scripted"),
@@ -112,9 +116,10 @@ def config(far: EngineProcess, spare: EngineProcess, claude: AnthropicUpstream, 
 def _wide(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, claude: AnthropicUpstream, peer: Gate
 ) -> Iterator[Wide]:
-    with EngineProcess(token=TOKEN) as far, EngineProcess() as spare:
+    with EngineProcess(token=TOKEN) as far, EngineProcess() as spare, socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there, and nobody else will
         settings = {"DURABILITY": "process", "GATEWAY_WORKERS": request.param, "LOG_LEVEL": "DEBUG"}
-        text = config(far, spare, claude, peer)
+        text = config(far, spare, claude, peer, int(taken.getsockname()[1]))
         with Server(tmp_path_factory.mktemp("wide"), text, "--admin-key", **settings) as server:
             gate = Wide(server)
             gate.far, gate.spare, gate.claude, gate.peer = far, spare, claude, peer
@@ -137,6 +142,7 @@ def _wide(
 def wide(_wide: Wide) -> Iterator[Wide]:
     """The server, at rest before and after."""
     yield _wide
+    _wide.server.hang_up()
     for engine in (_wide.far, _wide.spare):
         engine.control()
     until(lambda: _wide.metric("stentor_open_requests"), lambda count: count == 0)

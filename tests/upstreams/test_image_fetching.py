@@ -4,7 +4,7 @@ import base64
 import ssl
 import struct
 import threading
-import time
+import uuid
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -24,6 +24,7 @@ class Pictures(BaseHTTPRequestHandler):
     """A web server with a few pictures and a few traps."""
 
     seen: list[str] = []  # noqa: RUF012  # of the test run
+    over = threading.Event()
     ANSWERS: dict[str, tuple[int, str, bytes]] = {  # noqa: RUF012
         "/dot.png": (200, "image/png", PNG),
         "/liar.png": (200, "image/png", b"<html>not a picture</html>"),
@@ -41,8 +42,9 @@ class Pictures(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        if self.path == "/slow":
-            time.sleep(2)
+        if self.path.startswith("/held/"):
+            self.over.wait(60)
+            return
         status, media, body = self.ANSWERS.get(self.path, (200, "image/png", PNG))
         self.send_response(status)
         self.send_header("Content-Type", media)
@@ -65,6 +67,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Pa
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     yield f"https://127.0.0.1:{server.server_address[1]}", chain
+    Pictures.over.set()
     server.shutdown()
     server.server_close()
     thread.join(5)
@@ -136,11 +139,13 @@ def test_addresses_that_lead_inside_are_refused_before_anything_else(eyes: Gate,
 def test_a_client_that_leaves_before_its_image_is_there_is_charged_nothing(
     eyes: Gate, pictures: tuple[str, Path]
 ) -> None:
-    parts = [{"type": "image_url", "image_url": {"url": f"{pictures[0]}/slow"}}]
-    connection = eyes.send({"model": "eyes", "messages": [{"role": "user", "content": parts}]})
-    until(lambda: "/slow" in Pictures.seen)
+    path, key = f"/held/{uuid.uuid4()}", eyes.make_key()
+    parts = [{"type": "image_url", "image_url": {"url": pictures[0] + path}}]
+    connection = eyes.send({"model": "eyes", "messages": [{"role": "user", "content": parts}]}, key=key["key"])
+    until(lambda: path in Pictures.seen)
     connection.close()
-    (event,) = until(lambda: [row for row in eyes.admin("GET", "/usage")["data"] if row["status"] == "cancelled"])
+    (event,) = until(lambda: eyes.events_of_key(key["id"]))
+    assert event["status"] == "cancelled"
     assert (event["reason"], event["cost_nano"], event["input_tokens"]) == ("client_left", 0, 0)
 
 
