@@ -11,7 +11,6 @@ import os
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+
+from tests.serving import free_ports
 
 NOBODY = 65534
 START_TIMEOUT_S = 60.0
@@ -59,9 +60,7 @@ class Cluster:
             os.chown(self.folder, NOBODY, NOBODY)
         self._bin = _binaries(self.folder)
         self._data = self.folder / "data"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        self.port = free_ports(1)  # not an ephemeral one, which a connection might take meanwhile
         self.process: subprocess.Popen[bytes] | None = None
         subprocess.run(
             [self._bin / "initdb", "-D", self._data, "-U", "stentor", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"],

@@ -30,7 +30,7 @@ def remotes(spec: ModelSpec, *providers: tuple[str, Provider]) -> Remotes:
     return made
 
 
-async def acquire(made: Remotes, spec: ModelSpec, timeout_s: float = 1.0):  # type: ignore[no-untyped-def]
+async def acquire(made: Remotes, spec: ModelSpec, timeout_s: float = 60.0):  # type: ignore[no-untyped-def]
     return await made.acquire(describe_served(spec, 8192), KeyId("k"), timeout_s)
 
 

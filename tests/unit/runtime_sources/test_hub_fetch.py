@@ -279,16 +279,16 @@ async def test_a_pinned_revision_stays(hub, fetch):
 
 async def test_a_cancelled_fetch_ends_at_once_and_is_gone_on_with(hub, fetch, tmp_path):
     hub.add(REPO, {"t-Q4_0.gguf": DATA})
-    hub.slow = 60_000
+    hub.most = 30_000
     seen = asyncio.Event()
     task = asyncio.create_task(fetch(progress=lambda done, _total: seen.set() if done > 20_000 else None))
-    await asyncio.wait_for(seen.wait(), 20)
+    await asyncio.wait_for(seen.wait(), 60)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(task, 30)
     (part,) = (tmp_path / "cache").rglob("sha256-*")
     assert 20_000 <= part.stat().st_size < len(DATA)
-    hub.slow = 0
+    hub.most = None
     assert hashlib.sha256((await fetch()).read_bytes()).digest() == hashlib.sha256(DATA).digest()
     assert hub.ranges()[-1] != ""
 
@@ -298,7 +298,7 @@ async def test_a_second_process_is_told_that_the_first_is_at_it(hub, fetch):
     hub.slow = 5_000
     seen = asyncio.Event()
     task = asyncio.create_task(fetch(progress=lambda done, _total: seen.set() if done > 2_000 else None))
-    await asyncio.wait_for(seen.wait(), 20)
+    await asyncio.wait_for(seen.wait(), 60)
     with pytest.raises(FetchError, match="is being fetched by another process"):
         await fetch()
     hub.slow = 0

