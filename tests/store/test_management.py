@@ -685,8 +685,8 @@ async def test_somebodys_key_in_the_settings_stays_theirs(house, ann: str) -> No
     await ensure_fixed_key(house.database, house.keyring, house.clock, made.key)
     await house.start_books()
     principal = await house.books.find_principal(house.digest(made.key))
-    assert (principal.key_id, principal.scopes) == (made.id, frozenset({"ring"}))
+    assert (principal.key_id, principal.scopes) == (made.made.id, frozenset({"ring"}))
     assert await house.books.find_principal(house.digest("secret-one")) is None
-    await house.management.revoke_key(OPERATOR, made.id)
+    await house.management.revoke_key(OPERATOR, made.made.id)
     with pytest.raises(StentorError, match=r"another user that was revoked\. Unset it"):
         await ensure_fixed_key(house.database, house.keyring, house.clock, made.key)
