@@ -31,7 +31,6 @@ PACE = Pace(first=20, growth=2.0, most=400, gather=True)
 _ENDS, _CLAUSES = frozenset(".!?…。！？｡‥"), frozenset(",;:—–،、，；：")
 _CLOSERS = "\"'”’»›)]}」』）】》"
 _STYLE = (-1, 1, 256)
-_STYLES_LEAST = 510  # one for each number of phonemes
 _STEP = "Fetch it again, or correct its source."
 _UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
@@ -82,9 +81,9 @@ class KokoroSynthesizer:
             styles = []
         if not styles:
             raise BadModel(f"{path} holds no voices of Kokoro's: arrays of 256 numbers a phoneme. {_STEP}")
-        short = next((name for name, style in styles if len(style) < _STYLES_LEAST), None)
-        if short is not None:
-            raise BadModel(f"the voice '{short}' in {path} is cut off. {_STEP}")
+        empty = next((name for name, style in styles if not len(style)), None)
+        if empty is not None:
+            raise BadModel(f"the voice '{empty}' in {path} is empty. {_STEP}")
         return styles
 
     def _read_styles(self, path: Path) -> Iterator[tuple[str, Any]]:

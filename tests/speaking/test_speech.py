@@ -174,6 +174,35 @@ def test_control_characters_are_blanks(gate: Gate) -> None:
     assert (spoken.status, gate.event(spoken.request_id)["characters"]) == (200, 8)
 
 
+ODD = {
+    "marks alone": "?!… «»—–[]{}|_^~",
+    "marks that mean something to its speller": "[[h@]] <break/> $ %",
+    "pictures": "🎉👨\u200d👩\u200d👧🏳️\u200d🌈👍🏽",
+    "nothing that is seen": "\u200b\u200c\u2060\ufeff\u00ad",
+    "digits": "½ ² ٣ 1e9",
+    "scripts": "мир 世 あ של 한",
+    "right to left": "\u202eol\u202c של\u200f",
+    "marks on marks": "e" + "\u0301" * 200,
+    "controls": "a\x01\x1b[31mb\x7f\x85\u2028c",
+    "no characters": "\ue000\U0010ffff\ufdd0\u0378\ufffd",
+    "one word": "ab" * 130,
+}
+
+
+@pytest.mark.parametrize("model", ["joe", "kokoro"])
+def test_odd_texts_are_spoken_or_silence(gate: Gate, model: str) -> None:
+    """No text is too odd for an engine, which stays up. For Kokoro those alone that are short to say."""
+    texts = (
+        ODD if model == "joe" else {name: ODD[name] for name in ("nothing that is seen", "no characters", "pictures")}
+    )
+    voice = {} if model == "kokoro" else {"voice": "joe"}
+    for name, text in texts.items():
+        answer = gate.ask("POST", SPEECH, {"model": model, "input": text, "response_format": "pcm", **voice})
+        assert (answer.status, bool(answer.body)) == (200, True), name
+        assert gate.event(answer.request_id)["characters"] == len(text), name
+    assert gate.slot(model)["restarts"] == 0
+
+
 # -- what is refused
 
 

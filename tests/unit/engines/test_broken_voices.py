@@ -47,7 +47,7 @@ WHOLE = bytes(510 * 256 * 4)
     ("voice", "named"),
     [
         (WHOLE, "model.onnx"),
-        (WHOLE[: len(WHOLE) // 2], "af_heart.bin"),
+        (WHOLE[:-1000], "af_heart.bin"),
         (b"PK\x03\x04 no archive", "af_heart.bin"),
         (b"x", "af_heart.bin"),
         (b"", "af_heart.bin"),
