@@ -50,9 +50,11 @@ def add_webhook(name: str, url: str, events: tuple[str, ...], own: bool, as_json
     with open_backend(read_settings(place)) as backend:
         row = backend.call("POST", "/webhooks", ask)
     text = f"Webhook {name} is added. Try it with `stentor webhooks test {name}`."
-    if row.get("secret"):
-        text += f"\nIts messages are signed with this secret, shown only now:\n{row['secret']}"
-    show_row(row, text, as_json)
+    if as_json or not row.get("secret"):
+        show_row(row, text, as_json)
+        return
+    click.echo(row["secret"])  # alone, so that it can be kept with `>`
+    click.echo(f"{text} Its messages are signed with the secret above, shown this once.", err=True)
 
 
 @webhooks.command("remove")

@@ -1,6 +1,7 @@
 """``stentor chat``: talk to the running server, streamed, over its public API."""
 
 import http.client
+import ssl
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,8 @@ class Server:
             data = None if body is None else msgspec.json.encode(body)
             connection.request(method, self._parts.path + path, data, self._headers)
             answer = connection.getresponse()
+        except ssl.SSLError as error:
+            raise StentorError(f"{self._base_url} can't be spoken to by TLS: {error}. Does it speak http?") from None
         except (OSError, http.client.HTTPException) as error:
             raise StentorError(
                 f"No server answers on {self._base_url}: {error}. Start one with `stentor up`, or name it with --url."

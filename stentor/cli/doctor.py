@@ -1,10 +1,11 @@
 """``stentor doctor``: looks at the machine, the models and the books, and says what to do."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from stentor.cli.backend import open_backend
+from stentor.cli.backend import Backend, open_backend
 from stentor.cli.examine import Finding, examine_machine
 from stentor.cli.options import place_options, read_settings
 from stentor.cli.render import Row, json_option, print_json
@@ -46,9 +47,22 @@ def _books(settings: "Settings") -> list[Finding]:
         if load("stentor.store.inspection").inspect_store(settings.store).revision is None:
             return []
         with open_backend(settings) as backend:
-            return [_finding(row) for row in backend.read_doctor()]
+            rows = [_finding(row) for row in backend.read_doctor()]
+            return [*rows, *_providers(settings, backend)]
     except StentorError as error:
         return [Finding("books", "problem", str(error), "Put that right, then run `stentor doctor` again.")]
+
+
+def _providers(settings: "Settings", backend: Backend) -> Iterator[Finding]:
+    """Providers that models name and the vault doesn't have."""
+    wanted = [(spec.id, spec.remote.provider) for spec in settings.runtime.models if spec.remote is not None]
+    if not any(name for _, name in wanted):
+        return
+    known = {row.get("name") for row in backend.list_rows("/providers")}
+    for model, name in wanted:
+        if name and name not in known:
+            step = f"Run: stentor providers add {name} --base-url URL"
+            yield Finding(f"model {model}", "problem", f"The vault has no provider '{name}'.", step)
 
 
 def _finding(row: Row) -> Finding:

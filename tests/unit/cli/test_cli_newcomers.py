@@ -1,5 +1,8 @@
 """What people meet who come from other servers, or type a command for the first time."""
 
+import socket
+import threading
+
 import pytest
 
 from stentor import cli
@@ -121,3 +124,39 @@ def test_no_color_is_heard(stentor, monkeypatch):
     monkeypatch.setenv("NO_COLOR", "1")
     stentor("version")
     assert seen == [None, False]
+
+
+def test_a_webhooks_secret_is_alone_on_stdout(admin, stentor):
+    admin.answers["POST /admin/api/webhooks"] = 200, {"name": "ops", "secret": "whsec_x"}
+    status, out, err = stentor("webhooks", "add", "ops", "--url", "https://ops.test/x")
+    assert (status, out) == (0, "whsec_x\n")
+    assert "shown this once" in err
+
+
+def test_https_to_a_server_that_speaks_http_is_told(stentor):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(60)
+        answer = threading.Thread(target=_answer_plainly, args=(server,))
+        answer.start()
+        url = f"https://127.0.0.1:{server.getsockname()[1]}/v1"
+        status, _, err = stentor("chat", "hi", "--url", url, "--key", "sk-x")
+        answer.join()
+    assert status == 1
+    assert "Does it speak http?" in err
+
+
+def _answer_plainly(server):
+    connection, _ = server.accept()
+    with connection:
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        connection.recv(65536)
+
+
+def test_doctor_finds_a_provider_that_the_vault_lacks(stentor, tmp_path):
+    (tmp_path / "stentor.toml").write_text(
+        '[[models]]\nid = "far"\n[models.remote]\nprovider = "acme"\nprice = {input = 1, output = 2}\n'
+    )
+    stentor("db", "migrate")
+    status, out, _ = stentor("doctor")
+    assert status == 1
+    assert "✗ model far: The vault has no provider 'acme'.\n    → Run: stentor providers add acme" in out
