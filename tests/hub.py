@@ -53,7 +53,7 @@ class Hub:
     (bytes after which the connection is closed), ``stall`` (bytes after which nothing comes for ``seconds``), ``html``,
     ``ignore_range``, ``corrupt``, ``to`` (a redirect), ``json``, ``endless`` (a piece to repeat); for
     API requests ``api_mishaps`` in the same way. ``slow`` bytes a second, 0 none. What of a file is beyond ``most``
-    bytes only trickles until that is raised.
+    bytes only trickles until that is raised; beyond ``most_in_all`` bytes of files, however often, nothing comes.
     """
 
     def __init__(self) -> None:
@@ -63,6 +63,7 @@ class Hub:
         self.api_mishaps: list[dict[str, Any]] = []
         self.slow = 0
         self.most: int | None = None
+        self.most_in_all: int | None = None
         self.calls: list[tuple[str, str, dict[str, str]]] = []
         self.served: dict[str, int] = {}
         self.lock = threading.Lock()
@@ -250,6 +251,7 @@ class _Handler(Answering):
         for at in range(0, min(end, len(body)), piece):
             part = body[at : min(at + piece, end)]
             self.hold_back(at + len(part))
+            self._await_leave(len(part))
             self.wfile.write(part)
             with self.owner.lock:
                 self.owner.served[name] = self.owner.served.get(name, 0) + len(part)
@@ -269,6 +271,17 @@ class _Handler(Answering):
             self.wfile.flush()
             if select.select([self.connection], [], [], 0.05)[0]:
                 raise ConnectionAbortedError
+
+    def _await_leave(self, size: int) -> None:
+        """Raises ConnectionResetError once the client is gone: what nobody gets isn't served."""
+        while True:
+            if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+                raise ConnectionResetError
+            with self.owner.lock:
+                most = self.owner.most_in_all
+                if most is None or sum(self.owner.served.values()) + size <= most:
+                    return
+            time.sleep(0.005)
 
     # -- what both share ---------------------------------------------------------------------------------------------
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import psutil
 
-from tests.serving import free_ports
+from tests.serving import free_ports, gone_within
 
 NOBODY = 65534
 START_TIMEOUT_S = 60.0
@@ -60,7 +60,8 @@ class Cluster:
             os.chown(self.folder, NOBODY, NOBODY)
         self._bin = _binaries(self.folder)
         self._data = self.folder / "data"
-        self.port = free_ports(1)  # not an ephemeral one, which a connection might take meanwhile
+        # Not an ephemeral one: while the server is away, somebody's connection might take it.
+        self.port = free_ports(1, self)
         self.process: subprocess.Popen[bytes] | None = None
         subprocess.run(
             [self._bin / "initdb", "-D", self._data, "-U", "stentor", "-A", "trust", "-E", "UTF8", "--locale=C", "-N"],
@@ -116,10 +117,16 @@ class Cluster:
                 process.send_signal(number)
 
     def kill(self) -> None:
-        """As a power cut would: everything at once, without a word."""
+        """As a power cut would: everything at once, without a word. Nothing of it lives when this returns."""
         assert self.process is not None
-        self.signal_all(signal.SIGKILL)
-        self.process.wait(10)
+        server = psutil.Process(self.process.pid)
+        server.suspend()  # so that it starts nothing more
+        parts = server.children(recursive=True)
+        with gone_within(START_TIMEOUT_S, parts):
+            for process in (server, *parts):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.process.wait()
 
     def stop(self) -> None:
         """End it."""

@@ -333,6 +333,14 @@ def gone_within(seconds: float, processes: list[psutil.Process]) -> Iterator[Non
     """Afterwards none of ``processes`` may be alive, at most ``seconds`` later."""
     yield
     end = time.monotonic() + seconds
-    while any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in processes):
-        assert time.monotonic() < end, [process for process in processes if process.is_running()]
+    while left := [process for process in processes if lives(process)]:
+        assert time.monotonic() < end, left
         time.sleep(0.05)
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it hasn't ended; one that nobody has waited for has."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -8,6 +8,7 @@ from pathlib import Path
 from stentor.core.errors import StentorError
 
 LOCK_NAME = "stentor.lock"
+HOLDER_S = 2.0  # how long one that has just taken the lock may need to say who it is
 
 
 def _lock(descriptor: int) -> None:
@@ -20,6 +21,18 @@ def _lock(descriptor: int) -> None:
         else:
             return
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _read_holder(descriptor: int) -> str:
+    """The process that holds the lock. Between taking it and writing its name there is a moment in which the file is
+    empty, or names one that was killed.
+    """
+    end = time.monotonic() + HOLDER_S
+    while True:
+        holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip()
+        if (holder.isdigit() and Path(f"/proc/{holder}").exists()) or time.monotonic() > end:
+            return holder or "unknown"
+        time.sleep(0.02)
 
 
 class DataLock:
@@ -42,7 +55,7 @@ class DataLock:
         try:
             _lock(descriptor)
         except BlockingIOError as error:
-            holder = os.pread(descriptor, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            holder = _read_holder(descriptor)
             os.close(descriptor)
             raise StentorError(
                 f"{guarded} is in use by another Stentor server (process {holder}). "

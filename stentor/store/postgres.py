@@ -22,7 +22,7 @@ from stentor.store.settings import StoreSettings
 # Advisory locks are pairs of numbers that hold within one database: this one, and the schema's name hashed.
 LOCK_CLASS = 0x53746E74
 MIGRATE_S = 600.0
-MIGRATE_IDLE_S = 60
+MIGRATE_IDLE_S = 60.0
 OLDEST_SERVER = 14
 IDLE_IN_TRANSACTION_S = 3.0
 
@@ -122,12 +122,14 @@ def undo_transaction(connection: Connection) -> None:
         link_of(connection).rollback()
 
 
-def _make_engine(settings: StoreSettings, deadline_s: float, begin: str, pool: dict[str, Any]) -> Engine:
+def _make_engine(
+    settings: StoreSettings, deadline_s: float, begin: str, pool: dict[str, Any], idle_s: float = 0.0
+) -> Engine:
     server_settings = {
         "application_name": "stentor",
         "search_path": find_schema(settings),
         # A node that stopped in the middle of a transaction must not hold the others up.
-        "idle_in_transaction_session_timeout": str(int(IDLE_IN_TRANSACTION_S * 1000)),
+        "idle_in_transaction_session_timeout": str(int((idle_s or IDLE_IN_TRANSACTION_S) * 1000)),
         "tcp_keepalives_idle": "10",
         "tcp_keepalives_interval": "3",
         "tcp_keepalives_count": "3",
@@ -170,11 +172,10 @@ def open_schema(settings: StoreSettings) -> None:
     Raises StentorError with what to do: no connection, a foreign schema, one of a newer version.
     """
     schema = find_schema(settings)
-    engine = writer_engine(settings, MIGRATE_S)
+    # What makes the tables is loaded within the transaction, which a machine that is busy takes its time for.
+    engine = _make_engine(settings, MIGRATE_S, "BEGIN", {"poolclass": NullPool}, MIGRATE_IDLE_S)
     try:
         with engine.begin() as connection:
-            # What makes the tables is loaded in between, which a machine that is busy takes its time for.
-            connection.execute(text(f"SET LOCAL idle_in_transaction_session_timeout = '{MIGRATE_IDLE_S}s'"))
             lock = text("SELECT pg_advisory_xact_lock(:class, hashtext(:name))")
             connection.execute(lock, {"class": LOCK_CLASS, "name": schema})
             current = find_revision(connection, settings)

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ import psutil
 import pytest
 
 from tests.faults.conftest import MakeSubject
-from tests.faults.streams import Background, OpenStream
+from tests.faults.streams import CONNECTIONS, Background, OpenStream
 from tests.faults.subject import Subject, wait_for
 from tests.scripted_engine import script
 from tests.serving import scripted_model
@@ -43,11 +44,24 @@ def test_a_first_start_killed_at_any_moment_is_no_obstacle_to_the_next(make_subj
     rng = random.Random(SEED)
     subject = make_subject()
     said = [start_and_kill(subject, rng.uniform(0.15, 1.3)) for _ in range(8)]
+    made = count_keys(subject) > 0
     subject.start()
-    # The key was shown once: in the start that got so far first.
-    assert bool(subject.ready["api_key"]) == (not any(said))
+    # The key was shown once: in the start that got so far first. It is made right before, and may be made in vain.
+    assert made >= any(said)
+    assert bool(subject.ready["api_key"]) == (not made)
     assert subject.chat("hello").status == 200
     assert all(finding["ok"] for finding in subject.admin("/doctor")["data"])
+
+
+def count_keys(subject: Subject) -> int:
+    """How many keys are in the database of a server that was killed, seen in a copy: a look tidies up."""
+    copy = subject.folder / "copy"
+    copy.mkdir()
+    for path in (*subject.data_dir.glob("stentor.db"), *subject.data_dir.glob("stentor.db-wal")):
+        shutil.copy(path, copy)
+    with contextlib.closing(sqlite3.connect(copy / "stentor.db")) as raw:
+        tables = {name for (name,) in raw.execute("SELECT name FROM sqlite_master")}
+        return raw.execute("SELECT count(*) FROM api_keys").fetchone()[0] if "api_keys" in tables else 0
 
 
 def test_a_master_key_that_was_only_begun_is_made_again(make_subject: MakeSubject) -> None:
@@ -77,15 +91,15 @@ def test_a_machine_that_sleeps_goes_on_where_it_was(make_subject: MakeSubject, w
     os.kill(subject.pid, signal.SIGCONT)
     assert waiting.result().status == 200
     assert stream.wait().is_whole
-    assert subject.metric("stentor_open_requests") == 0
+    assert wait_for(lambda: subject.metric("stentor_open_requests") == 0)
 
 
 def test_a_killed_worker_leaves_no_place_in_the_queue(make_subject: MakeSubject, tmp_path: Path) -> None:
     subject = make_subject(scripted_model(parallel=1), GATEWAY_WORKERS=2)
     subject.start()
     running = OpenStream(subject, {"tokens": 3}, {"until": str(tmp_path / "go")}, {"tokens": 2})
-    waiting = [Background(lambda: ask_once(subject)) for _ in range(12)]
-    assert wait_for(lambda: subject.metric("stentor_queue_depth") == 12)
+    waiting = [Background(lambda: ask_once(subject)) for _ in range(CONNECTIONS)]
+    assert wait_for(lambda: subject.metric("stentor_queue_depth") == CONNECTIONS)
     assert subject.metric("stentor_open_requests") == 1, "who waits has no grant yet"
     victim = subject.workers()[0]
     survives = running.worker(subject).pid != victim.pid
@@ -95,8 +109,8 @@ def test_a_killed_worker_leaves_no_place_in_the_queue(make_subject: MakeSubject,
     assert set(statuses) == {0, 200}, "all connections went to one worker"
     assert running.wait().is_whole == survives
     subject.wait_whole(1, workers=2)
-    assert subject.metric("stentor_queue_depth") == 0
-    assert subject.metric("stentor_open_requests") == 0
+    assert wait_for(lambda: subject.metric("stentor_queue_depth") == 0)
+    assert wait_for(lambda: subject.metric("stentor_open_requests") == 0)
     assert subject.chat("hello").status == 200
     assert [event["status"] for event in subject.rows("/usage")].count("completed") == statuses.count(
         200
@@ -130,7 +144,7 @@ def test_remains_of_an_earlier_run_are_no_obstacle(make_subject: MakeSubject) ->
 def test_of_two_starts_at_once_one_wins(make_subject: MakeSubject) -> None:
     both = make_subject(), make_subject()
     starts = [Background(subject.start) for subject in both]
-    failures = [start.failure(30) for start in starts]
+    failures = [start.failure() for start in starts]
     (winner,) = [subject for subject, failure in zip(both, failures, strict=True) if failure is None]
     (loser,) = [subject for subject in both if subject is not winner]
     assert loser.wait_ended() == 1
@@ -159,7 +173,7 @@ def test_a_server_without_file_descriptors_comes_back(make_subject: MakeSubject)
     resource.prlimit(subject.pid, resource.RLIMIT_NOFILE, (soft, hard))
     assert ask_once(subject) == 200
     assert all(finding["ok"] for finding in subject.admin("/doctor")["data"])
-    assert subject.metric("stentor_open_requests") == 0
+    assert wait_for(lambda: subject.metric("stentor_open_requests") == 0)
 
 
 def tiny_disk(size: str) -> tuple[str, ...]:
@@ -200,7 +214,14 @@ def test_a_disk_without_a_byte_left(make_subject: MakeSubject) -> None:
     assert refused
     assert {(answer.status, answer.json()["error"]["code"]) for answer in refused} == {(503, "store_unavailable")}
     assert "the disk is full" in refused[-1].json()["error"]["message"]
-    assert subject.ask("GET", "/health", key="").status == 503
+
+    def is_red() -> bool:
+        """What is small may still find room in the log, and then the next one has to find out again."""
+        if (answer := subject.chat("hello")).status == 200:
+            good.append(answer.request_id)
+        return subject.ask("GET", "/health", key="").status == 503
+
+    assert wait_for(is_red)
     filler.unlink()
     assert wait_for(lambda: subject.ask("GET", "/health", key="").status == 200)
     good.append(subject.chat("hello").request_id)

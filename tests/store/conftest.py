@@ -78,9 +78,15 @@ def system(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture
-def store_settings(system: str, tmp_path: Path, request: pytest.FixtureRequest) -> StoreSettings:
+def busy_timeout_s(request: pytest.FixtureRequest) -> float:
+    """How long the writer waits for whoever else has SQLite's file locked; another one by indirect parameter."""
+    return float(getattr(request, "param", 0.2))
+
+
+@pytest.fixture
+def store_settings(system: str, tmp_path: Path, busy_timeout_s: float, request: pytest.FixtureRequest) -> StoreSettings:
     """An empty place for a database."""
-    settings = StoreSettings(data_dir=tmp_path / "data", durability="process", busy_timeout_s=0.2)
+    settings = StoreSettings(data_dir=tmp_path / "data", durability="process", busy_timeout_s=busy_timeout_s)
     if system == "sqlite":
         return settings
     url = request.getfixturevalue("postgres_url")

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import threading
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import msgspec
+from sqlalchemy import Connection
 
 from stentor.accounting.settings import AccountingSettings
 from stentor.audit.log import Actor
@@ -24,6 +27,7 @@ from stentor.runtime.place import Place
 from stentor.runtime.spec import ServedModel
 from stentor.store.database import Database
 from stentor.store.settings import StoreSettings
+from stentor.store.writer import SLICE_S
 from stentor.vault.keyring import Keyring
 from stentor.vault.settings import VaultSettings
 
@@ -158,6 +162,25 @@ class House:
 
 def _replace(value, changes):  # type: ignore[no-untyped-def]
     return msgspec.structs.replace(value, **changes)
+
+
+@contextlib.asynccontextmanager
+async def busy_writer(database: Database) -> AsyncIterator[None]:
+    """Meanwhile the writer is in the middle of a write: what is submitted waits, and comes to it together."""
+    begun, over = threading.Event(), threading.Event()
+
+    def work(_: Connection) -> None:
+        begun.set()
+        over.wait(30)
+        time.sleep(2 * SLICE_S)  # nothing else gets into this transaction
+
+    writing = asyncio.ensure_future(database.write(work))
+    try:
+        assert await asyncio.to_thread(begun.wait, 30)
+        yield
+    finally:
+        over.set()
+        await writing
 
 
 @contextlib.asynccontextmanager

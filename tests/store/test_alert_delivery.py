@@ -1,6 +1,8 @@
 """Alerts arrive signed and at least once, whatever becomes of the one who is told; and who that is."""
 
 import asyncio
+import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -73,14 +75,27 @@ class TestDelivery:
         assert {state for state, _ in await states(watch)} == {"delivered"}
 
     async def test_one_that_never_answers_holds_up_nobody(self, watch, receiver, monkeypatch) -> None:
-        monkeypatch.setattr(postman_module, "DEADLINE_S", 0.5)
+        deadlines: list[asyncio.Timeout] = []
+
+        def note(delay_s: float) -> asyncio.Timeout:
+            deadlines.append(asyncio.timeout(delay_s))
+            return deadlines[-1]
+
+        monkeypatch.setattr(postman_module, "asyncio", SimpleNamespace(timeout=note, TaskGroup=asyncio.TaskGroup))
         with Receiver() as dead:
             dead.answers = [0]
             await watch.add(dead.url, "dead")
             await watch.add(receiver.url, "well")
             await raise_some(watch)
             delivering = asyncio.create_task(watch.postman.deliver_due())
-            await asyncio.to_thread(receiver.wait, 1)
+            async with asyncio.timeout(30):
+                while ("delivered", 1) not in await states(watch):
+                    await asyncio.sleep(0.01)
+            await asyncio.to_thread(dead.wait, 1)
+            assert not delivering.done()
+            for deadline in deadlines:
+                with contextlib.suppress(RuntimeError):  # one was kept
+                    deadline.reschedule(asyncio.get_running_loop().time())
             await asyncio.wait_for(delivering, 30)
             assert sorted(await states(watch)) == [("delivered", 1), ("pending", 1)]
             (alert,) = await watch.alerts()

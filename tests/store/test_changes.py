@@ -132,7 +132,7 @@ async def test_a_narrowed_key_is_told_of_and_a_renamed_one_is_not(house, ann, ch
     await changes.change_key(OPERATOR, made.made.id, KeyChange(name="other", limits=LimitsChange(concurrency=5)))
     assert heard == []
     await changes.change_key(OPERATOR, made.made.id, KeyChange(models=("other",)))
-    assert heard == [made.made.id]
+    assert set(heard) == {made.made.id}
     assert (await house.books.find_principal(house.digest(made.key))).models == {"other"}
     assert (await refused(house.open(made.made.id))).code == "model_not_found"
 
@@ -184,7 +184,7 @@ async def test_a_user_who_is_shut_out_loses_all_keys_at_once(house, ann, changes
     heard: list[str] = []
     house.books.on_revoked(heard.append)
     await changes.change_user(OPERATOR, ann, UserChange(active=False))
-    assert heard == [made.made.id]
+    assert set(heard) == {made.made.id}
     assert await house.books.find_principal(house.digest(made.key)) is None
     await changes.change_user(OPERATOR, ann, UserChange(active=True))
     assert await house.books.find_principal(house.digest(made.key)) is not None
@@ -281,7 +281,7 @@ async def test_a_closed_project_stops_its_keys(house, ann, plans) -> None:
     heard: list[str] = []
     house.books.on_revoked(heard.append)
     await plans.change_project(OPERATOR, project.id, ProjectChange(active=False))
-    assert heard == [made.made.id]
+    assert set(heard) == {made.made.id}
     assert await house.books.find_principal(house.digest(made.key)) is None
     personal = (await plans.list_projects(user=ann))[0].project
     assert (await refused(plans.change_project(OPERATOR, personal.id, ProjectChange(active=False)))).code == "conflict"

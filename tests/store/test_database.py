@@ -3,7 +3,6 @@
 import asyncio
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from stentor.core.errors import StoreUnavailable
 from stentor.store.database import Database
 from stentor.store.schema import meta
 from stentor.store.settings import StoreSettings
+from tests.store.house import busy_writer
 
 
 def put(name: str, value: str = "x"):
@@ -31,17 +31,14 @@ async def test_a_write_is_seen_by_the_next_read(database: Database) -> None:
 
 
 async def test_a_failed_write_undoes_itself_and_no_other_of_its_group(database: Database) -> None:
-    blocked = asyncio.ensure_future(database.write(lambda _: time.sleep(0.05)))
-    await asyncio.sleep(0.01)  # the next three wait for the writer together
-
     def half(connection: Connection) -> None:
         put("t-half")(connection)
         raise ValueError("no")
 
-    results = await asyncio.gather(
-        database.write(put("t-1")), database.write(half), database.write(put("t-2")), return_exceptions=True
-    )
-    await blocked
+    async with busy_writer(database):
+        writes = [asyncio.ensure_future(database.write(work)) for work in (put("t-1"), half, put("t-2"))]
+        await asyncio.sleep(0)
+    results = await asyncio.gather(*writes, return_exceptions=True)
     assert results[0] == 1
     assert isinstance(results[1], ValueError)
     assert results[2] == 1
@@ -78,10 +75,9 @@ async def test_items_that_wait_together_share_a_commit(database: Database) -> No
         return items
 
     lane = database.lane(work)
-    blocked = asyncio.ensure_future(database.write(lambda _: time.sleep(0.05)))
-    await asyncio.sleep(0.01)
-    await asyncio.gather(*(lane.submit(number) for number in range(50)))
-    await blocked
+    async with busy_writer(database):
+        futures = [lane.submit(number) for number in range(50)]
+    await asyncio.gather(*futures)
     assert sizes == [50]
 
 
@@ -92,11 +88,9 @@ async def test_a_bad_item_fails_alone(database: Database) -> None:
         return items
 
     lane = database.lane(work)
-    blocked = asyncio.ensure_future(database.write(lambda _: time.sleep(0.05)))
-    await asyncio.sleep(0.01)
-    futures = [lane.submit(item) for item in ("t-1", "t-2", "t-1", "t-3")]
+    async with busy_writer(database):
+        futures = [lane.submit(item) for item in ("t-1", "t-2", "t-1", "t-3")]
     results = await asyncio.gather(*futures, return_exceptions=True)
-    await blocked
     assert [type(result) for result in results] == [str, str, IntegrityError, str]
     assert await database.read(names) == ["t-1", "t-2", "t-3"]
 
@@ -104,15 +98,14 @@ async def test_a_bad_item_fails_alone(database: Database) -> None:
 async def test_lanes_go_before_writes_and_writes_before_maintenance(database: Database) -> None:
     order: list[str] = []
     lane = database.lane(lambda connection, items: [order.append("lane") for _ in items])
-    blocked = asyncio.ensure_future(database.write(lambda _: time.sleep(0.05)))
-    await asyncio.sleep(0.01)
-    work = [
-        asyncio.ensure_future(database.maintain(lambda _: order.append("maintenance"))),
-        asyncio.ensure_future(database.write(lambda _: order.append("write"))),
-    ]
-    await asyncio.sleep(0)
-    await lane.submit(1)
-    await asyncio.gather(blocked, *work)
+    async with busy_writer(database):
+        work = [
+            asyncio.ensure_future(database.maintain(lambda _: order.append("maintenance"))),
+            asyncio.ensure_future(database.write(lambda _: order.append("write"))),
+        ]
+        await asyncio.sleep(0)
+        first = lane.submit(1)
+    await asyncio.gather(first, *work)
     assert order == ["lane", "write", "maintenance"]
 
 
@@ -123,27 +116,25 @@ async def test_a_lane_tells_its_group_even_if_nobody_waits_any_more(database: Da
     async def submit() -> None:
         await lane.submit("a")
 
-    blocked = asyncio.ensure_future(database.write(lambda _: time.sleep(0.05)))
-    await asyncio.sleep(0.01)
-    task = asyncio.ensure_future(submit())
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    await blocked
+    async with busy_writer(database):
+        task = asyncio.ensure_future(submit())
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     await database.write(lambda _: None)
     assert told == [(["a"], ["a"])]
 
 
-async def test_close_writes_what_is_queued(store_settings: StoreSettings) -> None:
+async def test_close_writes_what_is_queued(store_settings: StoreSettings, wait_until) -> None:
     database = Database.open(store_settings)
     lane = database.lane(lambda connection, items: [put(item)(connection) for item in items])
-    blocked = asyncio.ensure_future(database.write(lambda _: time.sleep(0.05)))
-    await asyncio.sleep(0.01)
-    futures = [lane.submit(f"t-{number}") for number in range(10, 20)]
-    await asyncio.to_thread(database.close)
+    async with busy_writer(database):
+        futures = [lane.submit(f"t-{number}") for number in range(10, 20)]
+        closing = asyncio.ensure_future(asyncio.to_thread(database.close))
+        await wait_until(lambda: database._writer._stopping)
+    await closing
     assert [await future for future in futures] == [1] * 10
-    await blocked
     assert not list(Path(store_settings.data_dir).glob("*-wal"))
     again = Database.open(store_settings)
     assert len(await again.read(names)) == 10
@@ -174,10 +165,9 @@ async def test_durability_is_as_asked(tmp_path: Path, durability, level: int) ->
 
 @pytest.mark.parametrize("system", ["sqlite"], indirect=True)
 async def test_the_log_is_copied_back_when_nothing_happens(database: Database, wait_until) -> None:
-    await database.write(lambda c: [put(f"t-{n}", "v" * 2000)(c) for n in range(200)])
     size = database.path.stat().st_size
-
-    await wait_until(lambda: database.path.stat().st_size > size)
+    await database.write(lambda c: [put(f"t-{n}", "v" * 2000)(c) for n in range(200)])
+    await wait_until(lambda: database.path.stat().st_size > size + 200 * 2000)
 
 
 def test_an_up_to_date_database_opens_without_alembic(tmp_path: Path) -> None:

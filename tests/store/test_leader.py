@@ -133,13 +133,13 @@ class TestShared:
         waiting = asyncio.create_task(second.keep())
         try:
             async with asyncio.timeout(PATIENCE_S):
-                while first.term is None and second.term is None:
+                while not any(terms := (first.term, second.term)):
                     await asyncio.sleep(0.01)
-                leader, heir = (first, second) if first.term else (second, first)
-                (leading if leader is first else waiting).cancel()
-                while heir.term is None:
+                task, term, heir = (leading, terms[0], second) if terms[0] else (waiting, terms[1], first)
+                task.cancel()
+                while (next_term := heir.term) is None:
                     await asyncio.sleep(0.01)
-            assert heir.term == 2
+            assert next_term > term
         finally:
             leading.cancel()
             waiting.cancel()

@@ -141,7 +141,7 @@ async def test_a_revoked_key_stops_at_once_and_listeners_hear(house, ann: str) -
     heard: list[KeyId] = []
     house.books.on_revoked(heard.append)
     await house.management.revoke_key(OPERATOR, made.made.id)
-    assert heard == [made.made.id]
+    assert set(heard) == {made.made.id}
     assert await house.books.find_principal(digest) is None
     assert (await refused(house.open(made.made.id))).code == "invalid_api_key"
     again = await house.management.revoke_key(OPERATOR, made.made.id)
@@ -241,18 +241,18 @@ async def test_rotation_without_grace_ends_the_old_key_now(house, ann: str) -> N
     heard: list[KeyId] = []
     house.books.on_revoked(heard.append)
     await house.management.rotate_key(OPERATOR, old.made.id)
-    assert heard == [old.made.id]
+    assert set(heard) == {old.made.id}
     assert await house.books.find_principal(house.digest(old.key)) is None
     assert (await refused(house.management.rotate_key(OPERATOR, old.made.id))).code == "conflict"
 
 
-async def test_the_end_of_a_grace_is_told(house, ann: str) -> None:
+async def test_the_end_of_a_grace_is_told(house, ann: str, wait_until) -> None:
     old = await house.add_key(ann)
     heard: list[KeyId] = []
     house.books.on_revoked(heard.append)
     await house.management.rotate_key(OPERATOR, old, grace_s=1)
-    await asyncio.sleep(1.1)
-    assert heard == [old]
+    await wait_until(lambda: heard)
+    assert set(heard) == {old}
 
 
 # -- users -------------------------------------------------------------------------------------------------------------
@@ -290,7 +290,7 @@ async def test_a_user_shut_out_loses_all_keys_at_once_and_gets_them_back(house, 
     heard: list[KeyId] = []
     house.books.on_revoked(heard.append)
     await house.change_user(ann, active=False)
-    assert heard == [key]
+    assert set(heard) == {key}
     assert (await refused(house.open(key))).code == "invalid_api_key"
     await house.change_user(ann, active=True)
     await house.open(key)

@@ -1,10 +1,12 @@
 """Opening a database: whose it is, which schema it has, and what is said when it can't be."""
 
+import fcntl
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,19 @@ def test_two_data_directories_cannot_share_a_database(tmp_path: Path) -> None:
             Database.open(StoreSettings(data_dir=tmp_path / "b", url=f"sqlite://{path}"))
     finally:
         first.close()
+
+
+def test_a_server_that_has_just_begun_is_named_once_it_says_who_it_is(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("stentor.store.lock.HOLDER_S", 60.0)
+    path = tmp_path / "stentor.lock"
+    path.write_text("999999999\n")  # the one before, which was killed
+    with path.open("r+") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        saying = threading.Timer(0.3, path.write_text, [f"{os.getppid()}\n"])
+        saying.start()
+        with pytest.raises(StentorError, match=f"process {os.getppid()}\\)"):
+            Database.open(in_data(tmp_path))
+        saying.join()
 
 
 def test_looking_for_the_holder_does_not_refuse_a_start(tmp_path: Path) -> None:

@@ -87,9 +87,10 @@ def test_a_busy_machine_has_time_to_make_the_schema(store_settings: StoreSetting
         time.sleep(0.5)
         return real(name)
 
-    monkeypatch.setattr(postgres, "IDLE_IN_TRANSACTION_S", 0.1)
-    monkeypatch.setattr(postgres, "load", slowly)
-    postgres.open_schema(store_settings)
+    with monkeypatch.context() as busy:
+        busy.setattr(postgres, "IDLE_IN_TRANSACTION_S", 0.1)
+        busy.setattr(postgres, "load", slowly)
+        postgres.open_schema(store_settings)
     assert dump(store_settings)
 
 

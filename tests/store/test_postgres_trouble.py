@@ -32,11 +32,13 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture
-async def house(cluster: Cluster, tmp_path: Path) -> AsyncIterator[House]:
-    """Books on that server."""
+async def house(cluster: Cluster, tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[House]:
+    """Books on that server; an indirect parameter says how long they wait for it."""
     if cluster.process is None or cluster.process.poll() is not None:
         cluster.start()
-    settings = StoreSettings(tmp_path / "data", cluster.url, schema=tmp_path.name[:60].lower(), answer_timeout_s=1.0)
+    patience_s = float(getattr(request, "param", 20.0))  # a busy machine isn't a lost database
+    schema = tmp_path.name[:60].lower()
+    settings = StoreSettings(tmp_path / "data", cluster.url, schema=schema, answer_timeout_s=patience_s)
     database = await asyncio.to_thread(Database.open, settings)
     clock = HeldClock()
     vault = VaultSettings(key_file=tmp_path / "data" / "master.key")
@@ -88,15 +90,16 @@ async def test_a_server_that_was_killed_is_named_and_comes_back(house: House, ke
     await house.check()
 
 
+@pytest.mark.parametrize("house", [2.0], indirect=True)
 async def test_a_server_that_stands_still_is_given_up_in_time(house: House, key: KeyId, cluster, wait_until) -> None:
     grant = await house.open(key)
     cluster.signal_all(signal.SIGSTOP)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             with pytest.raises(StoreUnavailable, match=r"doesn't answer in time|found out once it is back"):
                 await house.close(grant)
         assert house.database.problem() is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(40):
             with pytest.raises(StoreUnavailable):
                 await house.database.write(put("t-1"))
     finally:
@@ -194,6 +197,8 @@ async def test_doubt_that_lasts_ends_when_the_database_is_back(
     account = await house.books.roll.find(key)
     assert account is not None
     grant = await house.open(key)
+    house.books._beating.cancel()  # type: ignore[attr-defined]  # or what it gives back is what is in doubt
+    await house.database.maintain(lambda _: None)  # behind what it had begun
     monkeypatch.setattr(module, "commit", commit)
     with pytest.raises(InDoubt):
         await house.close(grant)

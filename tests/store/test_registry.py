@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -24,6 +23,7 @@ from stentor.registry.settings import RegistrySettings
 from stentor.store.database import Database
 from stentor.telemetry.logs import Log
 from stentor.telemetry.settings import TelemetrySettings
+from tests.serving import free_ports
 from tests.store.conftest import HeldClock
 
 
@@ -183,15 +183,9 @@ ALONE = pytest.mark.parametrize("system", ["sqlite"])  # the database has no par
 PATIENT_S = 30.0  # a test of what is found must not depend on how busy the machine is
 
 
-def _closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @pytest.fixture
 def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
-    with ValkeyServer(port=_closed_port(), data_dir=tmp_path / "valkey") as server:
+    with ValkeyServer(port=free_ports(1), data_dir=tmp_path / "valkey") as server:
         yield server
 
 
@@ -278,7 +272,7 @@ async def test_what_is_no_copy_is_passed_over(parts: House, source: Source, valk
 
 @ALONE
 async def test_a_cache_that_is_away_costs_one_try_and_no_answer(parts: House, source: Source, cache):
-    registry = parts.start(source.url, cache(f"redis://127.0.0.1:{_closed_port()}/0"))
+    registry = parts.start(source.url, cache(f"redis://127.0.0.1:{free_ports(1)}/0"))
     for provider in ("openai", "anthropic"):
         assert (await registry.get_provider(provider)).age_s is None
     assert source.asked == 2
