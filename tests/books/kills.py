@@ -188,9 +188,14 @@ class Victim:
         self.rated_key = self.gate.make_key(self.user["id"], limits={"requests_per_minute": 1000})["key"]
 
     def parts(self) -> list[psutil.Process]:
-        """The authority, or the gateway workers."""
-        children = self.server.children()
-        return [child for child in children if "worker" in child.cmdline()]
+        """The gateway workers."""
+
+        def is_worker(child: psutil.Process) -> bool:
+            with contextlib.suppress(psutil.Error):  # it has just ended
+                return "worker" in child.cmdline()
+            return False
+
+        return [child for child in self.server.children() if is_worker(child)]
 
     def wait_killed(self, parts: list[psutil.Process]) -> None:
         """Until one of ``parts`` (none: the authority) has reached the point and is gone."""

@@ -55,13 +55,15 @@ def said_anywhere(gate: Gate, traces: Collector) -> dict[str, str]:
 
 def test_secrets_are_nowhere_whatever_fails(gate: Gate, traces: Collector) -> None:
     server = gate.server
-    user = gate.admin("POST", "/users", {"name": "canary", "tier": "payg", "password": PASSWORD})
+    mark = uuid.uuid4().hex[:10]
+    canary, acme, far = "canary-" + mark, "acme-" + mark, "far-" + mark
+    user = gate.admin("POST", "/users", {"name": canary, "tier": "payg", "password": PASSWORD})
     poor = gate.make_key(user["id"])["key"]
     key = gate.make_key()["key"]
     dead = f"http://127.0.0.1:{free_port()}/v1"
-    provider = {"name": "acme", "kind": "openai", "base_url": dead, "credential": CREDENTIAL}
+    provider = {"name": acme, "kind": "openai", "base_url": dead, "credential": CREDENTIAL}
     answers = [server.ask("POST", "/admin/api/providers", provider)]
-    remote = {"id": "far", "remote": {"provider": "acme", "price": {"input": 1, "output": 1}}, "ctx": 4096}
+    remote = {"id": far, "remote": {"provider": acme, "price": {"input": 1, "output": 1}}, "ctx": 4096}
     answers.append(server.ask("POST", "/admin/api/models", remote))
     assert [answer.status for answer in answers] == [200, 200], [answer.body for answer in answers]
     bad = "sk-" + "canaryBadKey" * 4
@@ -70,7 +72,7 @@ def test_secrets_are_nowhere_whatever_fails(gate: Gate, traces: Collector) -> No
         (key, {"content": script({"say": PROMPT}, {"error": "engine's own"}), "stream": True}),
         (key, {"content": script({"say": PROMPT}, {"reset": True}), "stream": True}),
         (key, {"content": script({"say": PROMPT}, status=500, message=PROMPT)}),
-        (key, {"content": PROMPT, "model": "far"}),
+        (key, {"content": PROMPT, "model": far}),
         (key, {"content": PROMPT, "model": "no-such-model"}),
         (poor, {"content": PROMPT}),
         (bad, {"content": PROMPT}),
@@ -83,10 +85,11 @@ def test_secrets_are_nowhere_whatever_fails(gate: Gate, traces: Collector) -> No
         except http.client.IncompleteRead:
             continue
         refused += "" if answer.status == 200 else answer.body.decode()
-    tries = ({"username": "canary", "password": PASSWORD}, {"username": "nobody", "password": PASSWORD})
+    tries = ({"username": canary, "password": PASSWORD}, {"username": "nobody", "password": PASSWORD})
     answers += [server.ask("POST", "/user/api/login", words, key="") for words in tries]
     answers.append(server.ask("POST", "/user/api/login", {"api_key": bad}, key=""))
     until(lambda: b"chat scripted" in b"".join(traces.bodies), timeout_s=60.0)
+    until(lambda: b"request_refused" in server.log, timeout_s=60.0)
     said = said_anywhere(gate, traces)
     said["answers"] = refused + "".join(answer.body.decode() for answer in answers)
     assert "chat scripted" in said["traces"]
