@@ -101,7 +101,7 @@ def test_an_installed_wheel_serves_from_an_empty_folder(wheel: Path, place: Surr
         assert environment in code.parents
     finally:
         server.process.send_signal(signal.SIGTERM)
-        _, log = server.process.communicate(timeout=20)
+        _, log = server.process.communicate(timeout=60)
     assert server.process.returncode == 0, log.decode()
     assert b"Traceback" not in log
     assert [path.name for path in empty.iterdir()] == ["data"]
