@@ -59,7 +59,7 @@ def test_a_download_killed_at_twenty_random_points_resumes_and_verifies(tmp_path
         hub.add("org/Tiny-GGUF", files)
         hub.slow = 2_500_000
         kept = []
-        most = total // KILLS - 1  # at each try, so that it isn't done before the last one, however slow the killer is
+        most = total // KILLS - PIECE  # of each try, so that none is the last one, however slow the killer is
         for _ in range(KILLS):
             hub.most_in_all = hub.served.get("org/Tiny-GGUF", 0) + most
             process = _start(tmp_path, hub)
