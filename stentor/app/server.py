@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 from urllib.parse import urlsplit
@@ -36,6 +36,7 @@ from stentor.http.starting import starting_up
 from stentor.settings import Settings
 from stentor.settings.checks import is_loopback
 from stentor.store.database import Database
+from stentor.telemetry.background import keep_going
 from stentor.telemetry.logs import Log, route_crashes, route_stdlib
 from stentor.telemetry.trace import NoTracer, open_tracer
 from stentor.version import VERSION
@@ -101,24 +102,21 @@ class _Server:
             stack.push_async_callback(authority.models.downloads.close)
             stack.push_async_callback(authority.outbound.close)
             stack.push_async_callback(authority.ring.close)
-            stack.push_async_callback(_finish, asyncio.create_task(authority.ring.run(), name="ring"))
+            self._keep(stack, "ring", authority.ring.run)
             await authority.ensure_fixed_key()
             self._watch_signals()
             reload = self._watch_file(stack, authority)
             gateway = self._gateway(authority)
             stack.push_async_callback(gateway.close)
             await self._serve_operator(stack, authority, gateway)
-            running = asyncio.create_task(authority.scheduler.run(), name="scheduler")
-            stack.push_async_callback(_finish, running)
-            summing = asyncio.create_task(authority.summer.run(), name="usage-summer")
-            stack.push_async_callback(_finish, summing)
-            stack.push_async_callback(_finish, asyncio.create_task(authority.jobs.run(), name="jobs"))
-            knowing = asyncio.create_task(authority.neighbourhood.run(), name="neighbourhood")
-            stack.push_async_callback(_finish, knowing)
+            self._keep(stack, "scheduler", authority.scheduler.run)
+            self._keep(stack, "usage-summer", authority.summer.run)
+            self._keep(stack, "jobs", authority.jobs.run)
+            self._keep(stack, "neighbourhood", authority.neighbourhood.run)
             stack.push_async_callback(authority.scheduler.shutdown, 0.0)
             http = await self._start_http(authority, gateway, first_socket, door)
             await self._start_models(authority)
-            stack.push_async_callback(_finish, asyncio.create_task(reload.run(), name="reload"))
+            self._keep(stack, "reload", reload.run)
             if not self._stop.is_set():
                 tune_collector()
                 on_ready(await _describe(authority, _url(settings, first_socket), admin_key))
@@ -127,6 +125,11 @@ class _Server:
             await self._end(authority, http)
         self._log.event("server_stopped")
         return 0
+
+    def _keep(self, stack: contextlib.AsyncExitStack, name: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Have ``work`` go on in the background until the stack is unwound."""
+        task = asyncio.create_task(keep_going(name, work, self._log), name=name)
+        stack.push_async_callback(_finish, task)
 
     def _watch_signals(self) -> None:
         loop = asyncio.get_running_loop()

@@ -40,6 +40,7 @@ from stentor.runtime.sizes import Sizes
 from stentor.runtime.slots import Slots
 from stentor.runtime.spec import SPEECH_TYPES, EngineKind, ModelSpec, ServedModel
 from stentor.runtime.views import SchedulerViews
+from stentor.telemetry.background import keep_going
 from stentor.telemetry.logs import Log
 
 __all__ = ["LocalScheduler", "Place", "ServedModel"]
@@ -76,6 +77,7 @@ class LocalScheduler(SchedulerViews):
             "command": CommandLauncher(environment),
             **dict.fromkeys(SPEECH_TYPES, SpeechLauncher(environment)),
         }
+        self._log = log
         self._journal = Journal(log)
         self._roster = Roster(run_dir / "engines.json")
         self._sizes = Sizes(run_dir / "sizes.json")
@@ -287,7 +289,7 @@ class LocalScheduler(SchedulerViews):
     async def run(self) -> None:
         """Sweep, bring up what is to run, and last until shutdown."""
         self.sweep()
-        looking = asyncio.create_task(self.remotes.run(), name="remotes")
+        looking = asyncio.create_task(keep_going("remotes", self.remotes.run, self._log), name="remotes")
         try:
             await self._resume()
             await self._closed.wait()
