@@ -123,7 +123,7 @@ class Contract:
 
     def check_error(self, path: str, value: Any) -> None:
         """``value`` must be an error in the envelope of ``path``."""
-        name = "ErrorEnvelope" if path.startswith("/v1") else "DetailEnvelope"
+        name = "ErrorEnvelope" if path.lstrip("/").startswith("v1") else "DetailEnvelope"
         if path.startswith("/v1/messages"):
             name = "AnthropicError"
         elif path in OLLAMA:

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import platform
 import signal
 import sqlite3
 import subprocess
@@ -207,9 +208,9 @@ def test_urls_are_read_as_sqlx_does(url: str, path: str) -> None:
 
 
 def test_the_build_in_use_has_the_fixed_log() -> None:
-    if driver.module is sqlite3:
-        pytest.skip("the fixed build isn't installed here")
-    assert driver.is_wal_safe()
+    if platform.machine() == "x86_64":  # the dependency is for these
+        assert driver.module is not sqlite3
+    assert driver.module is sqlite3 or driver.is_wal_safe()
 
 
 def test_the_database_is_its_owners_alone_in_a_folder_that_others_may_read(tmp_path: Path) -> None:
