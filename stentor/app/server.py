@@ -36,6 +36,7 @@ from stentor.http.starting import starting_up
 from stentor.settings import Settings
 from stentor.settings.checks import is_loopback
 from stentor.store.database import Database
+from stentor.store.lock import find_holder
 from stentor.telemetry.background import keep_going
 from stentor.telemetry.logs import Log, route_crashes, route_stdlib
 from stentor.telemetry.trace import NoTracer, open_tracer
@@ -337,8 +338,15 @@ def check_address(settings: Settings) -> None:
 
 def _no_address(settings: Settings, error: OSError) -> StentorError:
     advice = "Name an address of this machine with --host or STENTOR_HOST."
-    if error.errno in (errno.EADDRINUSE, errno.EACCES):
-        advice = "End what uses the port, or choose another one with --port or STENTOR_PORT."
+    if error.errno == errno.EADDRINUSE:
+        holder = find_holder(settings.data_dir)
+        other = holder is not None and holder != os.getpid()
+        running = f"A Stentor runs on {settings.data_dir} already (process {holder}). " if other else ""
+        advice = f"{running}End what uses the port, or choose another one with --port or STENTOR_PORT."
+    elif error.errno == errno.EACCES:
+        advice = (
+            "Ports below 1024 are root's: choose another one with --port or STENTOR_PORT, behind a proxy if need be."
+        )
     return StentorError(f"Can't listen on {settings.host}:{settings.port}: {error.strerror or error}. {advice}")
 
 

@@ -160,3 +160,12 @@ def test_doctor_finds_a_provider_that_the_vault_lacks(stentor, tmp_path):
     status, out, _ = stentor("doctor")
     assert status == 1
     assert "✗ model far: The vault has no provider 'acme'.\n    → Run: stentor providers add acme" in out
+
+
+def test_a_second_start_is_told_of_the_first(stentor, held, monkeypatch):
+    """``held`` is held by this very process, so another one is made of it."""
+    monkeypatch.setattr("stentor.app.server.os.getpid", lambda: 1)
+    with socket.create_server(("127.0.0.1", 0)) as first:
+        status, out, err = stentor("up", "--port", str(first.getsockname()[1]))
+    assert (status, out) == (1, "")
+    assert f"A Stentor runs on {held} already (process " in err
