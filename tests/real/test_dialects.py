@@ -11,9 +11,10 @@ import openai
 import pytest
 
 from tests.kinds.models import CACHE, STARTER, fetch
+from tests.real.test_starter_model import SURE
 from tests.serving import Server
 
-QUESTION = "Name the capital of France in one word."
+QUESTION = SURE
 TURNS: Any = [{"role": "user", "content": QUESTION}]
 CAP = 12
 SCHEMA = {

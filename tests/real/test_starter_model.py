@@ -15,7 +15,10 @@ import pytest
 from tests.kinds.models import CACHE, STARTER, fetch
 from tests.serving import Server, free_ports
 
-QUESTION = [{"role": "user", "content": "Name the capital of France in one word."}]
+# Of each token of its answer the model is sure: no other is near. What it is unsure of may be said otherwise the next
+# time, as the last digits of its numbers depend on what is computed at a time, and on the processor.
+SURE = "What is the capital of France? Answer: Paris. Repeat the answer."
+QUESTION = [{"role": "user", "content": SURE}]
 
 
 @pytest.fixture(scope="module")
