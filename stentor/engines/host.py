@@ -76,6 +76,9 @@ class Problem(Exception):
         self.status = status
 
 
+FETCH_AGAIN = "Fetch it again, or correct its source."
+
+
 class BadModel(Exception):
     """A model that can't be loaded however often it is tried. The text is for the operator, one line."""
 
@@ -222,7 +225,7 @@ def _say_unusable(config: SpeechConfig, error: Exception) -> str:
         return f"out of memory while loading {config.model_path or config.alias}"
     words = str(error).strip().splitlines()[:1]
     said = ": ".join([type(error).__name__, *words])
-    step = "Its files may be damaged or of another kind of model: fetch it again, or correct its source."
+    step = f"Its files may be damaged, or those of another kind of model. {FETCH_AGAIN}"
     return f"the model {config.model_path or config.alias} can't do its work ({said}). {step}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from stentor.core.lazy import load
 from stentor.core.voice_files import NoVoice, find_kokoro_files, list_kokoro_voices
 from stentor.core.voices import VoiceCard, kokoro_language
-from stentor.engines.host import BadModel, SpeechConfig, need, run
+from stentor.engines.host import FETCH_AGAIN, BadModel, SpeechConfig, need, run
 from stentor.engines.onnx import open_session
 from stentor.engines.speaking.phonemes import plain_marks, respell
 from stentor.engines.speaking.sentences import Pace
@@ -31,7 +31,6 @@ PACE = Pace(first=20, growth=2.0, most=400, gather=True)
 _ENDS, _CLAUSES = frozenset(".!?…。！？｡‥"), frozenset(",;:—–،、，；：")
 _CLOSERS = "\"'”’»›)]}」』）】》"
 _STYLE = (-1, 1, 256)
-_STEP = "Fetch it again, or correct its source."
 _UNREADABLE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
@@ -51,14 +50,14 @@ class KokoroSynthesizer:
         except NoVoice as problem:
             raise BadModel(str(problem)) from None
         except _UNREADABLE as problem:
-            raise BadModel(f"the voices in {folder} can't be read: {problem}. {_STEP}") from None
+            raise BadModel(f"the voices in {folder} can't be read: {problem}. {FETCH_AGAIN}") from None
         self._numpy: Any = load("numpy")
         self._styles = {name: style for path in files for name, style in self._read_all(path)}
         session = open_session(load("onnxruntime"), model, threads)
         try:
             self._kokoro = self._make(library, session, files)
         except (KeyError, TypeError, ValueError, RuntimeError, *_UNREADABLE) as problem:
-            raise BadModel(f"{model} can't be loaded as a Kokoro model: {problem}. {_STEP}") from None
+            raise BadModel(f"{model} can't be loaded as a Kokoro model: {problem}. {FETCH_AGAIN}") from None
         self._phonemizer: Any = load("phonemizer")
         self._turn = threading.Lock()
 
@@ -80,10 +79,10 @@ class KokoroSynthesizer:
         except (KeyError, TypeError, ValueError, *_UNREADABLE):
             styles = []
         if not styles:
-            raise BadModel(f"{path} holds no voices of Kokoro's: arrays of 256 numbers a phoneme. {_STEP}")
+            raise BadModel(f"{path} holds no voices of Kokoro's: arrays of 256 numbers a phoneme. {FETCH_AGAIN}")
         empty = next((name for name, style in styles if not len(style)), None)
         if empty is not None:
-            raise BadModel(f"the voice '{empty}' in {path} is empty. {_STEP}")
+            raise BadModel(f"the voice '{empty}' in {path} is empty. {FETCH_AGAIN}")
         return styles
 
     def _read_styles(self, path: Path) -> Iterator[tuple[str, Any]]:

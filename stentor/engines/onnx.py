@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from stentor.core.lazy import load
-from stentor.engines.host import BadModel
+from stentor.engines.host import FETCH_AGAIN, BadModel
 
 # It has an exception for each of its statuses, and none above them.
 _STATUSES = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NoModel", "NoSuchFile", "NotImplemented")
@@ -29,4 +29,4 @@ def open_session(runtime: Any, path: Path, threads: int) -> Any:
         )
     except (RuntimeError, ValueError, OSError, *problems) as error:
         words = str(error).splitlines()[0].rstrip(".")
-        raise BadModel(f"{path} can't be loaded: {words}. Fetch it again, or correct its source.") from None
+        raise BadModel(f"{path} can't be loaded: {words}. {FETCH_AGAIN}") from None

@@ -11,14 +11,13 @@ import msgspec
 from stentor.core.lazy import load
 from stentor.core.voice_files import NoVoice, find_piper_files
 from stentor.core.voices import VoiceCard, read_piper_voices
-from stentor.engines.host import BadModel, SpeechConfig, need, run
+from stentor.engines.host import FETCH_AGAIN, BadModel, SpeechConfig, need, run
 from stentor.engines.onnx import open_session
 from stentor.engines.speaking.sentences import PACE
 from stentor.engines.speaking.synthesis import SpeakingEngine
 
 _EXTRA = "piper"
 _SLOWEST_HZ, _QUICKEST_HZ = 8_000, 192_000
-_STEP = "Fetch the voice again, or correct its source."
 
 
 class PiperSynthesizer:
@@ -38,7 +37,7 @@ class PiperSynthesizer:
         try:
             self.voices = read_piper_voices(text, model.stem)
         except ValueError as problem:
-            raise BadModel(f"{description} can't be read: {problem}. {_STEP}") from None
+            raise BadModel(f"{description} can't be read: {problem}. {FETCH_AGAIN}") from None
         self._voice = _load_voice(self._library, model, text, threads)
         self.rate_hz: int = self._voice.config.sample_rate
         # One text has all threads of the session; several at once would only share them.
@@ -64,11 +63,11 @@ def _load_voice(library: Any, model: Path, description: bytes, threads: int) -> 
     try:
         config = load("piper.config").PiperConfig.from_dict(msgspec.json.decode(description))
     except (KeyError, TypeError, ValueError, AttributeError) as problem:
-        raise BadModel(f"{model}.json is no description of a Piper voice: {problem!r}. {_STEP}") from None
+        raise BadModel(f"{model}.json is no description of a Piper voice: {problem!r}. {FETCH_AGAIN}") from None
     if not isinstance(config.sample_rate, int) or not _SLOWEST_HZ <= config.sample_rate <= _QUICKEST_HZ:
-        raise BadModel(f"{model}.json says a sample rate of {config.sample_rate!r}. {_STEP}")
+        raise BadModel(f"{model}.json says a sample rate of {config.sample_rate!r}. {FETCH_AGAIN}")
     if not config.phoneme_id_map:
-        raise BadModel(f"{model}.json names no phonemes (phoneme_id_map). {_STEP}")
+        raise BadModel(f"{model}.json names no phonemes (phoneme_id_map). {FETCH_AGAIN}")
     session = open_session(load("onnxruntime"), model, threads)
     return library.PiperVoice(session=session, config=config)
 

@@ -11,7 +11,7 @@ from stentor.engines.hearing.engine import HearingEngine
 from stentor.engines.hearing.sound import RATE
 from stentor.engines.hearing.transcription import Ear, HearOrder, Segment, Word
 from stentor.engines.hearing.windows import Detector, Loudness, Window
-from stentor.engines.host import BadModel, Problem, SpeechConfig, need, run
+from stentor.engines.host import FETCH_AGAIN, BadModel, Problem, SpeechConfig, need, run
 
 _EXTRA = "sense_voice"
 _WINDOW_BYTES = 256 << 20
@@ -52,8 +52,7 @@ class SenseVoice:
                 made = self._open(self._library, folder, self._config, language)
             except (RuntimeError, ValueError, OSError) as error:
                 words = (str(error).splitlines() or [""])[0].rstrip(".")
-                step = "Fetch it again, or correct its source."
-                raise BadModel(f"sherpa-onnx can't load {folder}: {words}. {step}") from None
+                raise BadModel(f"sherpa-onnx can't load {folder}: {words}. {FETCH_AGAIN}") from None
             self._recognizers = {name: each for name, each in self._recognizers.items() if name == "auto"}
             self._recognizers[language] = made
             return made

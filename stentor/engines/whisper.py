@@ -11,7 +11,7 @@ from stentor.engines.hearing.silero import Silero
 from stentor.engines.hearing.sound import RATE
 from stentor.engines.hearing.transcription import Ear, HearOrder, Segment, Word
 from stentor.engines.hearing.windows import Detector, Window
-from stentor.engines.host import BadModel, Problem, SpeechConfig, need, run
+from stentor.engines.host import FETCH_AGAIN, BadModel, Problem, SpeechConfig, need, run
 
 _EXTRA = "whisper"
 # What is tried in turn where the words found are unlikely: Whisper's own ladder.
@@ -20,7 +20,6 @@ _TEMPERATURES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 _MARK = "<|"
 _START, _END = "<|startoftranscript|>", "<|endoftext|>"
 _TOKENIZER = "tokenizer.json"
-_STEP = "Fetch it again, or correct its source."
 
 
 class Whisper:
@@ -38,7 +37,7 @@ class Whisper:
         library = need("faster_whisper", _EXTRA)
         tokenizer = Path(config.model_path, _TOKENIZER)
         if not tokenizer.is_file():
-            raise BadModel(f"{tokenizer} is missing. {_STEP}")  # the library would ask the hub
+            raise BadModel(f"{tokenizer} is missing. {FETCH_AGAIN}")  # the library would ask the hub
         try:
             self._model = library.WhisperModel(
                 config.model_path,
@@ -52,9 +51,9 @@ class Whisper:
             # And nothing else raises what is no more than that; it names no file.
             place = tokenizer if type(error) is Exception else config.model_path
             words = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
-            raise BadModel(f"faster-whisper can't load {place}: {words}. {_STEP}") from None
+            raise BadModel(f"faster-whisper can't load {place}: {words}. {FETCH_AGAIN}") from None
         if any(self._model.hf_tokenizer.token_to_id(mark) is None for mark in (_START, _END)):
-            raise BadModel(f"{tokenizer} is not Whisper's: it has no {_START}. {_STEP}")
+            raise BadModel(f"{tokenizer} is not Whisper's: it has no {_START}. {FETCH_AGAIN}")
         self._vad = load("faster_whisper.vad").get_vad_model()
         if self._model.model.device != "cpu":
             self._try_card()

@@ -168,6 +168,11 @@ def read_typed(fields: dict[str, msgspec.Raw], name: str, decode: Any, wanted: s
 
 def _positive(fields: dict[str, msgspec.Raw], name: str) -> int | None:
     value: int | None = read_typed(fields, name, _decode_int, "a whole number")
+    return positive(value, name)
+
+
+def positive(value: int | None, name: str) -> int | None:
+    """A number of tokens. Raises Refused below 1."""
     if value is not None and value < 1:
         raise bad_request(f"'{name}' is {value}; it must be at least 1.", name)
     return None if value is None else min(value, TOKENS_MAX)

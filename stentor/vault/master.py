@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from stentor.core.errors import StentorError
+from stentor.core.files import sync_folder
 from stentor.vault.settings import VaultSettings
 
 KEY_BYTES = 32
@@ -88,12 +89,3 @@ def write_key_file(path: Path, key: MasterKey) -> None:
             f"Can't write the master key to {path}: {error.strerror}. Make its directory writable, or give the key "
             "in STENTOR_MASTER_KEY."
         ) from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Have the names in a folder on disk."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -16,12 +16,12 @@ from sqlalchemy import Connection
 from stentor.audit.log import Actor, record_change
 from stentor.core.clock import Clock
 from stentor.core.errors import Refused
+from stentor.core.files import write_whole
 from stentor.core.ids import ModelId
 from stentor.core.scheduler import InstanceCard
 from stentor.runtime.catalogue import Catalogue
 from stentor.runtime.origins import HubSource, SourceError, parse_source
 from stentor.runtime.registered import delete_registered, list_registered, put_registered, write_spec
-from stentor.runtime.snapshots import write_whole
 from stentor.runtime.spec import InvalidModel, ModelSpec, explain_invalid, read_spec
 from stentor.store.database import Database
 

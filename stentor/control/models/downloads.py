@@ -10,9 +10,9 @@ import msgspec
 
 from stentor.core.clock import Clock
 from stentor.core.errors import UNREADABLE, Refused, StentorError
+from stentor.core.files import write_whole
 from stentor.core.ids import new_uuid7
 from stentor.runtime.downloads import FetchCancelled, FetchError, Progress
-from stentor.runtime.snapshots import write_whole
 from stentor.telemetry.logs import Log
 
 AT_ONCE = 2

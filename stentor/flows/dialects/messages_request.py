@@ -6,7 +6,7 @@ See https://docs.anthropic.com/en/api/messages for the shapes.
 import msgspec
 
 from stentor.flows.answer import NOTHING
-from stentor.flows.ask import bad_request
+from stentor.flows.ask import bad_request, positive
 from stentor.flows.dialects.counting import count_ask
 from stentor.flows.dialects.reading import (
     Json,
@@ -15,7 +15,6 @@ from stentor.flows.dialects.reading import (
     decode_body,
     given,
     image_part,
-    positive,
     translated,
     unsupported,
     with_instructions,

@@ -8,7 +8,7 @@ import msgspec
 
 from stentor.core.errors import Refused
 from stentor.flows.answer import NOTHING, NULL
-from stentor.flows.ask import TOKENS_MAX, Ask, bad_request, fill_chat, fill_completion
+from stentor.flows.ask import Ask, bad_request, fill_chat, fill_completion
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -81,13 +81,6 @@ def _raw(value: Any) -> msgspec.Raw:
 def unsupported(name: str, why: str) -> Refused:
     """A 400 for what this server can't do; ``why`` ends the sentence «'name' …»."""
     return bad_request(f"'{name}' {why}", name, "unsupported_parameter")
-
-
-def positive(value: int | None, name: str) -> int | None:
-    """A number of tokens. Raises Refused below 1."""
-    if value is not None and value < 1:
-        raise bad_request(f"'{name}' is {value}; it must be at least 1.", name)
-    return None if value is None else min(value, TOKENS_MAX)
 
 
 def with_instructions(instructions: Sequence[str], messages: list[Json]) -> list[Json]:

@@ -9,14 +9,13 @@ from typing import Any
 import msgspec
 
 from stentor.flows.answer import NOTHING
-from stentor.flows.ask import bad_request
+from stentor.flows.ask import bad_request, positive
 from stentor.flows.dialects.reading import (
     Json,
     TranslatedAsk,
     choose_tools,
     decode_body,
     given,
-    positive,
     translated,
     unsupported,
     with_instructions,
