@@ -180,7 +180,7 @@ def _models(settings: "Settings") -> Iterator[Finding]:
                 yield Finding(name, "ok", f"served by {served}")
             continue
         try:
-            yield _model_file(name, cache, sources, spec.source)
+            yield _model_file(name, cache, sources, spec)
         except StentorError as error:
             yield Finding(name, "problem", str(error), "Correct its source in the settings.")
 
@@ -203,11 +203,13 @@ def _find_gaps(settings: "Settings", name: str, spec: "ModelSpec") -> Iterator[F
         yield Finding(name, "warning", text, "Correct 'fallbacks', or add that model with `stentor models add`.")
 
 
-def _model_file(name: str, cache: Any, sources: Any, source: str) -> Finding:
+def _model_file(name: str, cache: Any, sources: Any, spec: "ModelSpec") -> Finding:
+    source = spec.source
     found = cache.find(source)
     if found is None and not source.startswith("file:"):
         return Finding(name, "warning", "not fetched yet", f"`stentor models pull '{source}'` fetches it.")
     path = sources.check_file(found if found is not None else Path(source.removeprefix("file:")))
+    sources.check_fits(spec.engine, path)
     return Finding(name, "ok", f"{path} ({sources.find_size(path) >> 20} MiB)")
 
 

@@ -72,14 +72,17 @@ def fetch_missing(settings: "Settings") -> None:
     wanted = [spec for spec in settings.runtime.models if spec.preload and spec.source]
     failures = [error for spec in wanted if (error := _find_failure(settings, spec)) is not None]
     if failures and len(failures) == len(settings.runtime.models):
-        raise failures[0]
+        if wanted[0].source != load("stentor.settings.models").STARTER_SOURCE:
+            raise failures[0]
+        raise StentorError(f"{failures[0]} With a file of yours: `stentor up --model FILE.gguf`.") from failures[0]
     for error in failures:
         click.echo(f"stentor: {error}", err=True)
 
 
 def _find_failure(settings: "Settings", spec: "ModelSpec") -> StentorError | None:
     try:
-        fetch_model(settings, spec.source, spec.id, lambda: load("stentor.app").check_address(settings))
+        path = fetch_model(settings, spec.source, spec.id, lambda: load("stentor.app").check_address(settings))
+        load("stentor.runtime.sources").check_fits(spec.engine, path)
     except StentorError as error:
         return error
     return None

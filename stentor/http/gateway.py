@@ -175,9 +175,10 @@ class Gateway:
         if path.endswith("/") and not path.endswith("//") and path.startswith(_SLASHED):
             return self._find(method, path[:-1])
         if allowed:
+            pages = " Pages of other websites may call what CORS_ORIGINS names." if method == "OPTIONS" else ""
             raise Refused(
                 "method_not_allowed",
-                f"{path[:200]} doesn't answer {method[:20]}, only {', '.join(sorted(allowed))}.",
+                f"{path[:200]} doesn't answer {method[:20]}, only {', '.join(sorted(allowed))}.{pages}",
                 details={"allowed": sorted(allowed)},
             )
         hint = self._find_meant(path)

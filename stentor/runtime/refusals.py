@@ -27,7 +27,7 @@ def told(model: ModelId) -> Iterator[None]:
     except StartFailed as problem:
         raise Refused(
             "model_unavailable",
-            f"The model '{model}' could not be started: {problem.public}. The list of instances has the details.",
+            f"The model '{model}' could not be started: {problem.public}. `stentor models list` tells why.",
             details={"reason": problem.public},
         ) from problem
     except TimeoutError as problem:

@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 DEFAULT_LIMIT_BYTES = 1 << 40
+_SHOWN_FILES = 5
 
 
 class _Pull(msgspec.Struct):
@@ -148,3 +149,12 @@ def check_file(path: Path) -> Path:
     if first != GGUF_MAGIC and path.suffix != ".onnx":
         raise FetchError(f"{path} is not a GGUF file: it begins with {first!r} in place of {GGUF_MAGIC!r}.")
     return path
+
+
+def check_fits(engine: str, path: Path) -> None:
+    """Raises FetchError where an engine that reads one GGUF file is given a folder."""
+    if engine not in ("llama", "llama-server") or not path.is_dir():
+        return
+    names = sorted(file.name for file in path.glob("*.gguf"))[:_SHOWN_FILES]
+    hint = f"Name a file in it: {', '.join(names)}." if names else "There is none in it."
+    raise FetchError(f"{path} is a folder, and the engine '{engine}' wants one GGUF file. {hint}")

@@ -399,3 +399,9 @@ def test_a_key_in_a_wrong_place_is_told(gate: Gate, header, said):
         answer = connection.answer()
     assert answer.status == 401
     assert said in answer.body.decode()
+
+
+def test_a_browser_of_another_website_is_told_of_the_setting(gate: Gate):
+    answer = gate.ask("OPTIONS", "/v1/models", b"", Origin="http://localhost:3000")
+    assert answer.status == 405
+    assert "CORS_ORIGINS" in answer.body.decode()

