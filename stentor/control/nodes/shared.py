@@ -48,6 +48,7 @@ from stentor.core.clock import Clock
 from stentor.core.errors import InDoubt, LeasesLost, Refused, StoreUnavailable
 from stentor.core.ids import UserId
 from stentor.store.database import Database
+from stentor.telemetry.background import keep_going
 from stentor.telemetry.logs import Log
 
 BEAT_S = 2.0
@@ -91,7 +92,8 @@ class SharedBooks(LocalBooks):
         self._requests = LentRequests()
         self.follower: Follower | None = None
         self._node_account: KeyAccount | None = None
-        self._beating = asyncio.get_running_loop().create_task(self._beat_on(), name="node-beat")
+        beating = keep_going("node-beat", self._beat_on, self._log)
+        self._beating = asyncio.get_running_loop().create_task(beating, name="node-beat")
 
     def stop(self) -> None:
         """End what goes on in the background."""
