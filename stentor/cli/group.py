@@ -1,4 +1,7 @@
-"""The root group: a help page whose lines aren't cut, and a way on for who types another program's words."""
+"""Groups of commands: a help page whose lines aren't cut, and a way on for who types another program's words."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import click
 
@@ -32,8 +35,29 @@ _ELSEWHERE = {
 _WIDEST = 1000
 
 
-class RootGroup(click.Group):
+class WordsGroup(click.Group):
+    """A group that answers words of other programs (``words``: what each leads to, as a sentence)."""
+
+    def __init__(self, *arguments: Any, words: Mapping[str, str], **fields: Any) -> None:
+        super().__init__(*arguments, **fields)
+        self._words = words
+
+    def resolve_command(
+        self, context: click.Context, arguments: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that the first argument names. Raises UsageError for another word."""
+        word = arguments[0]
+        if word in self._words and self.get_command(context, word) is None:
+            context.fail(f"There is no command '{word}'. {self._words[word]}")
+        return super().resolve_command(context, arguments)
+
+
+class RootGroup(WordsGroup):
     """All commands. An unknown one is answered with the command that does here what its name says elsewhere."""
+
+    def __init__(self, *arguments: Any, **fields: Any) -> None:
+        words = {word: f"Here it is `{command}`." for word, command in _ELSEWHERE.items()}
+        super().__init__(*arguments, words=words, **fields)
 
     def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Each command with its whole first sentence."""
@@ -41,12 +65,3 @@ class RootGroup(click.Group):
         rows = [(name, command.get_short_help_str(_WIDEST)) for name, command in shown if command is not None]
         with formatter.section("Commands"):
             formatter.write_dl(rows)
-
-    def resolve_command(
-        self, context: click.Context, arguments: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that the first argument names. Raises UsageError for another word."""
-        word = arguments[0]
-        if word in _ELSEWHERE and self.get_command(context, word) is None:
-            context.fail(f"There is no command '{word}'. Here it is `{_ELSEWHERE[word]}`.")
-        return super().resolve_command(context, arguments)

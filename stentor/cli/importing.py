@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from stentor.cli.backend import find_server, open_backend
+from stentor.cli.group import WordsGroup
 from stentor.cli.options import place_options, read_settings
 from stentor.cli.render import json_option, plain, print_json, print_rows
 from stentor.core.errors import StentorError
@@ -16,7 +17,10 @@ from stentor.core.lazy import load
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-@click.group("import")
+_LITELLM = "Its file is short: write the same into stentor.toml, word for word as in docs/guide/first-steps.md."
+
+
+@click.group("import", cls=WordsGroup, words={"litellm": _LITELLM})
 def import_command() -> None:
     """Take over models and settings of other programs."""
 

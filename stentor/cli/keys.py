@@ -7,6 +7,7 @@ from urllib.parse import quote
 import click
 
 from stentor.cli.backend import open_backend
+from stentor.cli.group import WordsGroup
 from stentor.cli.options import place_options, read_settings
 from stentor.cli.render import Row, json_option, money_of, plain, print_json, print_rows, show_row, show_rows, time_of
 from stentor.cli.values import Dollars, KeyIdText, Moment, Span
@@ -20,7 +21,7 @@ _MONEY = {
 }
 
 
-@click.group()
+@click.group(cls=WordsGroup, words=dict.fromkeys(("delete", "remove", "rm"), "Here it is `stentor keys revoke`."))
 def keys() -> None:
     """Make, list, revoke and rotate API keys."""
 

@@ -6,6 +6,7 @@ from urllib.parse import quote
 import click
 
 from stentor.cli.backend import open_backend
+from stentor.cli.group import WordsGroup
 from stentor.cli.options import place_options, read_settings
 from stentor.cli.render import (
     format_usd,
@@ -21,8 +22,10 @@ from stentor.cli.render import (
 from stentor.cli.values import Dollars
 from stentor.core.lazy import load
 
+_GONE = "What somebody used stays in the books; `stentor users set NAME --inactive` shuts them out with all their keys."
 
-@click.group()
+
+@click.group(cls=WordsGroup, words=dict.fromkeys(("delete", "remove", "rm"), _GONE))
 def users() -> None:
     """List and make users, and fill their balances."""
 

@@ -257,7 +257,9 @@ def make_spec(fields: Mapping[str, Any]) -> ModelSpec:
     try:
         return read_spec(dict(fields))
     except (msgspec.ValidationError, InvalidModel) as error:
-        raise Refused("invalid_request", f"The model can't be used: {explain_invalid(error)}") from None
+        problem, _, path = explain_invalid(error).partition(" - at `$.")
+        field = f"{path.rstrip('`')}: " if path else ""
+        raise Refused("invalid_request", f"The model can't be used: {field}{problem.rstrip('.')}.") from None
 
 
 def describe_config(spec: ModelSpec) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from stentor.cli import root
         (("list",), "Here it is `stentor models list`."),
         (("status",), "Here it is `stentor ps` and `stentor doctor`."),
         (("key", "list"), "Here it is `stentor keys`."),
+        (("keys", "delete", "k1"), "Here it is `stentor keys revoke`."),
+        (("users", "rm", "ann"), "`stentor users set NAME --inactive` shuts them out"),
+        (("import", "litellm", "config.yaml"), "docs/guide/first-steps.md"),
         (("usge",), "'usage'"),
     ],
 )
