@@ -67,7 +67,7 @@ def find_file_problem(path: Path) -> str | None:
     except OSError as problem:
         return f"model file {path} can't be read: {problem.strerror}. Fetch it again or correct the source."
     if magic != _GGUF_MAGIC:
-        return f"model file {path} is not a GGUF file (it begins with {magic!r}). Fetch it again."
+        return f"model file {path} is not a GGUF file (it begins with {magic!r}). Fetch it again or correct the source."
     return None
 
 
@@ -143,7 +143,8 @@ def serve(config: LlamaConfig) -> None:
     except RuntimeError as failure:
         if _is_port_taken(config.port):
             _end(EXIT_UNAVAILABLE, f"error: port {config.port} is taken by another program")
-        _end(EXIT_BAD_MODEL, f"error: llama.cpp can't load {config.model_path}: {failure} (the lines above say why)")
+        place, step = " with ".join(map(str, files)), "Fetch it again, or correct its source"
+        _end(EXIT_BAD_MODEL, f"error: llama.cpp can't load {place}: {failure}. {step}; the lines above say why.")
     signalled = _catch_signals()
     sys.stderr.write(f"serving {config.alias} at {server.listening_address}\n")
     sys.stderr.flush()
