@@ -18,7 +18,7 @@ from tests.scripted_engine import script
 
 GONE_S = 8.0
 BACK_S = 60.0
-STEP_S = 3  # for which the server waits in a step; a machine that is busy holds it up for a second
+STEP_S = 2  # for which the server waits in a step; a machine that is busy holds it up for a second
 BOUND_S = 60.0  # an answer waits for a few steps
 BALANCE = price(100_000, 100_000)
 
