@@ -54,7 +54,7 @@ for line in sys.stdin:
 
     def end(self) -> None:
         self._child.kill()
-        self._child.communicate(timeout=10)
+        self._child.communicate(timeout=30)
 
 
 @pytest.fixture

@@ -46,12 +46,12 @@ def test_a_second_server_is_refused_with_the_firsts_pid(tmp_path: Path) -> None:
         with pytest.raises(StentorError, match=f"process {child.pid}.*STENTOR_DATA_DIR"):
             Database.open(in_data(tmp_path))
         child.send_signal(signal.SIGKILL)
-        child.wait(10)
+        child.wait(30)
         assert find_holder(tmp_path) is None
         Database.open(in_data(tmp_path)).close()
     finally:
         child.kill()
-        child.wait(10)
+        child.wait(30)
         child.stdout.close()
 
 

@@ -239,7 +239,7 @@ async def _acknowledged_until_killed(data_dir: Path) -> list[str]:
         await asyncio.sleep(random.uniform(0.05, 0.4))
     finally:
         child.kill()
-        child.wait(timeout=20)
+        child.wait(timeout=30)
     return said.read_text().rpartition("\n")[0].splitlines()
 
 
