@@ -179,6 +179,7 @@ class Victim:
         models = "\n".join([scripted_model(), scripted_model("narrow", parallel=1, preload=False)])
         self.server = Server(folder, models, "--admin-key", slots=2, **settings)
         self.server.program = (PROGRAM, str(self.arm))
+        self._struck = False
 
     def prepare(self) -> None:
         self.gate = Gate(self.server)
@@ -205,6 +206,18 @@ class Victim:
         else:
             until(lambda: not all(part.is_running() for part in parts), timeout_s=PATIENCE_S)
         assert not self.arm.exists()
+
+    @contextlib.contextmanager
+    def being_struck(self) -> Iterator[None]:
+        """Begin with a server that runs and has nothing to do, whatever was left by a strike that didn't go well."""
+        if self._struck:
+            self.arm.unlink(missing_ok=True)
+            if self.server.process is not None:
+                self.server.kill()
+            self.server.start()
+        self._struck = True
+        yield
+        self._struck = False
 
     def heal(self) -> None:
         """Afterwards all of it runs."""
@@ -297,19 +310,25 @@ def check_told(victim: Victim, point: Point, before: Asked, asked: Asked) -> Non
 
 def run_alone(victim: Victim, point: Point) -> None:
     """Strike at a server in one process."""
-    before, holder, asked = strike(victim, point)
-    victim.wait_killed([])
-    holder.wait()
-    asked.wait()
-    victim.heal()
-    assert victim.reserved() == 0
-    check_told(victim, point, before, asked)
-    assert victim.events(holder.nonce) == []
-    victim.check()
+    with victim.being_struck():
+        before, holder, asked = strike(victim, point)
+        victim.wait_killed([])
+        holder.wait()
+        asked.wait()
+        victim.heal()
+        assert victim.reserved() == 0
+        check_told(victim, point, before, asked)
+        assert victim.events(holder.nonce) == []
+        victim.check()
 
 
 def run_crew(victim: Victim, point: Point) -> None:
     """Strike at a server with workers: the point is reached in one of them, or in the authority."""
+    with victim.being_struck():
+        _run_crew(victim, point)
+
+
+def _run_crew(victim: Victim, point: Point) -> None:
     workers = victim.parts()
     before, holder, asked = strike(victim, point)
     authority = point.name.startswith(("desk-", "group-"))
