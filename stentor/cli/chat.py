@@ -13,6 +13,7 @@ import msgspec
 from stentor.cli.options import place_options, read_settings
 from stentor.cli.render import printable
 from stentor.core.errors import StentorError
+from stentor.store.lock import find_holder
 
 if TYPE_CHECKING:
     from stentor.settings import Settings
@@ -21,6 +22,9 @@ TIMEOUT_S = 300.0
 _EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - an address to replace, not to bind
 
 Message = dict[str, str]
+
+_NOWHERE = "Start one with `stentor up`, or name it with --url."
+_ELSEWHERE = "One runs on this data folder: name with --url the address that it told when it started."
 
 
 @click.command()
@@ -35,7 +39,8 @@ def chat(config: str | None, data_dir: str | None, message: str | None, **given:
     """Talk to the running server; with MESSAGE (or piped text) it answers once and ends."""
     settings = read_settings({"config": config, "data_dir": data_dir})
     key: str = given["key"] or settings.api_key or _ask_for_key()
-    server = Server(given["url"] or base_url_of(settings), key)
+    elsewhere = not given["url"] and find_holder(settings.data_dir) is not None
+    server = Server(given["url"] or base_url_of(settings), key, _ELSEWHERE if elsewhere else _NOWHERE)
     model = given["model"] or server.choose_model()
     opening = [{"role": "system", "content": given["system"]}] if given["system"] else []
     talk = Talk(server, model, opening, given["max_tokens"])
@@ -67,12 +72,14 @@ def base_url_of(settings: "Settings") -> str:
 class Server:
     """The OpenAI-compatible endpoint at ``base_url``, called with one key."""
 
-    def __init__(self, base_url: str, key: str) -> None:
+    def __init__(self, base_url: str, key: str, advice: str) -> None:
+        """``advice`` is what to do where nobody answers."""
         parts = urlsplit(base_url.rstrip("/"))
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise StentorError(f"{base_url} is not an address like http://127.0.0.1:4000/v1.")
         self._base_url = base_url
         self._parts = parts
+        self._advice = advice
         self._headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
 
     def choose_model(self) -> str:
@@ -113,9 +120,7 @@ class Server:
         except ssl.SSLError as error:
             raise StentorError(f"{self._base_url} can't be spoken to by TLS: {error}. Does it speak http?") from None
         except (OSError, http.client.HTTPException) as error:
-            raise StentorError(
-                f"No server answers on {self._base_url}: {error}. Start one with `stentor up`, or name it with --url."
-            ) from None
+            raise StentorError(f"No server answers on {self._base_url}: {error}. {self._advice}") from None
         if answer.status != http.HTTPStatus.OK:
             raise StentorError(_error_of(answer.read(), answer.status))
         return answer

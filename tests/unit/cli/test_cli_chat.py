@@ -150,5 +150,13 @@ def test_no_server_says_how_to_start_one(stentor):
     assert "stentor up" in err
 
 
+def test_a_server_with_another_address_is_told(held, stentor, monkeypatch):
+    monkeypatch.setenv("STENTOR_PORT", "1")
+    status, _, err = stentor("chat", "hi", "--key", "sk-x")
+    assert status == 1
+    assert "No server answers on http://127.0.0.1:1/v1" in err
+    assert "One runs on this data folder: name with --url" in err
+
+
 def test_a_broken_address_is_refused(stentor):
     assert "is not an address like" in stentor("chat", "hi", "--url", "localhost:4000", "--key", "k")[2]
