@@ -25,6 +25,8 @@ from tests.serving import Answer, Server
 Json = dict[str, Any]
 T = TypeVar("T")
 OLLAMA = {f"/api/{name}" for name in ("chat", "generate", "embed", "embeddings", "tags", "show", "ps", "version")}
+OLLAMA |= {f"/api/{name}" for name in ("pull", "push", "create", "copy", "delete")}  # refused, as its clients read it
+WITHOUT_V1 = {"chat/completions", "completions", "embeddings", "models", "responses", "rerank"}
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 INPUT_NANO, OUTPUT_NANO = 100, 200  # the local default price of one token
@@ -123,7 +125,8 @@ class Contract:
 
     def check_error(self, path: str, value: Any) -> None:
         """``value`` must be an error in the envelope of ``path``."""
-        name = "ErrorEnvelope" if path.lstrip("/").startswith("v1") else "DetailEnvelope"
+        bare = path.strip("/") in WITHOUT_V1  # of clients whose base URL lacks /v1: they read nothing else
+        name = "ErrorEnvelope" if path.lstrip("/").startswith("v1") or bare else "DetailEnvelope"
         if path.startswith("/v1/messages"):
             name = "AnthropicError"
         elif path in OLLAMA:

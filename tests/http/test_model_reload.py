@@ -62,7 +62,7 @@ BAD = {
     scripted_model() + scripted_model(): "scripted",
     scripted_model("scripted", wings=2): "wings",
     "prot = 1\n" + scripted_model(): "is not a setting",
-    scripted_model("a", aliases=["b"]) + scripted_model("b"): "already taken",
+    scripted_model("a", aliases=["b"]) + scripted_model("b"): "'b' is the name of two models",
 }
 
 

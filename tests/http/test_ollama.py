@@ -405,8 +405,14 @@ def test_an_engine_that_fails_after_the_first_word(client, each):
 
 
 def test_what_isnt_ollamas_keeps_its_own_envelope(each):
-    answer = each.ask("POST", "/api/pull", {"model": "x"})
+    answer = each.ask("POST", "/api/nothing", {"model": "x"})
     assert (answer.status, set(answer.json())) == (404, {"detail", "code"})
+
+
+def test_who_wants_to_pull_is_told_who_does_it_here(each):
+    answer = each.ask("POST", "/api/pull", {"model": "x"})
+    assert (answer.status, answer.json()["code"]) == (404, "not_found")
+    assert "`stentor models`" in answer.json()["error"]
 
 
 # -- llama-swap's words for what is loaded
