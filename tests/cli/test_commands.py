@@ -255,6 +255,7 @@ def test_version_is_the_packages(place):
     assert place("--version").stdout == told
 
 
+@pytest.mark.timeout(300)  # a dozen programs, and a database that may have to start first
 def test_the_same_commands_with_postgresql(place, postgres_url):
     name = f"cli_{uuid.uuid4().hex}"
     settings = {"STENTOR_DATABASE_URL": postgres_url, "STENTOR_DATABASE_SCHEMA": name, "STENTOR_PORT": "0"}

@@ -149,6 +149,7 @@ def test_a_taken_port_is_refused_in_one_line(server, tmp_path):
     assert "choose another one with --port" in said
 
 
+@pytest.mark.timeout(300)  # a dozen programs
 def test_keys_made_without_a_server_work_in_the_next_one(tmp_path):
     server = Server(tmp_path, scripted_model())
     with server:
