@@ -72,9 +72,10 @@ def fetch_missing(settings: "Settings") -> None:
     wanted = [spec for spec in settings.runtime.models if spec.preload and spec.source]
     failures = [error for spec in wanted if (error := _find_failure(settings, spec)) is not None]
     if failures and len(failures) == len(settings.runtime.models):
-        if wanted[0].source != load("stentor.settings.models").STARTER_SOURCE:
-            raise failures[0]
-        raise StentorError(f"{failures[0]} With a file of yours: `stentor up --model FILE.gguf`.") from failures[0]
+        failed = isinstance(failures[0], load("stentor.runtime.downloads").FetchError)
+        if failed and wanted[0].source == load("stentor.settings.models").STARTER_SOURCE:
+            raise StentorError(f"{failures[0]} With a file of yours: `stentor up --model FILE.gguf`.") from failures[0]
+        raise failures[0]
     for error in failures:
         click.echo(f"stentor: {error}", err=True)
 

@@ -166,9 +166,9 @@ def test_doctor_finds_a_provider_that_the_vault_lacks(stentor, tmp_path):
 
 
 def test_a_second_start_is_told_of_the_first(stentor, held, monkeypatch):
-    """``held`` is held by this very process, so another one is made of it."""
-    monkeypatch.setattr("stentor.app.server.os.getpid", lambda: 1)
+    """``held`` is held by this very process, which would not tell of itself."""
+    monkeypatch.setattr("stentor.app.server.find_holder", lambda _folder: 4242)
     with socket.create_server(("127.0.0.1", 0)) as first:
         status, out, err = stentor("up", "--port", str(first.getsockname()[1]))
     assert (status, out) == (1, "")
-    assert f"A Stentor runs on {held} already (process " in err
+    assert f"A Stentor runs on {held} already (process 4242)." in err
