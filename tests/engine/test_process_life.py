@@ -121,7 +121,8 @@ async def test_crash_loop_ends_and_says_so_at_once(make_scheduler: Any, tmp_path
     with pytest.raises(Refused):
         await take(scheduler, "fake")
     await until(lambda: len(note.read_text().splitlines()) == 3)
-    await asyncio.sleep(0.5)
+    await until(lambda: next(iter(scheduler._instances.values())).process.breaker.is_open)
+    await asyncio.sleep(0.3)
     began = time.monotonic()
     with pytest.raises(Refused, match="could not be started") as refusal:
         await take(scheduler, "fake")
