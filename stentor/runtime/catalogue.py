@@ -130,7 +130,8 @@ class Catalogue:
         elif name in AUTOMATIC_NAMES:
             hint = f"More than one model could answer; name one of: {', '.join(sorted(visible)[:8])}."
         else:
-            hint = f"Nearest: {', '.join(nearest)}. GET /v1/models lists what this key may use."
+            found = "Nearest" if close else "There is"
+            hint = f"{found}: {', '.join(nearest)}. GET /v1/models lists what this key may use."
         return Refused(
             "model_not_found",
             f"The model '{name[:200]}' does not exist or is not available to this key. {hint}",
