@@ -38,8 +38,8 @@ class ModelReload:
             except TimeoutError:
                 if _mark(self._settings.config_file) == self._mark:
                     continue
-            self._asked.clear()
             self._mark = await self._settled()
+            self._asked.clear()  # whoever asked until now gets what is read now
             await self.reload()
 
     async def _settled(self) -> _Mark:
