@@ -59,7 +59,7 @@ def test_models_come_change_and_go_with_the_file(gate: Gate):
 
 BAD = {
     "[[models]\n": "is not valid TOML",
-    scripted_model() + scripted_model(): "scripted",
+    scripted_model() + scripted_model(): "'scripted' is the name of two models",
     scripted_model("scripted", wings=2): "wings",
     "prot = 1\n" + scripted_model(): "is not a setting",
     scripted_model("a", aliases=["b"]) + scripted_model("b"): "'b' is the name of two models",
