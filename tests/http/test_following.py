@@ -31,7 +31,7 @@ def upstream() -> Iterator[EngineProcess]:
 
 def fresh(name: str) -> str:
     """A name that nothing has."""
-    return f"{name}-{uuid.uuid4().hex[:8]}"
+    return f"{name}-{uuid.uuid4().int % 10**8:08}"
 
 
 def status(gate: Gate, key: str, model: str = "scripted") -> int:

@@ -61,8 +61,8 @@ def _tidy(request: pytest.FixtureRequest, hub: Hub) -> Iterator[None]:
 
 
 def fresh(name: str) -> str:
-    """A repository that nothing was fetched from."""
-    return f"org/{name}-{uuid.uuid4().hex[:8]}-GGUF"
+    """A repository that nothing was fetched from. In digits: letters might spell a kind of model, as e5 does."""
+    return f"org/{name}-{uuid.uuid4().int % 10**8:08}-GGUF"
 
 
 @pytest.fixture

@@ -306,7 +306,7 @@ def register(wide: Wide, **fields: Any) -> Any:
 
 def test_a_remote_model_is_registered_with_a_provider_and_a_price(wide: Wide) -> None:
     price = {"input": 3, "output": 6}
-    name = f"new-remote-{uuid.uuid4().hex[:8]}"
+    name = f"new-remote-{uuid.uuid4().int % 10**8:08}"
     made = register(wide, id=name, remote={"provider": "acme", "price": price}, ctx=4096, aliases=[f"{name}-too"])
     assert made.status == 200, made.body
     assert made.json()["definition"]["remote"]["provider"] == "acme"
