@@ -381,7 +381,10 @@ async def test_what_running_requests_hold_cannot_be_taken_off(house, ann: str) -
     assert (refusal.code, refusal.param) == ("invalid_request", "amount")
     await house.management.top_up(OPERATOR, "bob", -1500)
     await house.close(grant)
-    assert await house.balance("bob") == house.books.roll.keys[key].user.balance.free() == 500
+    assert await house.balance("bob") == 500
+    # Among others it may have been read before the request was settled; then it is thought to be more, until one asks.
+    assert house.books.roll.keys[key].user.balance.free() in ({500, 3500} if house.database.is_shared else {500})
+    assert (await refused(house.open(key))).code == "insufficient_balance"
     await house.check()
 
 
