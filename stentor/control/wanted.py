@@ -4,6 +4,7 @@ import msgspec
 
 from stentor.core.errors import Refused
 from stentor.core.ids import ProjectId
+from stentor.core.principal import goes_beyond
 from stentor.people.values import ApiKey, KeyLimits, User
 
 
@@ -30,7 +31,7 @@ def check_within(creator: ApiKey, ask: KeyAsk | ApiKey) -> None:
     """Raises Refused if ``ask`` would allow what the creator's own key doesn't."""
     for field in ("scopes", "models", "endpoints"):
         own, wanted = getattr(creator, field), getattr(ask, field)
-        if own and (not wanted or set(wanted) - set(own)):
+        if goes_beyond(wanted, own):
             raise Refused(
                 "insufficient_scope", f"A key can't allow more {field} than its maker's: {', '.join(own)}.", param=field
             )

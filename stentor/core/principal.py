@@ -32,6 +32,11 @@ class Principal(msgspec.Struct, frozen=True, array_like=True):
     session_key: str = ""
 
 
+def goes_beyond(wanted: Collection[str], own: Collection[str]) -> bool:
+    """Whether ``wanted`` allows something that ``own`` doesn't; either allows all where it is empty."""
+    return bool(own) and not (wanted and set(wanted) <= set(own))
+
+
 class Rights(Protocol):
     """What a key may use, empty meaning all."""
 
@@ -44,5 +49,4 @@ class Rights(Protocol):
 
 def is_narrowed(before: Rights, after: Rights) -> bool:
     """Whether something that was allowed isn't any more."""
-    pairs = ((before.models, after.models), (before.endpoints, after.endpoints))
-    return any(new and not (old and set(old) <= set(new)) for old, new in pairs)
+    return goes_beyond(before.models, after.models) or goes_beyond(before.endpoints, after.endpoints)

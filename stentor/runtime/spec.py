@@ -237,11 +237,12 @@ def read_spec(fields: Mapping[str, Any]) -> ModelSpec:
     return spec
 
 
-def explain_invalid(error: msgspec.ValidationError | InvalidModel) -> str:
-    """What :func:`read_spec` found, for a person; ends in the place, as msgspec says it."""
-    problem, at, path = str(error).partition(" - at `$.")
-    fields = re.split(r"[^a-z_]+", path)
-    return _explain(problem, fields[-2] if len(fields) > 1 else "") + at + path
+def explain_invalid(error: msgspec.ValidationError | InvalidModel) -> tuple[str, str]:
+    """What :func:`read_spec` found, for a person, and the field, such as ``remote.price``; empty if it is none."""
+    problem, _, place = str(error).partition(" - at `$")
+    path = place.removeprefix(".").rstrip("`")
+    fields = [field for field in re.split(r"[^a-z_]+", path) if field]
+    return _explain(problem, fields[-1] if fields else ""), path
 
 
 def _explain(problem: str, field: str) -> str:

@@ -125,8 +125,8 @@ def _read_table(file: File, section: int, table: dict[str, Any], engine_bin: Pat
     except InvalidModel as error:
         raise SettingsError(f"{error} ({file.place('', section)})") from None
     except msgspec.ValidationError as error:
-        problem, _, path = explain_invalid(error).partition(" - at `$")
-        shown = re.sub(r"[^a-z_.].*", "", path.removeprefix(".").rstrip("`"))
+        problem, path = explain_invalid(error)
+        shown = re.sub(r"[^a-z_.].*", "", path)
         key = shown.partition(".")[0]
         place = file.place(key, section) if key else file.place("", section)
         raise SettingsError(f"{shown or 'models'} ({place}): {problem}.") from None

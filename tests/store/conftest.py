@@ -23,7 +23,7 @@ from stentor.telemetry.settings import TelemetrySettings
 from stentor.vault.keyring import Keyring
 from stentor.vault.settings import VaultSettings
 from tests.receiver import Receiver, receiving
-from tests.store.house import OPERATOR, USD, FewPlaces, HeldClock, House
+from tests.store.house import OPERATOR, USD, FewPlaces, HeldClock, House, two_houses
 from tests.store.watch import Watch
 
 __all__ = ["OPERATOR", "USD", "FewPlaces", "HeldClock", "House"]  # programs that tests run import them from here
@@ -110,6 +110,13 @@ def clock() -> HeldClock:
 @pytest.fixture
 def places() -> FewPlaces:
     return FewPlaces()
+
+
+@pytest.fixture
+async def pair(store_settings: StoreSettings, tmp_path: Path, clock: HeldClock) -> AsyncIterator[tuple[House, House]]:
+    """Two nodes with the same clock and master key."""
+    async with two_houses(store_settings, tmp_path, clock) as houses:
+        yield houses
 
 
 @pytest.fixture

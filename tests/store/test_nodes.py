@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -25,8 +24,7 @@ from stentor.people.sessions import digest_token
 from stentor.people.values import KeyLimits
 from stentor.store.leader import Leader
 from stentor.store.schema import bucket, leases, nodes, usage_events
-from stentor.store.settings import StoreSettings
-from tests.store.house import OPERATOR, USD, HeldClock, House, two_houses
+from tests.store.house import OPERATOR, USD, HeldClock, House
 
 PRICE = 3000  # what ten tokens in and ten out cost
 PARALLEL = 200
@@ -36,13 +34,6 @@ PARALLEL = 200
 def system() -> str:
     """Only here can there be two."""
     return "postgres"
-
-
-@pytest.fixture
-async def pair(store_settings: StoreSettings, tmp_path: Path, clock: HeldClock) -> AsyncIterator[tuple[House, House]]:
-    """Two nodes with the same clock and master key."""
-    async with two_houses(store_settings, tmp_path, clock) as houses:
-        yield houses
 
 
 async def storm(pair: tuple[House, House], key: KeyId) -> tuple[list[tuple[House, Grant]], list[Refused]]:

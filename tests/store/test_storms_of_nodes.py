@@ -8,8 +8,6 @@ import asyncio
 import contextlib
 import random
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,8 +18,7 @@ from stentor.core.errors import Refused, StoreUnavailable
 from stentor.core.ids import KeyId
 from stentor.people.values import KeyLimits
 from stentor.store.schema import bucket, leases
-from stentor.store.settings import StoreSettings
-from tests.store.house import OPERATOR, HeldClock, House, two_houses
+from tests.store.house import OPERATOR, HeldClock, House
 from tests.store.test_nodes import PRICE, rows, silence
 
 CLIENTS = 10
@@ -157,12 +154,6 @@ class Storm:
 
 def _given(**limits: int) -> dict[str, int]:
     return {name: limit for name, limit in limits.items() if limit}
-
-
-@pytest.fixture
-async def pair(store_settings: StoreSettings, tmp_path: Path, clock: HeldClock) -> AsyncIterator[tuple[House, House]]:
-    async with two_houses(store_settings, tmp_path, clock) as houses:
-        yield houses
 
 
 def numbers(*numbers: int) -> list[Any]:

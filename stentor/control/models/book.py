@@ -257,8 +257,8 @@ def make_spec(fields: Mapping[str, Any]) -> ModelSpec:
     try:
         return read_spec(dict(fields))
     except (msgspec.ValidationError, InvalidModel) as error:
-        problem, _, path = explain_invalid(error).partition(" - at `$.")
-        field = f"{path.rstrip('`')}: " if path else ""
+        problem, path = explain_invalid(error)
+        field = f"{path}: " if path else ""
         raise Refused("invalid_request", f"The model can't be used: {field}{problem.rstrip('.')}.") from None
 
 

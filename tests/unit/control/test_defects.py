@@ -15,22 +15,14 @@ from stentor.core.errors import Refused
 from stentor.core.operator import OperatorAnswer, OperatorCall
 from stentor.telemetry.logs import Log
 from stentor.telemetry.settings import TelemetrySettings
+from tests.unit.control.no_books import Nothing
 
 
-class Broken:
+class Broken(Nothing):
     """Books in which every look-up is a defect."""
 
     async def find_principal(self, key_digest: bytes) -> None:
         raise ZeroDivisionError
-
-    def abandon(self, owner: str) -> None:
-        pass
-
-    def on_revoked(self, listener: Any) -> None:
-        pass
-
-    def on_changed(self, listener: Any) -> None:
-        pass
 
 
 async def test_a_defect_reaches_the_worker_that_waits() -> None:

@@ -11,6 +11,7 @@ from stentor.control.workers.desk import Desk
 from stentor.control.workers.workers import Workers
 from stentor.telemetry.logs import Log
 from stentor.telemetry.settings import TelemetrySettings
+from tests.unit.control.no_books import Nothing
 
 # A worker that does nothing, and ends when it is told so.
 OBEDIENT = """
@@ -19,19 +20,6 @@ line, heard = socket.socket(fileno=int(sys.argv[1])), b""
 while b"drain" not in heard:
     heard += line.recv(4096) or sys.exit(1)
 """
-
-
-class Nothing:
-    """Books that nobody asks."""
-
-    def abandon(self, owner: str) -> None:
-        pass
-
-    def on_revoked(self, listener: Any) -> None:
-        pass
-
-    def on_changed(self, listener: Any) -> None:
-        pass
 
 
 async def test_a_worker_that_comes_while_the_server_ends_is_told() -> None:
